@@ -1,0 +1,93 @@
+"""`open_model`: one door for every place a model can come from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from inference_pio.errors import InvalidSetting, SourceError
+from inference_pio.sources import demo
+from inference_pio.sources.folder import read_folder
+from inference_pio.sources.gguf import converted
+from inference_pio.sources.hub import hub_folder
+from inference_pio.sources.opened import OpenedModel
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    origin: str
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+
+def open_model(
+    spec: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | Literal["auto"] = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> OpenedModel:
+    """Open "demo", a local folder in the Hugging Face layout, a `.gguf` file, or a hub id.
+
+    `dtype="auto"` is the one that the weights are stored in; `device=None` is the CPU. What is shown meanwhile goes to
+    standard error, and only with `progress`.
+
+    Raises `InvalidSetting`, `SourceError` (`DownloadFailed`, `ChecksumMismatch`, `CorruptFile`), `MissingExtra`,
+    `StorageError`, `DiskFull`.
+
+    >>> open_model("./nowhere")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    inference_pio.errors.SourceError: there is no folder or file ./nowhere. ...
+    """
+    _check_dtype(dtype)
+    target = _device(device)
+    found = _find(spec, trust_remote_code=trust_remote_code, progress=progress)
+    read = read_folder(found.folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = read.model if target is None else read.model.to(target)
+    return OpenedModel(model, read.tokenizer, found.name, found.origin, found.notes + read.notes, found.folder)
+
+
+def _find(spec: str | os.PathLike[str], *, trust_remote_code: bool, progress: bool) -> _Found:
+    if spec == "demo":
+        copy = demo.demo_folder(demo.DEMO, progress=progress)
+        return _Found(demo.NAME, demo.ORIGIN, copy.folder, demo.NOTES + copy.notes)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _Found(path.resolve().name, f"folder {path}", path.resolve())
+    if path.suffix.lower() == ".gguf":
+        copy = converted(path, progress=progress)
+        return _Found(path.stem, f"file {path}", copy.folder, copy.notes)
+    if path.exists() or _is_meant_as_path(spec):
+        what = f"{path} is neither a folder nor a .gguf file" if path.exists() else f"there is no folder or file {spec}"
+        raise SourceError(f"{what}. Give a folder in the Hugging Face layout, a .gguf file, a hub id, or 'demo'.")
+    model_id = os.fspath(spec)
+    folder = hub_folder(model_id, trust_remote_code=trust_remote_code, progress=progress)
+    return _Found(model_id, f"hub {model_id}", folder)
+
+
+def _is_meant_as_path(spec: str | os.PathLike[str]) -> bool:
+    text = os.fspath(spec)
+    return not isinstance(spec, str) or text.startswith((".", "~", "/")) or Path(text).is_absolute() or "\\" in text
+
+
+def _check_dtype(dtype: object) -> None:
+    if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InvalidSetting(f"dtype={dtype!r}: give 'auto' or a floating-point torch.dtype, as in torch.bfloat16.")
+
+
+def _device(device: str | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        target = torch.device(device)
+        torch.empty(1, device=target)  # is it there, on this machine, in this build of torch?
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        raise InvalidSetting(f"device={device!r} cannot be used with torch {torch.__version__}: {said}.") from error
+    return target
