@@ -1,0 +1,1 @@
+"""How every edit is taken back: journal, vault, drift, fingerprint."""

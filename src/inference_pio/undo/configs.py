@@ -1,0 +1,37 @@
+"""A model's own copy of its configuration: two models built from one object share it, and an edit must not."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from inference_pio.compat import is_config
+from inference_pio.undo.journal import Journal
+from inference_pio.undo.places import configs_of
+
+
+@dataclass
+class OwnConfigs:
+    """The copies made for one model, with what stood in them, so that a user's later edit is seen."""
+
+    copies: list[Any] = field(default_factory=list)
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
+
+
+def own_configs(journal: Journal, model: nn.Module) -> OwnConfigs:
+    """Give every module that holds a configuration this model's own copy; ties between configurations stay."""
+    memo: dict[int, Any] = {}
+    for module in list(model.modules()):
+        for key, value in list(module.__dict__.items()):
+            if is_config(value):
+                journal.set(module, key, copy.deepcopy(value, memo))
+    copies = [config for _, config in configs_of(model)]
+    return OwnConfigs(copies, [snapshot(config) for config in copies])
+
+
+def snapshot(config: Any) -> dict[str, Any]:
+    """The attributes of a configuration, its inner configurations left out (they have snapshots of their own)."""
+    return {key: copy.deepcopy(value) for key, value in vars(config).items() if not is_config(value)}
