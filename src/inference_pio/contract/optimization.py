@@ -1,0 +1,116 @@
+"""The interface that every optimization fulfils: ask for sites, decide, act through the journal."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from inference_pio.contract.config import OptimizationType
+from inference_pio.contract.settings import Settings
+from inference_pio.contract.site import Site
+from inference_pio.errors import InvalidSetting
+from inference_pio.undo.journal import Journal
+
+
+class Stage(IntEnum):
+    """When a step is taken: shapes first, then how weights are stored, what computes on them, where they lie."""
+
+    STRUCTURE = 0
+    STORAGE = 1
+    COMPUTATION = 2
+    PLACEMENT = 3
+
+
+class NoParameters(Settings):
+    """For optimizations that have nothing to set."""
+
+
+@dataclass
+class Step:
+    """What an optimization is handed while it acts on one model."""
+
+    journal: Journal
+    sites: tuple[Site, ...]
+    decision: dict[str, Any]
+    forecast: bool = False
+    backend: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class OptimizationInterface(ABC):
+    """One optimization with its parameters. Subclasses say what they are in class attributes and write `apply`.
+
+    A subclass edits only through `self.journal`; undo then needs no code. `sites` and `decide` only look.
+    On a plan the same methods run on a skeleton of the model, whose tensors have shapes but no values.
+    """
+
+    name: ClassVar[str]
+    optimization_type: ClassVar[OptimizationType]
+    stage: ClassVar[Stage] = Stage.COMPUTATION
+    summary: ClassVar[str] = ""
+    exactness: ClassVar[str] = "approximate"
+    changes_state_dict: ClassVar[bool] = False
+    dependencies: ClassVar[tuple[str, ...]] = ()
+    Parameters: ClassVar[type[Settings]] = NoParameters
+    device: torch.device = torch.device("cpu")
+    """Where the live model is; a plan's skeleton itself is on the meta device."""
+
+    def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
+        self.parameters: Any = self.Parameters.read(parameters, self.name)
+        self._step: Step | None = None
+        self._remover: Callable[[nn.Module], nn.Module] | None = None
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this optimization cannot work on this machine at all, or None."""
+        return None
+
+    def sites(self, model: nn.Module) -> Sequence[Site]:
+        """Where it would act on this model, and where it would not, with reasons. Looks only."""
+        return (Site("", role="model"),)
+
+    def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+        """What it chooses for these sites, as JSON; enough to rebuild the structure. Looks only."""
+        return {}
+
+    def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        """Checks that need the weights' values, made just before the first write; raise to refuse."""
+        return
+
+    @abstractmethod
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Act on `self.step.sites` through `self.journal`; return the model."""
+
+    def remove(self, model: nn.Module) -> nn.Module:
+        """Take this optimization back exactly. The journal knows how; few need to override this."""
+        if self._remover is None:
+            raise InvalidSetting(f"{self.name} is not applied through a manager, so there is nothing to take back.")
+        return self._remover(model)
+
+    # ------------------------------------------------------------------ while acting
+
+    @property
+    def step(self) -> Step:
+        if self._step is None:
+            raise InvalidSetting(
+                f"{self.name} acts through a manager, which keeps the journal for its undo: "
+                f"get_optimization_manager().apply_optimizations(model, [{self.name!r}])."
+            )
+        return self._step
+
+    @property
+    def journal(self) -> Journal:
+        """The one object through which the model is edited."""
+        return self.step.journal
+
+    def say(self, *, backend: str | None = None, note: str | None = None) -> None:
+        """Put the backend that serves, or a remark, into the receipt."""
+        self.step.backend = backend or self.step.backend
+        if note:
+            self.step.notes.append(note)
