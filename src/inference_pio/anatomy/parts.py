@@ -1,0 +1,108 @@
+"""Parts of a decoder told by structure: towers, attention modules, fused experts, adapters, widths."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from types import CodeType
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from inference_pio.anatomy.names import (
+    ATTENTION_TABLE,
+    OTHER_TOWER_CONFIGS,
+    VISION_CONFIGS,
+    WRAPPED_BY_ADAPTER,
+)
+
+
+def within(path: str, above: str) -> bool:
+    """Whether a path is another one or lies below it.
+
+    >>> within("a.b", "a"), within("ab", "a"), within("a", "")
+    (True, False, True)
+    """
+    return not above or path == above or path.startswith(f"{above}.")
+
+
+def vision_paths(model: nn.Module) -> list[str]:
+    """The paths of a model's vision towers: the outermost modules that are built from a vision configuration."""
+    return _tower_paths(model, VISION_CONFIGS)
+
+
+def other_tower_paths(model: nn.Module) -> list[str]:
+    """The paths of towers that are neither text nor vision."""
+    return _tower_paths(model, OTHER_TOWER_CONFIGS)
+
+
+def _tower_paths(model: nn.Module, keys: frozenset[str]) -> list[str]:
+    whole = vars(model).get("config")
+    configs = {id(value) for key in keys if (value := getattr(whole, key, None)) is not None}
+    found: list[str] = []
+    for path, module in model.named_modules():
+        own = vars(module).get("config")
+        is_tower = id(own) in configs or getattr(type(own), "base_config_key", None) in keys
+        if own is not None and is_tower and not any(within(path, tower) for tower in found):
+            found.append(path)
+    return found
+
+
+def runs_attention(module: nn.Module) -> bool:
+    """Whether a module runs attention through the library's interface: its code asks the library's table."""
+    return _asks_for_attention(type(module))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _asks_for_attention(kind: type[nn.Module]) -> bool:
+    if hasattr(kind, "from_pretrained"):  # a whole model, which knows the table for other reasons
+        return False
+    functions = (value for base in kind.__mro__ for value in vars(base).values() if inspect.isfunction(value))
+    return any(_mentions(inspect.unwrap(function).__code__, ATTENTION_TABLE) for function in functions)
+
+
+def _mentions(code: CodeType, name: str) -> bool:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return name in code.co_names or any(_mentions(one, name) for one in inner)
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds 3-D weights of its own, one slice an expert (a convolution's are something else)."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return False
+    stacks = [tensor for tensor in weights_of(module).values() if tensor.dim() == 3]
+    return bool(stacks) and len({stack.shape[0] for stack in stacks}) == 1 and stacks[0].shape[0] > 1
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that hold a module's own weights: its Parameters, and the buffers of a format of ours."""
+    own: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
+    if callable(getattr(type(module), "dequantize", None)):
+        own |= dict(module.named_buffers(recurse=False))
+    return own
+
+
+def widths(module: nn.Module) -> tuple[int, int] | None:
+    """What a linear-like layer (also an adapted or a compressed one) takes in and gives out; None for others.
+
+    >>> widths(nn.Linear(3, 2)), widths(nn.ReLU())
+    ((3, 2), None)
+    """
+    module = base_of(module)
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a module is an adapter layer around another layer."""
+    return isinstance(module._modules.get(WRAPPED_BY_ADAPTER), nn.Module)
+
+
+def base_of(module: nn.Module) -> nn.Module:
+    """The layer that adapters are wrapped around; the module itself where there are none."""
+    while is_adapted(module):
+        module = module.get_submodule(WRAPPED_BY_ADAPTER)
+    return module

@@ -1,0 +1,189 @@
+"""Int8Experts against the library's own experts, on the weights that its codes stand for."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from transformers import DeepseekV4Config, GptOssConfig
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Experts
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+
+from inference_pio.errors import InvalidModel, RefusedOnOptimized
+from inference_pio.formats.int8_experts import Int8Experts, experts_layout
+from inference_pio.kernels import int8
+from tests import tiny
+
+MODELS = ["qwen3_moe", "glm4_moe", "glm4_moe_lite"]
+Routing = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def experts_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    return tiny.build(name, dtype).model.layers[1].mlp.experts
+
+
+def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[Int8Experts, nn.Module]:
+    """The int8 form, and the library's module with exactly the weights that it stands for."""
+    original = experts_of(name, dtype)
+    module = Int8Experts.from_experts(original)
+    with torch.no_grad():
+        for parameter, weight in zip((original.gate_up_proj, original.down_proj), module.dequantize(), strict=True):
+            parameter.copy_(weight)
+    return module, original
+
+
+def routing(experts: nn.Module, tokens: int, dtype: torch.dtype = torch.float32) -> Routing:
+    generator = torch.Generator().manual_seed(tokens)
+    count = experts.num_experts
+    chosen = [torch.randperm(count, generator=generator)[:2] for _ in range(tokens)]
+    index = torch.stack(chosen) if chosen else torch.zeros(0, 2, dtype=torch.long)
+    states = torch.randn(tokens, experts.hidden_dim, generator=generator).to(dtype)
+    return states, index, torch.rand(tokens, 2, generator=generator).to(dtype)
+
+
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in float32, so that nothing but the order of sums may differ."""
+    monkeypatch.setattr(int8, "_CHOSEN", {})
+    monkeypatch.setattr(int8, "has_int8_packed_matmul", lambda: False)
+
+
+@pytest.mark.usefixtures("in_float32")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_it_gives_the_librarys_result(name: str, implementation: str, tokens: int) -> None:
+    module, original = pair(name)
+    original.config._experts_implementation = implementation
+    given = routing(original, tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(module(*given), original(*given), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_in_bfloat16_it_stays_within_a_few_roundings(name: str, tokens: int) -> None:
+    module, original = pair(name, torch.bfloat16)
+    given = routing(original, tokens, torch.bfloat16)
+    with torch.no_grad():
+        got, want = module(*given), original(*given)
+    assert got.dtype is torch.bfloat16
+    assert (got - want).abs().max() <= 0.02 * want.abs().max()
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_experts_that_live_elsewhere_add_nothing() -> None:
+    module, original = pair("glm4_moe")
+    states, index, weights = routing(original, 6)
+    away = torch.zeros(6, 2, dtype=torch.bool)
+    away[0, 0] = away[3, 1] = away[5, :] = True
+    original.config._experts_implementation = "eager"
+    with torch.no_grad():
+        got = module(states, index.masked_fill(away, original.num_experts), weights)
+        torch.testing.assert_close(got, original(states, index, weights.masked_fill(away, 0.0)))
+    assert not got[5].any()
+
+
+def test_no_tokens_are_no_error() -> None:
+    module, original = pair("qwen3_moe")
+    assert module(*routing(original, 0)).shape == (0, 64)
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_gradients_flow_to_states_and_routing_weights() -> None:
+    module, original = pair("glm4_moe_lite")
+    original.config._experts_implementation = "eager"
+    gradients = []
+    for experts in (module, original):
+        states, index, weights = routing(original, 9)
+        states.requires_grad_(), weights.requires_grad_()
+        experts(states, index, weights).pow(2).sum().backward()
+        gradients.append((states.grad, weights.grad))
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_a_gating_function_of_the_class_is_kept() -> None:
+    config = DeepseekV4Config(hidden_size=32, moe_intermediate_size=16, n_routed_experts=4, swiglu_limit=0.1)
+    original = DeepseekV4Experts(config)
+    for parameter in original.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    module = Int8Experts.from_experts(original)
+    with torch.no_grad():
+        for parameter, weight in zip(original.parameters(), module.dequantize(), strict=True):
+            parameter.copy_(weight)
+    original.config._experts_implementation = "eager"
+    states, index, weights = routing(_Sizes(4, 32), 5)
+    with torch.no_grad():
+        torch.testing.assert_close(module(states, index, weights), original(states, index, weights))
+
+
+class _Sizes(nn.Module):
+    def __init__(self, num_experts: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.num_experts, self.hidden_dim = num_experts, hidden_dim
+
+
+def test_layouts_it_does_not_know_are_refused_with_the_reason() -> None:
+    transposed = GptOssExperts(GptOssConfig(hidden_size=32, intermediate_size=16, num_local_experts=4))
+    assert experts_layout(transposed) == "its experts are stored transposed, [experts, in, out]"
+    with pytest.raises(InvalidModel, match="GptOssExperts has no int8 form: its experts are stored transposed"):
+        Int8Experts.from_experts(transposed)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"has_bias": True}, "its experts have biases"),
+        ({"has_post_expert_norm": True}, "its experts end in a norm"),
+        ({"is_concatenated": False}, "gate and up are interleaved row by row"),
+        ({"has_gate": False}, "it does not follow the library's interface of gated experts"),
+        ({"extra": nn.Parameter(torch.ones(2))}, "it holds more tensors than gate_up_proj and down_proj"),
+        ({"down_proj": nn.Parameter(torch.ones(8, 64, 2))}, "its shapes (8, 96, 64) and (8, 64, 2) are not"),
+    ],
+)
+def test_each_deviation_has_its_reason(change: dict[str, object], reason: str) -> None:
+    experts = experts_of("qwen3_moe")
+    assert experts_layout(experts) is None
+    for name, value in change.items():
+        setattr(experts, name, value)
+    assert (experts_layout(experts) or "").startswith(reason)
+
+
+def test_a_compressed_module_is_not_compressed_again() -> None:
+    assert experts_layout(Int8Experts.from_experts(experts_of("qwen3_moe"))) is not None
+
+
+def test_copies_pickles_and_loaded_states_compute_the_same() -> None:
+    module, original = pair("qwen3_moe")
+    given = routing(original, 5)
+    other = Int8Experts.from_experts(tiny.build("qwen3_moe", seed=7).model.layers[1].mlp.experts)
+    other.load_state_dict(module.state_dict())
+    assert list(module.state_dict()) == ["gate_up_int8", "gate_up_scale", "down_int8", "down_scale"]
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), other):
+        assert torch.equal(twin(*given), module(*given))
+
+
+def test_a_checkpoint_of_the_original_is_refused() -> None:
+    module, original = pair("qwen3_moe")
+    with pytest.raises(RefusedOnOptimized, match="gate_up_proj"):
+        module.load_state_dict(original.state_dict(), strict=False)
+
+
+def test_on_the_meta_device_it_has_shapes_and_no_values() -> None:
+    module = Int8Experts.from_experts(experts_of("qwen3_moe").to("meta"))
+    assert (module.down_int8.is_meta, module.down_int8.shape, module.down_scale.shape) == (True, (8, 64, 48), (8, 64))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_int8_experts_answers_almost_alike(name: str) -> None:
+    plain = tiny.logits(tiny.build(name), name).log_softmax(-1)
+    model = tiny.build(name)
+    block = model.model.layers[1].mlp
+    block.experts = Int8Experts.from_experts(block.experts)
+    logits = tiny.logits(model, name).log_softmax(-1)
+    assert (plain.exp() * (plain - logits)).sum(-1).mean() < 1e-3
