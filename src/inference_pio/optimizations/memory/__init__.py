@@ -1,0 +1,1 @@
+"""Optimizations of what memory holds."""
