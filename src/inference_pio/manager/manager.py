@@ -1,0 +1,217 @@
+"""`ModularOptimizationManager`: one place that switches optimizations on and off on live models."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from inference_pio.contract.config import OptimizationConfig
+from inference_pio.contract.optimization import OptimizationInterface
+from inference_pio.contract.receipt import Receipt
+from inference_pio.contract.registry import OptimizationRegistry
+from inference_pio.errors import InvalidSetting, RequiredByOthers
+from inference_pio.manager.reach import reach
+from inference_pio.manager.session import session_of
+from inference_pio.manager.status import status_of
+from inference_pio.optimizations import built_in
+from inference_pio.plan.make import check_model, make_plan
+from inference_pio.plan.plan import Plan
+from inference_pio.plan.target import TargetSet, Wanted
+from inference_pio.undo.transaction import OnDrift
+from inference_pio.undo.vault import KeepOriginals
+
+logger = logging.getLogger("inference_pio")
+
+
+class ModularOptimizationManager:
+    """Applies, removes and tracks optimizations; every edit of a model can be taken back exactly.
+
+    >>> manager = get_optimization_manager()
+    >>> "flash_attention" in manager.get_available_optimizations()
+    True
+    """
+
+    def __init__(self, registry: OptimizationRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else built_in()
+        self._configs: dict[str, OptimizationConfig] = {}
+        self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    # ------------------------------------------------------------------ what there is
+
+    def register_optimization(self, optimization: type[OptimizationInterface]) -> None:
+        """Make a class of your own known; it is then planned, undone and reported like the built-in ones."""
+        self.registry.register(optimization)
+
+    def get_available_optimizations(self) -> list[str]:
+        """The names of all registered optimizations."""
+        return self.registry.names()
+
+    def configure_optimization(self, name: str, config: OptimizationConfig) -> None:
+        """Set the defaults that later applies of an optimization use; no live model is edited."""
+        self._check_config(name, config)
+        self._configs[name] = config
+
+    def update_optimization_config(self, name: str, **changes: Any) -> OptimizationConfig:
+        """Change single fields of an optimization's defaults, and return the new ones."""
+        known = self._configs.get(name) or OptimizationConfig(name=name)
+        self.configure_optimization(name, OptimizationConfig(**{**known.model_dump(), **changes}))
+        return self._configs[name]
+
+    def _check_config(self, name: str, config: OptimizationConfig) -> None:
+        cls = self.registry.get(name)
+        if not isinstance(config, OptimizationConfig):
+            raise InvalidSetting(f"the configuration of {name} must be an OptimizationConfig, not {config!r}.")
+        if config.name != name:
+            raise InvalidSetting(f"this configuration is named {config.name!r}, but it was given for {name!r}.")
+        if config.optimization_type not in (None, cls.optimization_type):
+            raise InvalidSetting(
+                f"{name} is of type {cls.optimization_type.name}, not {config.optimization_type.name}: "
+                "correct optimization_type, or leave it out."
+            )
+        for needed in config.dependencies:
+            self.registry.get(needed)
+        self.registry.create(name, config.parameters)
+
+    def wanted(
+        self, name: str, parameters: Mapping[str, Any] | None = None, *, order: bool = True, source: str = "by name",
+        priority: int | None = None, dependencies: Sequence[str] = (),
+    ) -> Wanted:  # fmt: skip
+        """A member of a target set: the configured defaults under what is given here."""
+        self.registry.get(name)
+        config = self._configs.get(name) or OptimizationConfig(name=name)
+        merged = {**config.parameters, **(parameters or {})}
+        self.registry.create(name, merged)
+        off = None if config.enabled else "switched off by configure_optimization(enabled=False)"
+        if off and order:
+            raise InvalidSetting(f"{name} is asked for by name, but {off}: enable it in its configuration first.")
+        return Wanted(
+            name, merged, order, config.priority if priority is None else priority,
+            (*config.dependencies, *dependencies), source, off,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ plan, apply, remove
+
+    def plan(self, model: nn.Module, wanted: Iterable[str | Wanted], *, profile: str | None = None) -> Plan:
+        """What applying these would do; nothing is touched."""
+        return self._plan(model, [self._as_wanted(member) for member in wanted], profile)
+
+    def _plan(self, model: nn.Module, wanted: Sequence[Wanted], profile: str | None) -> Plan:
+        check_model(model)
+        session = session_of(model)
+        standing, skeleton = (session.standing, session.skeleton) if session else ([], None)
+        return make_plan(model, wanted, self.registry, profile=profile, standing=standing, skeleton=skeleton)[0]
+
+    def apply_optimizations(
+        self, model: nn.Module, names: Sequence[str], *, parameters: Mapping[str, Mapping[str, Any]] | None = None,
+        keep_originals: KeepOriginals = "auto", timeout_s: float = 60.0,
+    ) -> nn.Module:  # fmt: skip
+        """Add optimizations, by name, to those the model has; each applies or the call raises and changes nothing."""
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise InvalidSetting(f"names must be a list of optimization names, not {names!r}.")
+        given = parameters or {}
+        for name in given:
+            if name not in names:
+                raise InvalidSetting(f"parameters are given for {name!r}, which is not among {', '.join(names)}.")
+        added = {name: self.wanted(name, given.get(name)) for name in names}
+        return self._reach(
+            model, {**self._target(model), **added}, self._profile(model),
+            keep_originals=keep_originals, timeout_s=timeout_s,
+        )  # fmt: skip
+
+    def set_target(
+        self, model: nn.Module, wanted: Iterable[str | Wanted], *, profile: str | None = None,
+        keep_originals: KeepOriginals = "auto", timeout_s: float = 60.0, on_drift: OnDrift = "raise",
+    ) -> nn.Module:  # fmt: skip
+        """Give the model exactly these: what is not among them is removed, what is unchanged is not touched."""
+        target = {member.name: member for member in map(self._as_wanted, wanted)}
+        return self._reach(
+            model, target, profile, keep_originals=keep_originals, timeout_s=timeout_s, on_drift=on_drift
+        )  # fmt: skip
+
+    def remove_optimizations(
+        self, model: nn.Module, names: Sequence[str] | None = None, *, cascade: bool = False,
+        on_drift: OnDrift = "raise", timeout_s: float = 60.0,
+    ) -> nn.Module:  # fmt: skip
+        """Take optimizations back exactly (all of them without `names`), in any order.
+
+        Raises RequiredByOthers where others need them, unless `cascade`; ModelDrift where the model was changed
+        by somebody else, unless `on_drift="discard"`.
+        """
+        check_model(model)
+        target = self._target(model)
+        gone = list(target) if names is None else list(names)
+        if isinstance(names, str):
+            raise InvalidSetting(f"names must be a list of optimization names, not {names!r}.")
+        for name in gone:
+            if name not in target:
+                self.registry.get(name)
+                logger.warning("%s is not applied to this model: nothing to take back.", name)
+        left = _without(target, set(gone), cascade)
+        return self._reach(
+            model, left, self._profile(model) if left else None, timeout_s=timeout_s, on_drift=on_drift
+        )  # fmt: skip
+
+    def _reach(self, model: nn.Module, target: TargetSet, profile: str | None, **how: Any) -> nn.Module:
+        check_model(model)
+        reach(model, target, self.registry, profile, self.remove_optimizations, **how)
+        if session_of(model) is None:
+            self._models.discard(model)
+        else:
+            self._models.add(model)
+        return model
+
+    def _as_wanted(self, member: str | Wanted) -> Wanted:
+        return member if isinstance(member, Wanted) else self.wanted(member)
+
+    def _target(self, model: nn.Module) -> TargetSet:
+        check_model(model)
+        session = session_of(model)
+        return dict(session.target) if session else {}
+
+    def _profile(self, model: nn.Module) -> str | None:
+        session = session_of(model)
+        return session.profile if session else None
+
+    # ------------------------------------------------------------------ what stands
+
+    def get_model_optimizations(self, model: nn.Module) -> list[str]:
+        """The names of the optimizations applied to a model, in the order they stand."""
+        return [receipt.name for receipt in self.get_receipts(model)]
+
+    def get_receipts(self, model: nn.Module) -> tuple[Receipt, ...]:
+        """What each applied step did."""
+        session = session_of(model)
+        return session.receipts if session else ()
+
+    def get_optimization_status(self, model: nn.Module) -> dict[str, Any]:
+        """What is applied, what was skipped and why, and what it costs, as plain data."""
+        check_model(model)
+        return status_of(model, self.registry)
+
+    def get_all_optimization_statuses(self) -> list[dict[str, Any]]:
+        """The status of every living model that this manager has optimized."""
+        return [status_of(model, self.registry) for model in list(self._models)]
+
+
+def _without(target: TargetSet, gone: set[str], cascade: bool) -> TargetSet:
+    while needing := {
+        name: sorted(set(member.dependencies) & gone)
+        for name, member in target.items()
+        if name not in gone and set(member.dependencies) & gone
+    }:
+        if not cascade:
+            told = "; ".join(f"{name} needs {', '.join(needs)}" for name, needs in needing.items())
+            raise RequiredByOthers(f"{told}. Remove them together, or pass cascade=True.")
+        gone = gone | set(needing)
+    return {name: member for name, member in target.items() if name not in gone}
+
+
+@functools.cache
+def get_optimization_manager() -> ModularOptimizationManager:
+    """The manager that the documented functions share."""
+    return ModularOptimizationManager()

@@ -1,0 +1,107 @@
+"""Reach a target set: take back what must go, make what is new, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from inference_pio.contract.optimization import OptimizationInterface
+from inference_pio.contract.registry import OptimizationRegistry
+from inference_pio.manager.guards import install_guards
+from inference_pio.manager.session import Session, session_of
+from inference_pio.manager.steps import take_step
+from inference_pio.plan.make import make_plan
+from inference_pio.plan.moves import Moves
+from inference_pio.plan.plan import Plan
+from inference_pio.plan.skeleton import device_of
+from inference_pio.plan.target import TargetSet, with_dependencies
+from inference_pio.sources.cache import cache_folder
+from inference_pio.undo.configs import OwnConfigs, own_configs
+from inference_pio.undo.places import SESSION
+from inference_pio.undo.transaction import OnDrift, Transaction
+from inference_pio.undo.vault import KeepOriginals
+
+Remover = Callable[..., nn.Module]
+
+
+def reach(
+    model: nn.Module, target: TargetSet, registry: OptimizationRegistry, profile: str | None, remover: Remover, *,
+    keep_originals: KeepOriginals = "auto", timeout_s: float = 60.0, on_drift: OnDrift = "raise",
+) -> Plan:  # fmt: skip
+    """Plan, then edit as the only writer. Any exception, Ctrl-C included, leaves the model as before the call."""
+    session = session_of(model) or Session(model)
+    fresh = SESSION not in model.__dict__
+    session.take_stock(model)
+    plan, moves = make_plan(
+        model, target.values(), registry, profile=profile, standing=session.standing, skeleton=session.skeleton
+    )
+    with session.gate.writing(timeout_s):
+        if moves.made or moves.removed:
+            _move(model, session, plan, moves, registry, remover, keep_originals, on_drift)
+        _record(session, plan, with_dependencies(target.values(), registry)[0])
+    if fresh and not session.applied:
+        model.__dict__.pop(SESSION, None)
+    return plan
+
+
+def _move(
+    model: nn.Module, session: Session, plan: Plan, moves: Moves, registry: OptimizationRegistry, remover: Remover,
+    keep: KeepOriginals, on_drift: OnDrift,
+) -> None:  # fmt: skip
+    applied_before, owned_before = list(session.applied), session.owned
+    had_session = SESSION in model.__dict__
+    transaction = Transaction(session.journal)
+    try:
+        going = [step for step in session.applied if step.name in moves.taken_back]
+        last = bool(going) and len(going) == len(session.applied) and not moves.made
+        for step in going:
+            _own_removal(step.optimization, model)
+        last = last and not session.inherited
+        frames = [step.frame for step in going] + ([session.journal.base] if last else [])
+        transaction.undo(frames, on_drift, session.owned if last else None)
+        session.applied = [step for step in session.applied if step not in going]
+        if moves.made:
+            _make(model, session, plan, moves, registry, remover, keep)
+        elif last:
+            session.owned = OwnConfigs()
+            model.__dict__.pop(SESSION, None)
+    except BaseException:
+        transaction.rollback()
+        session.applied, session.owned = applied_before, owned_before
+        if had_session:
+            model.__dict__[SESSION] = session
+        else:
+            model.__dict__.pop(SESSION, None)
+        raise
+    transaction.commit()
+
+
+def _make(
+    model: nn.Module, session: Session, plan: Plan, moves: Moves, registry: OptimizationRegistry, remover: Remover,
+    keep: KeepOriginals,
+) -> None:  # fmt: skip
+    model.__dict__.setdefault(SESSION, session)
+    session.open_vault(keep, model, cache_folder() / "undo")
+    if not session.journal.base.entries:
+        with session.journal.step("(base)", into=session.journal.base):
+            session.owned = own_configs(session.journal, model)
+            install_guards(session.journal, model)
+    for planned in plan.steps:
+        if planned.name in moves.made:
+            optimization = registry.create(planned.name, planned.parameters, device_of(model))
+            session.applied.append(take_step(model, session, planned, optimization))
+            name = planned.name
+            optimization._remover = lambda model, name=name: remover(model, [name])
+
+
+def _own_removal(optimization: OptimizationInterface, model: nn.Module) -> None:
+    """Let a class that overrides `remove` do its part; the journal takes back what it leaves."""
+    if type(optimization).remove is not OptimizationInterface.remove:
+        optimization._remover = lambda model: model
+        optimization.remove(model)
+
+
+def _record(session: Session, plan: Plan, target: TargetSet) -> None:
+    session.target, session.left, session.profile = target, plan.left, plan.profile
+    session.order = [step.name for step in plan.steps]

@@ -1,0 +1,53 @@
+"""What is applied to a model, and why what is not is not: as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from inference_pio.contract.registry import OptimizationRegistry
+from inference_pio.manager.session import Session, session_of
+from inference_pio.plan.make import name_of
+from inference_pio.plan.skeleton import tensor_bytes
+
+
+def status_of(model: nn.Module, registry: OptimizationRegistry) -> dict[str, Any]:
+    """The status of one model: optimizations in registry order, applied ones in the order they stand."""
+    session = session_of(model)
+    weight_bytes = tensor_bytes(model)
+    held_bytes = session.held_bytes if session else 0
+    return {
+        "model": name_of(model),
+        "profile": session.profile if session else None,
+        "applied": [receipt.name for receipt in session.receipts] if session else [],
+        "optimizations": {cls.name: _one(cls.name, session) | _facts(cls) for cls in registry},
+        "reversible": _reversible(session),
+        "weight_bytes": weight_bytes,
+        "held_bytes": held_bytes,
+        "parked_bytes": session.parked_bytes if session else 0,
+        "resident_bytes": weight_bytes + held_bytes,
+    }
+
+
+def _facts(cls: Any) -> dict[str, Any]:
+    return {"type": cls.optimization_type.value, "stage": cls.stage.name.lower(), "summary": cls.summary}
+
+
+def _one(name: str, session: Session | None) -> dict[str, Any]:
+    receipts = {receipt.name: receipt for receipt in session.receipts} if session else {}
+    left = {one.name: one.reason for one in session.left} if session else {}
+    entry: dict[str, Any] = {"enabled": bool(session and name in session.target), "applied": name in receipts}
+    if name in receipts:
+        entry["receipt"] = receipts[name].to_json()
+    elif name in left:
+        entry["reason"] = left[name]
+    return entry
+
+
+def _reversible(session: Session | None) -> str:
+    if session is not None and session.irreversible:
+        return session.irreversible
+    if session is not None and not all(receipt.reversible for receipt in session.receipts):
+        return "no: the originals were given up (keep_originals='none')"
+    return "yes"

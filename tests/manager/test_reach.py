@@ -1,0 +1,92 @@
+"""Reaching a target set is all or nothing, also when steps are taken back on the way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from inference_pio.errors import ModelBusy, VaultError
+from inference_pio.undo.fingerprint import fingerprint
+from inference_pio.undo.vault import Vault
+from tests import tiny
+from tests.sweep import NAMES, Case, Marker
+
+
+def test_a_removal_that_cannot_fetch_its_originals_leaves_the_model_as_it_is(tmp_path: Path) -> None:
+    case = Case("llama")
+    case.apply(*NAMES, keep_originals="disk")
+    before, answers = fingerprint(case.model), tiny.logits(case.model, "llama")
+    file = sorted((tmp_path / "cache" / "undo").rglob("*.bin"))[-1]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(VaultError, match="damaged"):
+        case.manager.remove_optimizations(case.model)
+    assert before.differences(fingerprint(case.model)) == []
+    assert (tiny.logits(case.model, "llama") == answers).all()
+    file.write_bytes(whole)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_a_replay_that_fails_brings_back_what_was_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("llama")
+    case.manager.register_optimization(Marker)
+    case.apply("tensor_compression", "marker")
+    before, answers = fingerprint(case.model), tiny.logits(case.model, "llama")
+
+    def broken(self: Marker, model: object) -> None:
+        raise RuntimeError("no second time")
+
+    apply = Marker.apply
+    monkeypatch.setattr(
+        Marker, "apply", lambda self, model: apply(self, model) if self.step.forecast else broken(self, model)
+    )
+    with pytest.raises(RuntimeError, match="no second time"):
+        case.manager.remove_optimizations(case.model, ["tensor_compression"])
+    assert before.differences(fingerprint(case.model)) == []
+    assert (tiny.logits(case.model, "llama") == answers).all()
+    monkeypatch.undo()
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_a_vault_that_fails_midway_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("qwen3")
+    park, count = Vault.park, [0]
+
+    def failing(self: Vault, *given: object) -> object:
+        count[0] += 1
+        if count[0] == 5:
+            raise VaultError("the disk went away")
+        return park(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Vault, "park", failing)
+    with pytest.raises(VaultError):
+        case.apply("tensor_compression")
+    monkeypatch.undo()
+    case.check_untouched()
+
+
+def test_an_edit_waits_for_a_reader_and_gives_up_after_its_timeout() -> None:
+    case = Case("llama")
+    case.apply(*NAMES)
+    inside, leave = threading.Event(), threading.Event()
+
+    def linger(*_: object) -> None:
+        inside.set()
+        leave.wait(20)
+
+    handle = case.model.model.layers[0].register_forward_hook(linger)
+    reader = threading.Thread(target=tiny.generate, args=(case.model, "llama", 1))
+    reader.start()
+    assert inside.wait(20)
+    with pytest.raises(ModelBusy, match="still computing"):
+        case.manager.remove_optimizations(case.model, timeout_s=0.1)
+    threading.Thread(target=lambda: (time.sleep(0.1), leave.set())).start()
+    case.manager.remove_optimizations(case.model, timeout_s=20)
+    reader.join()
+    handle.remove()
+    case.check_untouched()

@@ -1,0 +1,36 @@
+"""A plan is frozen, printable, and says what is skipped and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from inference_pio.manager import ModularOptimizationManager
+from tests import tiny
+from tests.sweep import NAMES
+
+
+def test_a_plan_prints_steps_skips_and_the_predicted_weights() -> None:
+    plan = ModularOptimizationManager().plan(tiny.build("llama"), NAMES, profile=None)
+    text = str(plan)
+    for name in NAMES:
+        assert f"apply {name}" in text
+    assert "the head is kept" in text
+    assert "(predicted)" in text
+    assert json.loads(json.dumps(plan.to_json()))["steps"][0]["action"] == "apply"
+
+
+def test_a_plan_cannot_be_changed() -> None:
+    plan = ModularOptimizationManager().plan(tiny.build("llama"), NAMES)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.steps = ()  # type: ignore[misc]
+
+
+def test_a_plan_on_an_optimized_model_tells_what_is_kept_and_what_is_taken_back() -> None:
+    model, manager = tiny.build("llama"), ModularOptimizationManager()
+    manager.apply_optimizations(model, NAMES)
+    kept = manager.plan(model, NAMES[:1])
+    assert [step.action for step in kept.steps] == ["keep"]
+    assert set(kept.removed) == set(NAMES[1:])

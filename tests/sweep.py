@@ -1,0 +1,60 @@
+"""What the sweeps over every optimization and every tiny model share."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+
+from inference_pio.contract.optimization import OptimizationInterface, OptimizationType, Stage
+from inference_pio.errors import PlanError
+from inference_pio.manager import ModularOptimizationManager
+from inference_pio.undo.fingerprint import Fingerprint, fingerprint
+from tests import tiny
+
+NAMES = ModularOptimizationManager().get_available_optimizations()
+PAIRS = list(itertools.combinations(NAMES, 2))
+
+
+class Marker(OptimizationInterface):
+    """A test-only optimization, as an outsider would write it: it scales the last module's output by two."""
+
+    name = "marker"
+    optimization_type = OptimizationType.COMPUTE
+    stage = Stage.COMPUTATION
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        last = list(model.modules())[-1]
+        self.journal.hook(last, "forward", lambda module, given, out: out * 2)
+        self.journal.set(last, "marked", True)
+        self.journal.register(model, vars(model), "marks", [1])
+        return model
+
+
+class Case:
+    """One tiny model with what it was before anything was done to it."""
+
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32) -> None:
+        self.name = name
+        self.model = tiny.build(name, dtype=dtype)
+        self.logits = tiny.logits(self.model, name)
+        self.before: Fingerprint = fingerprint(self.model)
+        self.manager = ModularOptimizationManager()
+
+    def apply(self, *names: str, **how: Any) -> bool:
+        """Apply by name; False where the plan says that one of them does not apply to this model."""
+        now = fingerprint(self.model)
+        try:
+            self.manager.apply_optimizations(self.model, list(names), **how)
+        except PlanError:
+            assert now.differences(fingerprint(self.model)) == []
+            return False
+        return True
+
+    def check_untouched(self) -> None:
+        """The model is what it was: same objects, same bits, same answers, nothing left behind."""
+        assert self.before.differences(fingerprint(self.model)) == []
+        assert torch.equal(tiny.logits(self.model, self.name), self.logits)
+        assert "_inference_pio" not in vars(self.model)

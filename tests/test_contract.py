@@ -1,0 +1,232 @@
+"""The contract, swept over every registered optimization and every tiny model: a new file is swept in by itself."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from inference_pio.errors import NoEffect
+from inference_pio.manager import ModularOptimizationManager
+from inference_pio.undo.fingerprint import fingerprint
+from inference_pio.undo.journal import Journal
+from tests import tiny
+from tests.sweep import NAMES, PAIRS, Case, Marker
+
+EACH = pytest.mark.parametrize("optimization", NAMES)
+ON_EACH_MODEL = pytest.mark.parametrize("model_name", list(tiny.TINY))
+
+
+@EACH
+@ON_EACH_MODEL
+def test_undo_gives_back_the_same_objects_and_the_same_bits(optimization: str, model_name: str) -> None:
+    case = Case(model_name)
+    if not case.apply(optimization):
+        return
+    assert fingerprint(case.model).differences(case.before) != []
+    case.manager.remove_optimizations(case.model, [optimization])
+    case.check_untouched()
+
+
+@EACH
+@ON_EACH_MODEL
+def test_undo_is_exact_in_bfloat16_too(optimization: str, model_name: str) -> None:
+    case = Case(model_name, torch.bfloat16)
+    if case.apply(optimization):
+        case.manager.remove_optimizations(case.model)
+        case.check_untouched()
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+@pytest.mark.parametrize("first_out", [0, 1])
+@pytest.mark.parametrize("together", [True, False])
+@ON_EACH_MODEL
+def test_pairs_come_off_in_any_order(pair: tuple[str, str], first_out: int, together: bool, model_name: str) -> None:
+    case = Case(model_name)
+    calls = [pair] if together else [(pair[1],), (pair[0],)]  # one call, or two in the order that plans turn round
+    if not all(case.apply(*names) for names in calls):
+        case.manager.remove_optimizations(case.model)
+        case.check_untouched()
+        return
+    both = tiny.logits(case.model, model_name)
+    first, second = pair[first_out], pair[1 - first_out]
+    case.manager.remove_optimizations(case.model, [first])
+    assert case.manager.get_model_optimizations(case.model) == [second]
+    alone = Case(model_name)
+    alone.apply(second)
+    assert torch.equal(tiny.logits(case.model, model_name), tiny.logits(alone.model, model_name))
+    case.apply(first)
+    assert torch.equal(tiny.logits(case.model, model_name), both)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+@EACH
+@ON_EACH_MODEL
+def test_a_second_model_of_the_same_config_is_untouched(optimization: str, model_name: str) -> None:
+    case = Case(model_name)
+    config = getattr(case.model, "config", None)
+    second = tiny.build(model_name, config=config) if config is not None else tiny.build(model_name)
+    assert config is None or second.config is config
+    before, logits = fingerprint(second), tiny.logits(second, model_name)
+    case.before = fingerprint(case.model)
+    case.apply(optimization)
+    assert before.differences(fingerprint(second)) == []
+    assert torch.equal(tiny.logits(second, model_name), logits)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+class _Injected(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error", [_Injected, KeyboardInterrupt, torch.OutOfMemoryError], ids=lambda kind: kind.__name__
+)
+@EACH
+@ON_EACH_MODEL
+def test_a_failure_at_any_write_leaves_the_model_as_it_was(
+    optimization: str, model_name: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(model_name)
+    write, writes = Journal._write, [0]
+
+    def counting(journal: Journal, entry: Any) -> None:
+        writes[0] += 1
+        write(journal, entry)
+
+    monkeypatch.setattr(Journal, "_write", counting)
+    forecast = writes[0] if not case.apply(optimization) else _undo_and_count(case, writes)
+    for fatal in _spread(forecast):
+        for after in (False, True):
+            _fail_at(monkeypatch, write, fatal, error, after)
+            with pytest.raises(error):
+                case.manager.apply_optimizations(case.model, [optimization])
+            monkeypatch.setattr(Journal, "_write", write)
+            assert case.before.differences(fingerprint(case.model)) == []
+    case.check_untouched()
+
+
+def _undo_and_count(case: Case, writes: list[int]) -> int:
+    total = writes[0]
+    case.manager.remove_optimizations(case.model)
+    return total
+
+
+def _spread(total: int, most: int = 12) -> list[int]:
+    """Every write where there are few, else the first, the last and some between."""
+    return sorted({1 + round(step * (total - 1) / (most - 1)) for step in range(most)}) if total else []
+
+
+def _fail_at(monkeypatch: pytest.MonkeyPatch, write: Any, fatal: int, error: type[BaseException], after: bool) -> None:
+    count = [0]
+
+    def failing(journal: Journal, entry: Any) -> None:
+        count[0] += 1
+        if count[0] == fatal and not after:
+            raise error("injected")
+        write(journal, entry)
+        if count[0] == fatal:
+            raise error("injected")
+
+    monkeypatch.setattr(Journal, "_write", failing)
+
+
+@EACH
+def test_having_no_effect_is_told_with_the_reason(optimization: str) -> None:
+    empty = nn.Sequential(nn.ReLU())
+    with pytest.raises(NoEffect, match=optimization):
+        ModularOptimizationManager().apply_optimizations(empty, [optimization])
+
+
+@EACH
+def test_settings_survive_a_round_trip(optimization: str) -> None:
+    made = ModularOptimizationManager().registry.create(optimization)
+    data = json.loads(json.dumps(made.parameters.model_dump(mode="json")))
+    assert ModularOptimizationManager().registry.create(optimization, data).parameters == made.parameters
+
+
+@EACH
+@ON_EACH_MODEL
+def test_applied_twice_equals_applied_once(optimization: str, model_name: str) -> None:
+    case = Case(model_name)
+    if not case.apply(optimization):
+        return
+    once = fingerprint(case.model)
+    case.apply(optimization)
+    assert once.differences(fingerprint(case.model)) == []
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+@EACH
+@ON_EACH_MODEL
+def test_planning_touches_nothing_and_forecasts_what_is_done(optimization: str, model_name: str) -> None:
+    case = Case(model_name)
+    try:
+        plan = case.manager.plan(case.model, [optimization])
+    except NoEffect:
+        case.check_untouched()
+        return
+    case.check_untouched()
+    case.apply(optimization)
+    receipt = case.manager.get_receipts(case.model)[0]
+    assert [site.path for site in plan.steps[0].acting] == [site.path for site in receipt.acted]
+    assert plan.weight_bytes_after == receipt.weight_bytes_after
+    assert plan.steps[0].decision == receipt.decision
+    json.dumps([plan.to_json(), receipt.to_json()])
+
+
+@EACH
+@ON_EACH_MODEL
+def test_deleting_an_optimized_model_frees_it(optimization: str, model_name: str, tmp_path: Path) -> None:
+    case = Case(model_name)
+    case.apply(optimization)
+    model = weakref.ref(case.model)
+    del case
+    gc.collect()
+    assert model() is None
+    assert list((tmp_path / "cache" / "undo").glob("*")) == []
+
+
+@EACH
+def test_a_hundred_cycles_leak_nothing(optimization: str, tmp_path: Path) -> None:
+    case = Case("llama")
+    process = psutil.Process()
+
+    def cycle() -> None:
+        case.apply(optimization)
+        case.manager.remove_optimizations(case.model)
+
+    for _ in range(3):
+        cycle()
+    gc.collect()
+    objects, files, threads = len(gc.get_objects()), process.num_fds(), threading.active_count()
+    for _ in range(100):
+        cycle()
+    gc.collect()
+    assert len(gc.get_objects()) - objects < 100
+    assert (process.num_fds(), threading.active_count()) == (files, threads)
+    assert list((tmp_path / "cache" / "undo").glob("*")) == []
+    case.check_untouched()
+
+
+@ON_EACH_MODEL
+def test_an_outsiders_fifteen_lines_are_undone_like_ours(model_name: str) -> None:
+    case = Case(model_name)
+    case.manager.register_optimization(Marker)
+    case.apply("marker", *NAMES[:1])
+    case.manager.remove_optimizations(case.model)
+    case.apply("marker")
+    assert not torch.equal(tiny.logits(case.model, model_name), case.logits)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
