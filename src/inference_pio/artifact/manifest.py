@@ -1,0 +1,68 @@
+"""The manifest of a saved model: what was applied, which tensor is which, what the files must be. Plain JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from inference_pio.contract.settings import Settings
+from inference_pio.errors import ArtifactError
+
+FILE = "inference_pio.json"
+TENSORS = "model.safetensors"
+
+
+class SavedStep(Settings):
+    """One applied step, with all that its structure is rebuilt from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    stage: str
+    parameters: dict[str, Any]
+    sites: list[str]
+    decision: dict[str, Any]
+
+
+class Manifest(Settings):
+    """What `load` needs beside the tensors; checked before anything is built from it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["inference-pio model 1"] = "inference-pio model 1"
+    model_class: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    library: Literal["transformers", "own"]
+    attention: dict[str, str]
+    experts: dict[str, str]
+    training: bool
+    steps: list[SavedStep]
+    receipts: list[dict[str, Any]]
+    plan: dict[str, Any]
+    ties: dict[str, str]
+    trainable: list[str]
+    tensors_sha256: str
+    weight_bytes: int
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.model_dump(mode="json"), indent=1).encode()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The checked manifest of a saved model. Raises ArtifactError for what is not one."""
+    file = folder / FILE
+    try:
+        return Manifest.model_validate(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder} holds no model saved by inference-pio ({FILE} is missing). "
+            "Give the folder that save() wrote; an ordinary checkpoint is opened with from_pretrained."
+        ) from None
+    except (OSError, ValueError, ValidationError) as error:
+        raise ArtifactError(f"{file} cannot be read ({_first_line(error)}): save the model again.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,78 @@
+"""Saving writes the optimized bytes, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from inference_pio.artifact import load, save
+from inference_pio.artifact.manifest import TENSORS, read_manifest
+from inference_pio.errors import ArtifactError, DiskFull, StorageError
+from inference_pio.plan.skeleton import tensor_bytes
+from inference_pio.undo.fingerprint import fingerprint
+from tests import tiny
+from tests.sweep import NAMES, Case
+
+
+def optimized() -> Case:
+    case = Case("llama", torch.bfloat16)
+    case.apply(*NAMES)
+    return case
+
+
+def test_the_file_has_the_optimized_size(tmp_path: Path) -> None:
+    case = optimized()
+    folder = save(case.model, tmp_path / "saved")
+    weights = tensor_bytes(case.model)
+    assert weights <= (folder / TENSORS).stat().st_size < weights + 20_000
+    assert read_manifest(folder).weight_bytes == weights
+    with safe_open(folder / TENSORS, "pt") as file:
+        assert any(name.endswith("weight_int8") for name in file.keys())  # noqa: SIM118 - not a mapping
+
+
+def test_saving_does_not_touch_the_model(tmp_path: Path) -> None:
+    case = optimized()
+    before = fingerprint(case.model)
+    save(case.model, tmp_path / "saved")
+    assert before.differences(fingerprint(case.model)) == []
+
+
+def test_a_plain_model_is_sent_to_save_pretrained(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="save_pretrained"):
+        save(tiny.build("llama"), tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_else_in_it_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="not overwritten"):
+        save(optimized().model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["thesis.txt"]
+
+
+def test_an_older_save_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    case = optimized()
+    save(case.model, tmp_path / "saved")
+    case.manager.remove_optimizations(case.model, ["flash_attention"])
+    save(case.model, tmp_path / "saved")
+    assert [step.name for step in read_manifest(tmp_path / "saved").steps] == ["tensor_compression"]
+    load(tmp_path / "saved")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = optimized()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(DiskFull, match="free"):
+        save(case.model, tmp_path / "out" / "saved")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_an_unwritable_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        save(optimized().model, tmp_path / "file" / "saved")
