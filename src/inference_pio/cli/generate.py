@@ -1,0 +1,64 @@
+"""`pio generate`: text from an optimized model, as it comes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inference_pio.cli.options import Assign, Device, Disable, Dtype, DtypeOption, Enable, Json, Model, Profile, ask
+from inference_pio.cli.output import Output
+
+if TYPE_CHECKING:
+    from inference_pio.integration.asked import Asked
+    from inference_pio.measure import Report
+    from inference_pio.sources import OpenedModel
+
+Prompt = Annotated[str, typer.Option(help="What the model is asked, or the text that it goes on with.")]
+Length = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Stop after so many tokens at the latest.")]
+Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat form, where it has one.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Apply nothing: the model as it is.")]
+
+
+def generate(
+    model: Model, prompt: Prompt, profile: Profile = "balanced", plain: Plain = False, length: Length = 128,
+    chat: Chat = True, enable: Enable = None, disable: Disable = None, assign: Assign = None,
+    dtype: DtypeOption = Dtype.bfloat16, device: Device = None, json: Json = None,
+) -> None:  # fmt: skip
+    """Generate text with MODEL under a profile, greedily; MODEL may also be a folder that `pio optimize` saved."""
+    output = Output(json)
+
+    from inference_pio.integration.generation import generate_text
+    from inference_pio.integration.saved import is_saved
+
+    if is_saved(model):
+        opened, report = _saved(model, device)
+    else:
+        opened, report = _prepared(ask(model, profile, enable, disable, assign, dtype, device), plain)
+    found = generate_text(opened, prompt, max_new_tokens=length, chat=chat, say=output.stream)
+    output.show("")
+    rate = f", {found.decode_tokens_per_s:.1f} tokens/s after it" if found.decode_tokens_per_s else ""
+    output.show(f"({found.new_tokens} tokens, the first after {found.time_to_first_token_s:.2f} s{rate})")
+    output.finish(report.to_json() | {"prompt": prompt, **found.to_json()})
+
+
+def _prepared(asked: Asked, plain: bool) -> tuple[OpenedModel, Report]:
+    from inference_pio.integration.measured import receipts_of
+    from inference_pio.measure import Report
+
+    opened = asked.open()
+    if plain:
+        return opened, Report(model=opened.name, notes=opened.notes)
+    plan = asked.plan(opened)
+    asked.apply(opened)
+    receipts = receipts_of(opened.model)
+    return opened, Report(opened.name, asked.profile, plan.to_json(), receipts, notes=opened.notes)
+
+
+def _saved(folder: str, device: str | None) -> tuple[OpenedModel, Report]:
+    from inference_pio.integration.measured import receipts_of
+    from inference_pio.integration.saved import open_saved
+    from inference_pio.measure import Report
+
+    opened = open_saved(folder, device)
+    return opened, Report(opened.name, receipts=receipts_of(opened.model), notes=opened.notes)

@@ -1,0 +1,85 @@
+"""The options that commands share, and what they ask for."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from inference_pio.integration.asked import Asked
+
+Model = Annotated[str, typer.Argument(help="A folder, a .gguf file, a hub id, or 'demo'.", metavar="MODEL")]
+Profile = Annotated[str, typer.Option(help="The profile to apply; `pio list profiles` shows them.")]
+Enable = Annotated[list[str] | None, typer.Option(help="Also apply this one, or fail (repeatable).", metavar="NAME")]
+Disable = Annotated[list[str] | None, typer.Option(help="Leave this one out (repeatable).", metavar="NAME")]
+Assign = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Set a parameter of an optimization, and apply it or fail.", metavar="NAME.KEY=VALUE"),
+]
+Device = Annotated[str | None, typer.Option(help="Where to run, as torch calls it: cpu, cuda, cuda:1.")]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", help="Write the result as JSON to this file; alone or as -: to stdout.", metavar="[FILE]"),
+]
+_ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z]\w*)\.(?P<key>[A-Za-z]\w*)=(?P<value>.*)", re.DOTALL)
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+class Dtype(StrEnum):
+    """What the plain model computes in; auto is what its weights are stored in."""
+
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+    auto = "auto"
+
+
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="The dtype to load in; auto: as stored.")]
+
+
+def ask(
+    model: str, profile: str, enable: list[str] | None, disable: list[str] | None, assign: list[str] | None,
+    dtype: Dtype, device: str | None,
+) -> Asked:  # fmt: skip
+    """What the options ask for, checked; loads torch. Raises UnknownName, InvalidSetting, typer.BadParameter."""
+    parameters = assignments(assign or [])
+
+    import torch
+
+    from inference_pio.integration.asked import Asked
+    from inference_pio.integration.targets import Changes
+
+    return Asked(
+        model, profile, Changes(tuple(enable or ()), tuple(disable or ()), parameters),
+        "auto" if dtype is Dtype.auto else getattr(torch, dtype.value), device,
+    )  # fmt: skip
+
+
+def assignments(given: list[str]) -> dict[str, dict[str, Any]]:
+    """`name.key=value` as parameters by name; a value is read as JSON where it is JSON, else as a word.
+
+    >>> assignments(["tensor_compression.format=int8", "flash_attention.use_triton=true"])
+    {'tensor_compression': {'format': 'int8'}, 'flash_attention': {'use_triton': True}}
+    """
+    parameters: dict[str, dict[str, Any]] = {}
+    for text in given:
+        found = _ASSIGNMENT.fullmatch(text)
+        if found is None:
+            raise typer.BadParameter(f"{text!r} is not of the form NAME.KEY=VALUE.", param_hint="--set")
+        own = parameters.setdefault(found["name"], {})
+        if found["key"] in own:
+            raise typer.BadParameter(f"{found['name']}.{found['key']} is given twice.", param_hint="--set")
+        own[found["key"]] = _value(found["value"])
+    return parameters
+
+
+def _value(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,79 @@
+"""Where a command's words and data go; what cannot be written is told before the work begins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+
+from inference_pio.errors import ArtifactError, StorageError
+from inference_pio.files import storage_errors, write_atomically
+from inference_pio.partials import partial_beside
+
+UNSEEN_WIDTH = 120
+"""Columns where nobody looks: a file or a pipe has no width of its own."""
+
+
+class Output:
+    """Words on standard output and data in a file; where the data goes to standard output, the words go to the other.
+
+    Raises StorageError at once for a file that cannot be written.
+    """
+
+    def __init__(self, json_file: str | None = None) -> None:
+        self._json_file = json_file
+        if json_file not in (None, "-"):
+            require_writable(Path(str(json_file)))
+        console = Console(stderr=json_file == "-")
+        self._console = console if console.is_terminal else Console(stderr=console.stderr, width=UNSEEN_WIDTH)
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print a table, or a text as it is."""
+        self._console.print(renderable, markup=False, highlight=False, soft_wrap=isinstance(renderable, str))
+
+    def stream(self, text: str) -> None:
+        """Print a piece of a longer text at once."""
+        self._console.file.write(text)
+        self._console.file.flush()
+
+    def finish(self, data: dict[str, Any]) -> None:
+        """Write the data, where that was asked for."""
+        if self._json_file is None:
+            return
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        if self._json_file == "-":
+            typer.echo(text, nl=False)
+        else:
+            write_atomically(self._json_file, text)
+            self.show(f"JSON written to {self._json_file}")
+
+
+def require_writable(path: Path) -> None:
+    """Raise StorageError unless a file could be made at `path`; nothing is left there."""
+    if path.is_dir():
+        raise StorageError(f"cannot write {path}: it is a folder. Give the name of a file.")
+    _try_to_write(path)
+
+
+def require_savable(folder: Path) -> None:
+    """Raise unless a model could be saved to `folder`; nothing is left there."""
+    from inference_pio.artifact.manifest import FILE
+
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file()):
+        raise ArtifactError(f"{folder} exists and is no model saved by inference-pio: choose another folder.")
+    _try_to_write(folder)
+
+
+def _try_to_write(path: Path) -> None:
+    there = path.absolute().parent
+    while not there.exists():
+        there = there.parent
+    attempt = partial_beside(there / path.name)
+    with storage_errors(path):
+        try:
+            attempt.touch(exist_ok=False)
+        finally:
+            attempt.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The documented import paths; everything lives elsewhere and is re-exported here."""

@@ -1,0 +1,97 @@
+"""One model measured before and after an edit, in place: the report of `optimize(measure=True)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from inference_pio.integration.pipeline import OptimizationPipeline
+from inference_pio.manager import get_optimization_manager
+from inference_pio.measure import (
+    Comparison,
+    Measurement,
+    ProbeSettings,
+    Quality,
+    Report,
+    compare_measurements,
+    describe_machine,
+    probe,
+    probe_original,
+)
+from inference_pio.measure.probe import Progress
+from inference_pio.measure.target import input_device
+
+NO_QUALITY = "quality was not measured: there is no tokenizer, and on random tokens it means nothing"
+ONE_AFTER_THE_OTHER = "speeds were measured one after the other, before and after, not in turn"
+Stages = Callable[[str], Progress]
+"""Called with the name of a stage that begins; answers with what is told of its progress."""
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """The numbers of one model before and after an edit, and how far its answers moved."""
+
+    before: Measurement
+    after: Measurement
+    quality: Quality | None
+
+    @property
+    def comparison(self) -> Comparison:
+        return compare_measurements(self.before, self.after, self.quality)
+
+
+def measure_around(
+    model: nn.Module, pipeline: OptimizationPipeline, tokenizer: Any = None, settings: ProbeSettings | None = None
+) -> Report:
+    """Measure, optimize, measure again; quality only with a tokenizer.
+
+    Raises MeasureError before the first edit for a model that cannot be measured. After the edit the model keeps the
+    optimizations, whatever is raised.
+    """
+    plan = pipeline.plan(model)
+    found = before_and_after(model, lambda: pipeline(model), tokenizer, settings or ProbeSettings())
+    return Report(
+        model=plan.model,
+        profile=plan.profile,
+        plan=plan.to_json(),
+        receipts=receipts_of(model),
+        baseline=found.before,
+        optimized=found.after,
+        comparison=found.comparison,
+        machine=describe_machine(input_device(model)),
+        notes=(ONE_AFTER_THE_OTHER,) if found.quality else (ONE_AFTER_THE_OTHER, NO_QUALITY),
+        baseline_name="before",
+        optimized_name="after",
+    )
+
+
+def before_and_after(
+    model: nn.Module, act: Callable[[], object], tokenizer: Any, settings: ProbeSettings, stages: Stages | None = None
+) -> BeforeAfter:
+    """Measure a model, let `act` edit it, measure it again beside what it said before."""
+    stage = stages or (lambda name: lambda phase, fraction: None)
+    if tokenizer is None:
+        settings = replace(settings, quality_tokens=0)
+        before, _ = probe(model, settings=settings, held_bytes=held_bytes(model), progress=stage("before"))
+        act()
+        return BeforeAfter(
+            before, *probe(model, settings=settings, held_bytes=held_bytes(model), progress=stage("after"))
+        )
+    before, reference = probe_original(model, tokenizer, settings, stage("before"))
+    before = replace(before, resident_bytes=before.resident_bytes + held_bytes(model))
+    with reference:
+        act()
+        return BeforeAfter(before, *probe(model, tokenizer, reference, held_bytes(model), settings, stage("after")))
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Memory that is kept so that the model's originals can be given back."""
+    return int(get_optimization_manager().get_optimization_status(model)["held_bytes"])
+
+
+def receipts_of(model: nn.Module) -> list[dict[str, Any]]:
+    """The receipts of what stands on a model, as plain data."""
+    return [receipt.to_json() for receipt in get_optimization_manager().get_receipts(model)]

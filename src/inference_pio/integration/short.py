@@ -1,0 +1,76 @@
+"""The short face for new code: optimize, optimized, plan, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar, overload
+
+from torch import nn
+
+from inference_pio.configuration import ModelFamily
+from inference_pio.errors import InvalidSetting
+from inference_pio.integration.measured import measure_around
+from inference_pio.integration.pipeline import create_optimization_pipeline
+from inference_pio.integration.standing import Standing, back_on_error
+from inference_pio.manager import get_optimization_manager
+from inference_pio.measure import Report
+from inference_pio.plan.plan import Plan
+from inference_pio.undo.transaction import OnDrift
+
+M = TypeVar("M", bound=nn.Module)
+Family = ModelFamily | str | None
+
+
+@overload
+def optimize(
+    model: M, profile: str = ..., measure: Literal[False] = ..., *, family: Family = ..., tokenizer: Any = ...
+) -> M: ...
+@overload
+def optimize(
+    model: M, profile: str = ..., *, measure: Literal[True], family: Family = ..., tokenizer: Any = ...
+) -> tuple[M, Report]: ...
+def optimize(
+    model: M, profile: str = "balanced", measure: bool = False, *, family: Family = None, tokenizer: Any = None
+) -> M | tuple[M, Report]:
+    """Give a model exactly a profile's members, in place; the family is the model's own, if none is given.
+
+    With `measure=True` the answer is `(model, report)`: speed and memory before and after and, given a `tokenizer`,
+    quality. That takes minutes. Whatever goes wrong, the model is as before the call.
+    """
+    pipeline = create_optimization_pipeline(family, profile)
+    if not measure:
+        pipeline(model)
+        return model
+    with back_on_error(model):
+        return model, measure_around(model, pipeline, tokenizer)
+
+
+@contextmanager
+def optimized(model: M, profile: str = "balanced", *, family: Family = None) -> Iterator[M]:
+    """Optimize a model for the time of a `with` block; at its end the model has again what it had before."""
+    pipeline, before = create_optimization_pipeline(family, profile), Standing.of(model)
+    pipeline(model)
+    try:
+        yield model
+    finally:
+        before.bring_back(model)
+
+
+def plan(
+    model: nn.Module, profile: str = "balanced", *, names: Sequence[str] | None = None, family: Family = None
+) -> Plan:
+    """What a profile, or else optimizations by name on top of what stands, would do; nothing is touched."""
+    if names is None:
+        return create_optimization_pipeline(family, profile).plan(model)
+    if isinstance(names, str):
+        raise InvalidSetting(f"names must be a list of optimization names, not {names!r}.")
+    standing = Standing.of(model)
+    kept = [member for member in standing.target if member.name not in names]
+    return get_optimization_manager().plan(model, [*kept, *names], profile=standing.profile)
+
+
+def restore(model: M, on_drift: OnDrift = "raise") -> M:
+    """Take every optimization back: the model is, bit by bit, what it was."""
+    get_optimization_manager().remove_optimizations(model, on_drift=on_drift)
+    return model

@@ -1,0 +1,172 @@
+"""An optimized model beside its plain forms in one run: each measured alone, then all of them timed in turn."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from inference_pio.integration.asked import Asked
+from inference_pio.integration.measured import NO_QUALITY, Stages, before_and_after, receipts_of
+from inference_pio.measure import (
+    Comparison,
+    Measurement,
+    ProbeSettings,
+    Quality,
+    Report,
+    compare_measurements,
+    describe_machine,
+    measure_speed_interleaved,
+    probe,
+)
+from inference_pio.measure.target import input_device, vocab_size
+from inference_pio.measure.text import evaluation_tokens, sampled_tokens
+from inference_pio.plan.plan import Plan
+from inference_pio.sources import OpenedModel
+
+OPTIMIZED, IN_TURN = "optimized", "all in turn"
+SPARE = 1.5
+"""Memory asked for a further model, in multiples of its weights: activations, caches and copies come with it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The optimized model, and the report on it."""
+
+    opened: OpenedModel
+    report: Report
+
+
+class SideBySide:
+    """`plan()` looks, `measure()` measures, optimizes, measures, and times the plain and the optimized model in turn.
+
+    On the CPU the other one of float32 and bfloat16 stands beside, because neither is always the faster: the decode
+    ratio is against the faster plain model, every other ratio against the plain model that was optimized. What does
+    not fit into memory is left out, and the report says so.
+    """
+
+    def __init__(self, asked: Asked, stages: Stages, settings: ProbeSettings | None = None) -> None:
+        self._asked, self._stages = asked, stages
+        self._settings = settings or ProbeSettings()
+        self._notes: list[str] = []
+        self._measured: dict[str, Measurement] = {}
+        self._opened: OpenedModel | None = None
+
+    def plan(self) -> Plan:
+        """Open the model and plan; nothing is touched."""
+        opened = self._asked.open()
+        self._plan = self._asked.plan(opened)
+        self._settings = self._settings.fitted(opened.model)
+        self._base = _dtype(opened.model)
+        self._other = self._other_dtype(opened.model)
+        self._opened = opened if self._other is None else None
+        return self._plan
+
+    def measure(self) -> Outcome:
+        """Do what `plan` said. Takes minutes. Raises MeasureError, DiskFull and what applying raises."""
+        if self._other is not None:
+            self._measured[_plain(self._other)] = self._alone(self._other)
+        opened = self._opened or self._asked.open(progress=False)
+        in_turn = self._fits(1.0, opened.model, "speeds were measured one after the other, not in turn")
+        quality = self._around(opened, in_turn)
+        if in_turn:
+            self._time_in_turn(opened)
+        return Outcome(opened, self._report(opened, quality))
+
+    # ------------------------------------------------------------------ the steps
+
+    def _alone(self, dtype: torch.dtype) -> Measurement:
+        """A plain model with no other one in memory, so that the peak is its own; its speed is taken later."""
+        opened = self._asked.open(dtype, progress=False)
+        settings = replace(self._settings, repeats=1)
+        if opened.tokenizer is None:
+            settings = replace(settings, quality_tokens=0)
+        return probe(opened.model, opened.tokenizer, settings=settings, progress=self._stages(_plain(dtype)))[0]
+
+    def _around(self, opened: OpenedModel, in_turn: bool) -> Quality | None:
+        settings = replace(self._settings, repeats=1) if in_turn else self._settings
+        names = {"before": _plain(self._base), "after": OPTIMIZED}
+        found = before_and_after(
+            opened.model, lambda: self._asked.apply(opened), opened.tokenizer, settings,
+            lambda stage: self._stages(names[stage]),
+        )  # fmt: skip
+        self._measured |= {names["before"]: found.before, names["after"]: found.after}
+        return found.quality
+
+    def _time_in_turn(self, optimized: OpenedModel) -> None:
+        dtypes = [self._base] if self._other is None else [self._other, self._base]
+        plain = {_plain(dtype): self._asked.open(dtype, progress=False).model for dtype in dtypes}
+        arms = measure_speed_interleaved(
+            {**plain, OPTIMIZED: optimized.model}, self._prompt(optimized), self._settings.new_tokens,
+            self._settings.repeats, decode_prompt_tokens=self._settings.decode_prompt_tokens,
+            progress=self._stages(IN_TURN),
+        )  # fmt: skip
+        self._measured = {name: one.with_speed(arms.speeds[name]) for name, one in self._measured.items()}
+
+    def _prompt(self, opened: OpenedModel) -> Tensor:
+        """The prompt that each model alone was timed on, too."""
+        work, known = self._settings, vocab_size(opened.model)
+        if opened.tokenizer is None:
+            return sampled_tokens(known or 2, work.prefill_tokens)
+        tokens = evaluation_tokens(opened.tokenizer, known, work.quality_tokens, work.window)
+        return tokens.reshape(1, -1)[:, : work.prefill_tokens]
+
+    # ------------------------------------------------------------------ what stands beside
+
+    def _other_dtype(self, model: nn.Module) -> torch.dtype | None:
+        if input_device(model).type != "cpu":
+            return None
+        other = torch.bfloat16 if self._base == torch.float32 else torch.float32
+        ratio = other.itemsize / self._base.itemsize
+        return other if self._fits(1.0 + ratio, model, f"{_plain(other)} is not shown beside") else None
+
+    def _fits(self, models: float, model: nn.Module, otherwise: str) -> bool:
+        """Whether so many further models of this size fit into the free memory; if not, the report says so."""
+        gc.collect()
+        need, free = models * self._plan.weight_bytes_before * SPARE, _free_bytes(input_device(model))
+        if need > free:
+            self._notes.append(f"{otherwise}: it needs {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+        return need <= free
+
+    def _report(self, opened: OpenedModel, quality: Quality | None) -> Report:
+        base = _plain(self._base)
+        comparison, note = _compared(self._measured, base, quality)
+        no_quality = [NO_QUALITY] if quality is None else []
+        return Report(
+            model=opened.name, profile=self._asked.profile, plan=self._plan.to_json(),
+            receipts=receipts_of(opened.model), baseline=self._measured[base], optimized=self._measured[OPTIMIZED],
+            comparison=comparison, machine=describe_machine(input_device(opened.model)),
+            notes=[*note, *self._notes, *no_quality, *opened.notes],
+            shown_beside={name: one for name, one in self._measured.items() if name not in (base, OPTIMIZED)},
+            baseline_name=base, optimized_name=OPTIMIZED,
+        )  # fmt: skip
+
+
+def _compared(measured: dict[str, Measurement], base: str, quality: Quality | None) -> tuple[Comparison, list[str]]:
+    """All ratios against the baseline, but decode against the faster plain model; and a note that says so."""
+    comparison = compare_measurements(measured[base], measured[OPTIMIZED], quality)
+    plain = [name for name in measured if name != OPTIMIZED]
+    if len(plain) == 1:
+        return comparison, []
+    faster = max(plain, key=lambda name: measured[name].decode_tokens_per_s)
+    decode = compare_measurements(measured[faster], measured[OPTIMIZED])
+    intervals = {**comparison.intervals, "decode_speedup": decode.intervals["decode_speedup"]}
+    note = f"the decode ratio is against {faster}, the faster plain one here; all other ratios are against {base}"
+    return replace(comparison, decode_speedup=decode.decode_speedup, intervals=intervals), [note]
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return f"plain {str(dtype).removeprefix('torch.')}"
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,91 @@
+"""What a profile, a family config or a list of configs asks of a model: the members of a target set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from inference_pio.configuration import GlobalOptimizationProfile, ModelFamily, ModelOptimizationConfig
+from inference_pio.configuration.config_manager import get_config_manager
+from inference_pio.contract.config import OptimizationConfig
+from inference_pio.errors import InvalidSetting
+from inference_pio.manager import get_optimization_manager
+from inference_pio.plan.target import Wanted
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Orders on top of a profile: names to enable and to disable, parameters by name (which enable, too)."""
+
+    enable: tuple[str, ...] = ()
+    disable: tuple[str, ...] = ()
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if both := sorted({*self.enable, *self.parameters} & set(self.disable)):
+            raise InvalidSetting(f"{', '.join(both)} cannot be switched on and off in one call: give one of them.")
+
+
+def profile_target(profile_name: str, family: ModelFamily, changes: Changes | None = None) -> list[Wanted]:
+    """A profile's members as wishes, its parameters over the family's, then the orders on top.
+
+    Raises UnknownName for a profile, an optimization or a parameter that is not known; InvalidSetting where nothing is
+    left.
+    """
+    profile = get_config_manager().get_profile(profile_name)
+    config = get_config_manager().get_family_config(family)
+    wanted = _changed({name: _wish(name, profile, config) for name in profile.members}, changes or Changes())
+    if not wanted:
+        raise InvalidSetting(f"nothing is left of profile {profile_name!r}: every member is disabled.")
+    return list(wanted.values())
+
+
+def family_target(config: ModelOptimizationConfig) -> list[Wanted]:
+    """The optimizations that a family uses by default, as wishes."""
+    return [_from_config(member, order=False, source=family_source(config)) for member in config.enabled]
+
+
+def family_source(config: ModelOptimizationConfig) -> str:
+    return f"defaults of the family {str(config.family)!r}"
+
+
+def named_target(configs: Iterable[OptimizationConfig]) -> list[Wanted]:
+    """The enabled ones of a list of configs, as orders."""
+    return [_from_config(config, order=True, source="by config") for config in configs if config.enabled]
+
+
+def _wish(name: str, profile: GlobalOptimizationProfile, config: ModelOptimizationConfig) -> Wanted:
+    own = config.member(name)
+    of_family = own.parameters if own else {}
+    wanted = get_optimization_manager().wanted(
+        name, {**of_family, **profile.default_settings[name]}, order=False, source=f"profile {profile.name!r}",
+        priority=_stated_priority(own), dependencies=own.dependencies if own else (),
+    )  # fmt: skip
+    if own and not own.enabled:
+        return replace(wanted, off=wanted.off or f"switched off for the family {str(config.family)!r}")
+    return wanted
+
+
+def _from_config(config: OptimizationConfig, *, order: bool, source: str) -> Wanted:
+    return get_optimization_manager().wanted(
+        config.name, config.parameters, order=order, source=source, priority=_stated_priority(config),
+        dependencies=config.dependencies,
+    )  # fmt: skip
+
+
+def _stated_priority(config: OptimizationConfig | None) -> int | None:
+    """The priority, if one is stated; where it is not, what `configure_optimization` set stays."""
+    return config.priority if config and "priority" in config.model_fields_set else None
+
+
+def _changed(wanted: dict[str, Wanted], changes: Changes) -> dict[str, Wanted]:
+    manager = get_optimization_manager()
+    for name in dict.fromkeys((*changes.enable, *changes.parameters)):
+        before = wanted.get(name)
+        parameters = {**(before.parameters if before else {}), **changes.parameters.get(name, {})}
+        wanted[name] = manager.wanted(name, parameters, priority=before.priority if before else None)
+    for name in changes.disable:
+        manager.registry.get(name)
+        wanted.pop(name, None)
+    return wanted

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from inference_pio.cli.output import Output, require_savable, require_writable
+from inference_pio.errors import ArtifactError, StorageError
+
+
+def test_words_go_to_standard_output_and_data_nowhere_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.show("a line [with] brackets " + "and more " * 30)
+    output.stream("a piece")
+    output.finish({"a": 1})
+    out, err = capsys.readouterr()
+    assert out == "a line [with] brackets " + "and more " * 30 + "\na piece"
+    assert err == ""
+
+
+def test_data_goes_to_a_file_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "deep" / "out.json"
+    output = Output(str(target))
+    assert list(tmp_path.iterdir()) == []
+    output.finish({"a": [1, None]})
+    assert json.loads(target.read_text()) == {"a": [1, None]}
+    assert [path.name for path in target.parent.iterdir()] == ["out.json"]
+    assert str(target) in capsys.readouterr().out
+
+
+def test_data_on_standard_output_stands_alone_there(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output("-")
+    output.show("words")
+    output.finish({"a": 1})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"a": 1}
+    assert err == "words\n"
+
+
+def test_a_table_is_as_wide_as_it_must_be_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("x" * 50, "y" * 50)
+    Output().show(table)
+    assert "y" * 50 in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="it is a folder"):
+        Output(str(tmp_path))
+    with pytest.raises(StorageError, match="cannot write"):
+        Output(str(tmp_path / "file" / "out.json"))
+    with pytest.raises(StorageError, match="cannot write"):
+        Output("/proc/out.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a" / "b.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_new_or_empty_folder_or_an_older_save_is_savable(tmp_path: Path) -> None:
+    for name in ("empty", "ours", "theirs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ours" / "inference_pio.json").touch()
+    (tmp_path / "theirs" / "thesis.txt").touch()
+    require_savable(tmp_path / "new" / "deep")
+    require_savable(tmp_path / "empty")
+    require_savable(tmp_path / "ours")
+    with pytest.raises(ArtifactError, match="choose another folder"):
+        require_savable(tmp_path / "theirs")
+    with pytest.raises(ArtifactError, match="choose another folder"):
+        require_savable(tmp_path / "theirs" / "thesis.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "ours", "theirs"]

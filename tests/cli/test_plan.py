@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from inference_pio.cli import app
+
+
+def planned(*words: str) -> Result:
+    return CliRunner().invoke(app, ["plan", *words])
+
+
+def test_a_plan_is_shown_with_the_models_name(llama_folder: Path) -> None:
+    answer = planned(str(llama_folder))
+    assert answer.exit_code == 0, answer.output
+    assert answer.stdout.startswith("plan for tiny-llama, profile balanced\n")
+    assert "1. apply tensor_compression" in answer.stdout
+    assert "2. apply flash_attention" in answer.stdout
+
+
+def test_the_json_holds_the_plan_and_no_measurement(llama_folder: Path) -> None:
+    answer = planned(str(llama_folder), "--profile", "lossless", "--json")
+    data = json.loads(answer.stdout)
+    assert (data["model"], data["profile"], data["receipts"]) == ("tiny-llama", "lossless", [])
+    assert [step["name"] for step in data["plan"]["steps"]] == ["flash_attention"]
+    assert data["baseline"] is data["optimized"] is data["comparison"] is None
+
+
+def test_orders_change_the_plan(llama_folder: Path) -> None:
+    words = ("--disable", "flash_attention", "--set", "tensor_compression.format=int8", "--json", "-")
+    steps = json.loads(planned(str(llama_folder), *words).stdout)["plan"]["steps"]
+    assert [(step["name"], step["source"]) for step in steps] == [("tensor_compression", "by name")]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--profile", "fast"], 1, "unknown profile 'fast'"),
+        (["--enable", "flash"], 1, "unknown optimization 'flash'. Did you mean 'flash_attention'?"),
+        (["--disable", "flash"], 1, "unknown optimization 'flash'"),
+        (["--set", "flash_attention.triton=1"], 1, "unknown parameter 'triton'"),
+        (["--set", "flash_attention.use_triton=maybe"], 1, "use_triton"),
+        (["--set", "flash_attention"], 2, "NAME.KEY=VALUE"),
+        (["--enable", "flash_attention", "--disable", "flash_attention"], 1, "on and off"),
+        (["--profile", "lossless", "--disable", "flash_attention"], 1, "nothing is left"),
+        (["--device", "moon"], 1, "device='moon'"),
+        (["--dtype", "int3"], 2, "int3"),
+        (["--json", "/proc/out.json"], 1, "cannot write /proc/out.json"),
+        (["another"], 2, "another"),
+    ],
+)
+def test_what_is_wrong_is_told_without_a_traceback(llama_folder: Path, words: list[str], code: int, told: str) -> None:
+    answer = planned(str(llama_folder), *words)
+    assert answer.exit_code == code
+    assert told in answer.stderr
+    assert "Traceback" not in answer.output
+    assert answer.stdout == ""
+
+
+def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+    answer = planned(str(tmp_path / "nowhere"))
+    assert answer.exit_code == 1
+    assert "there is no folder or file" in answer.stderr
+
+
+def test_without_a_model_it_is_wrong_usage() -> None:
+    assert planned().exit_code == 2
