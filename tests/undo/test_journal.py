@@ -136,7 +136,7 @@ def test_a_setting_that_would_have_no_effect_is_refused(name: str) -> None:
     journal = Journal(model)
     with pytest.raises(InvalidSetting, match=f"{name!r} of Renamed is computed or goes by another name"):  # noqa: SIM117
         with journal.step("set"):
-            journal.set(settings, name, 8)
+            journal.set(settings, name, 10)
     assert vars(settings) == {"n_embd": 4}
 
 
@@ -165,7 +165,7 @@ def test_edits_outside_a_step_and_steps_within_steps_are_refused() -> None:
     with pytest.raises(InvalidSetting, match="inside a step only"):
         journal.set(model, "label", 1)
     with journal.step("outer"):
-        with pytest.raises(InvalidSetting, match="'inner' cannot begin inside 'outer'"), journal.step("inner"):
+        with pytest.raises(InvalidSetting, match="'inner' cannot begin inside step 'outer'"), journal.step("inner"):
             pass
         journal.set(model, "label", 1)
     assert [frame.name for frame in journal.frames] == ["outer"]
@@ -317,7 +317,7 @@ def test_bytes_that_nothing_uses_leave_memory_and_are_counted(tmp_path: Path) ->
     model = two_linears()
     journal = on_disk(model, tmp_path)
     memory = storage_of(model[0].weight)
-    before, out = fingerprint(model), model(torch.ones(1, 4))
+    before, out = fingerprint(model), model(torch.ones(1, 4)).detach()
     with journal.step("replace") as frame:
         journal.replace(model[0], nn.Linear(4, 4, bias=False))
     assert memory.expired()
@@ -365,6 +365,7 @@ def test_a_tied_parameter_is_parked_only_when_no_live_user_is_left(tmp_path: Pat
         journal.replace(model[1], nn.Identity())
     assert memory.expired()
     assert two.parked_bytes == 64
+    assert two.stands_on(one), "taken back alone, the first one would come back empty"
     take_back(journal, one, two)
     assert model[0].weight is model[1].weight
     assert before.differences(fingerprint(model)) == []
@@ -388,7 +389,7 @@ def test_a_module_that_stays_under_one_parent_keeps_its_bytes(tmp_path: Path) ->
     shared = nn.Linear(4, 4)
     model = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared)})
     del shared
-    out = model["b"](torch.ones(1, 4))
+    out = model["b"](torch.ones(1, 4)).detach()
     journal = on_disk(model, tmp_path)
     with journal.step("one parent") as frame:
         journal.set(model["a"], "0", nn.Identity())
@@ -424,8 +425,11 @@ def test_views_of_one_storage_are_parked_as_a_unit_and_share_it_again(tmp_path: 
     assert (first.parked_bytes, memory.expired()) == (0, False)
     with journal.step("second") as second:
         journal.replace(model[1], nn.Identity())
-    assert second.parked_bytes == 0, "the first one, which stands out of the model, shares the bytes"
+    assert (second.parked_bytes, memory.expired()) == (128, True)
+    assert second.stands_on(first), "taken back alone, the first one would come back empty"
     take_back(journal, second, first)
+    assert before.differences(fingerprint(model)) == []
+    memory = storage_of(model[0].weight)
     with journal.step("both") as both:
         journal.replace(model[0], nn.Identity())
         journal.replace(model[1], nn.Identity())

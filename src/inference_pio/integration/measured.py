@@ -16,6 +16,7 @@ from inference_pio.measure import (
     ProbeSettings,
     Quality,
     Report,
+    Speed,
     compare_measurements,
     describe_machine,
     probe,
@@ -69,22 +70,26 @@ def measure_around(
 
 
 def before_and_after(
-    model: nn.Module, act: Callable[[], object], tokenizer: Any, settings: ProbeSettings, stages: Stages | None = None
-) -> BeforeAfter:
-    """Measure a model, let `act` edit it, measure it again beside what it said before."""
+    model: nn.Module, act: Callable[[], object], tokenizer: Any, settings: ProbeSettings, stages: Stages | None = None,
+    speeds: tuple[Speed, Speed] | None = None,
+) -> BeforeAfter:  # fmt: skip
+    """Measure a model, let `act` edit it, measure it again beside what it said before.
+
+    `speeds`, before and after, are taken over where they were measured elsewhere: in turn with other models.
+    """
     stage = stages or (lambda name: lambda phase, fraction: None)
+    first, second = speeds or (None, None)
     if tokenizer is None:
         settings = replace(settings, quality_tokens=0)
-        before, _ = probe(model, settings=settings, held_bytes=held_bytes(model), progress=stage("before"))
+        before, _ = probe(model, None, None, held_bytes(model), settings, stage("before"), speed=first)
         act()
-        return BeforeAfter(
-            before, *probe(model, settings=settings, held_bytes=held_bytes(model), progress=stage("after"))
-        )
-    before, reference = probe_original(model, tokenizer, settings, stage("before"))
+        return BeforeAfter(before, *probe(model, None, None, held_bytes(model), settings, stage("after"), speed=second))
+    before, reference = probe_original(model, tokenizer, settings, stage("before"), speed=first)
     before = replace(before, resident_bytes=before.resident_bytes + held_bytes(model))
     with reference:
         act()
-        return BeforeAfter(before, *probe(model, tokenizer, reference, held_bytes(model), settings, stage("after")))
+        told = stage("after")
+        return BeforeAfter(before, *probe(model, tokenizer, reference, held_bytes(model), settings, told, speed=second))
 
 
 def held_bytes(model: nn.Module) -> int:

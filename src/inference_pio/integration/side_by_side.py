@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import psutil
@@ -17,6 +18,7 @@ from inference_pio.measure import (
     ProbeSettings,
     Quality,
     Report,
+    Speed,
     compare_measurements,
     describe_machine,
     measure_speed_interleaved,
@@ -41,7 +43,7 @@ class Outcome:
 
 
 class SideBySide:
-    """`plan()` looks, `measure()` measures, optimizes, measures, and times the plain and the optimized model in turn.
+    """`plan()` looks; `measure()` times the plain and the optimized model in turn, then measures each of them alone.
 
     On the CPU the other one of float32 and bfloat16 stands beside, because neither is always the faster: the decode
     ratio is against the faster plain model, every other ratio against the plain model that was optimized. What does
@@ -53,7 +55,6 @@ class SideBySide:
         self._settings = settings or ProbeSettings()
         self._notes: list[str] = []
         self._measured: dict[str, Measurement] = {}
-        self._opened: OpenedModel | None = None
 
     def plan(self) -> Plan:
         """Open the model and plan; nothing is touched."""
@@ -62,41 +63,25 @@ class SideBySide:
         self._settings = self._settings.fitted(opened.model)
         self._base = _dtype(opened.model)
         self._other = self._other_dtype(opened.model)
-        self._opened = opened if self._other is None else None
+        self._in_turn = self._fits(1.0, opened.model, "speeds were measured one after the other, not in turn")
         return self._plan
 
     def measure(self) -> Outcome:
         """Do what `plan` said. Takes minutes. Raises MeasureError, DiskFull and what applying raises."""
+        speeds = self._time_in_turn() if self._in_turn else {}
         if self._other is not None:
-            self._measured[_plain(self._other)] = self._alone(self._other)
-        opened = self._opened or self._asked.open(progress=False)
-        in_turn = self._fits(1.0, opened.model, "speeds were measured one after the other, not in turn")
-        quality = self._around(opened, in_turn)
-        if in_turn:
-            self._time_in_turn(opened)
+            name = _plain(self._other)
+            self._measured[name] = self._alone(self._other, speeds.get(name))
+        opened = self._asked.open(progress=False)
+        quality = self._around(opened, speeds)
         return Outcome(opened, self._report(opened, quality))
 
     # ------------------------------------------------------------------ the steps
 
-    def _alone(self, dtype: torch.dtype) -> Measurement:
-        """A plain model with no other one in memory, so that the peak is its own; its speed is taken later."""
-        opened = self._asked.open(dtype, progress=False)
-        settings = replace(self._settings, repeats=1)
-        if opened.tokenizer is None:
-            settings = replace(settings, quality_tokens=0)
-        return probe(opened.model, opened.tokenizer, settings=settings, progress=self._stages(_plain(dtype)))[0]
-
-    def _around(self, opened: OpenedModel, in_turn: bool) -> Quality | None:
-        settings = replace(self._settings, repeats=1) if in_turn else self._settings
-        names = {"before": _plain(self._base), "after": OPTIMIZED}
-        found = before_and_after(
-            opened.model, lambda: self._asked.apply(opened), opened.tokenizer, settings,
-            lambda stage: self._stages(names[stage]),
-        )  # fmt: skip
-        self._measured |= {names["before"]: found.before, names["after"]: found.after}
-        return found.quality
-
-    def _time_in_turn(self, optimized: OpenedModel) -> None:
+    def _time_in_turn(self) -> Mapping[str, Speed]:
+        """All models in memory together, for this only: what each takes of it is measured when it is alone."""
+        optimized = self._asked.open(progress=False)
+        self._asked.apply(optimized)
         dtypes = [self._base] if self._other is None else [self._other, self._base]
         plain = {_plain(dtype): self._asked.open(dtype, progress=False).model for dtype in dtypes}
         arms = measure_speed_interleaved(
@@ -104,15 +89,33 @@ class SideBySide:
             self._settings.repeats, decode_prompt_tokens=self._settings.decode_prompt_tokens,
             progress=self._stages(IN_TURN),
         )  # fmt: skip
-        self._measured = {name: one.with_speed(arms.speeds[name]) for name, one in self._measured.items()}
+        return arms.speeds
 
     def _prompt(self, opened: OpenedModel) -> Tensor:
-        """The prompt that each model alone was timed on, too."""
+        """Real text, where there is a tokenizer."""
         work, known = self._settings, vocab_size(opened.model)
         if opened.tokenizer is None:
             return sampled_tokens(known or 2, work.prefill_tokens)
-        tokens = evaluation_tokens(opened.tokenizer, known, work.quality_tokens, work.window)
+        tokens = evaluation_tokens(opened.tokenizer, known, work.prefill_tokens, work.window)
         return tokens.reshape(1, -1)[:, : work.prefill_tokens]
+
+    def _alone(self, dtype: torch.dtype, speed: Speed | None) -> Measurement:
+        """A plain model with no other one in memory, so that the peak is its own."""
+        gc.collect()
+        opened, settings = self._asked.open(dtype, progress=False), self._settings
+        if opened.tokenizer is None:
+            settings = replace(settings, quality_tokens=0)
+        stage = self._stages(_plain(dtype))
+        return probe(opened.model, opened.tokenizer, settings=settings, progress=stage, speed=speed)[0]
+
+    def _around(self, opened: OpenedModel, speeds: Mapping[str, Speed]) -> Quality | None:
+        names = {"before": _plain(self._base), "after": OPTIMIZED}
+        found = before_and_after(
+            opened.model, lambda: self._asked.apply(opened), opened.tokenizer, self._settings,
+            lambda stage: self._stages(names[stage]), (speeds[names["before"]], speeds[OPTIMIZED]) if speeds else None,
+        )  # fmt: skip
+        self._measured |= {names["before"]: found.before, names["after"]: found.after}
+        return found.quality
 
     # ------------------------------------------------------------------ what stands beside
 
@@ -120,12 +123,11 @@ class SideBySide:
         if input_device(model).type != "cpu":
             return None
         other = torch.bfloat16 if self._base == torch.float32 else torch.float32
-        ratio = other.itemsize / self._base.itemsize
-        return other if self._fits(1.0 + ratio, model, f"{_plain(other)} is not shown beside") else None
+        models = 1.0 + other.itemsize / self._base.itemsize
+        return other if self._fits(models, model, f"{_plain(other)} is not shown beside") else None
 
     def _fits(self, models: float, model: nn.Module, otherwise: str) -> bool:
-        """Whether so many further models of this size fit into the free memory; if not, the report says so."""
-        gc.collect()
+        """Whether so many models fit into the free memory beside this one; if not, the report says so."""
         need, free = models * self._plan.weight_bytes_before * SPARE, _free_bytes(input_device(model))
         if need > free:
             self._notes.append(f"{otherwise}: it needs {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")

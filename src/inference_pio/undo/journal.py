@@ -173,6 +173,7 @@ class Journal:
             slots = [self._data_slot(tensor) for tensor in tensors]
             for slot in slots:
                 self.frame.watch(slot.owner, whole=False)
+            self.frame.reads |= self._survey.slots_under(tensors)
             under = self._survey.rehoused_before(tensors)
             self._write(Rehouse(slots[0], tensors, [homes[tensor] for tensor in tensors], under, tuple(slots[1:])))
         self._park_unused()
@@ -251,6 +252,7 @@ class Journal:
                 self.frame.kept_in_place_bytes += first.untyped_storage().nbytes()
             return
         self._survey.users.parked(unused.tensors)
+        self.frame.reads |= self._survey.slots_under(unused.tensors)
         under = self._survey.rehoused_before(unused.tensors)
         parked = self.vault.park(unused.tensors, self._survey.names)
         self._write(Park(self._data_slot(first, "parked"), unused.tensors, parked, under))

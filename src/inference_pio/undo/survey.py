@@ -9,9 +9,16 @@ from torch import nn
 
 from inference_pio.compat import graph_holds
 from inference_pio.undo.frame import Frame
-from inference_pio.undo.holders import held_by_others, references_in, references_of
+from inference_pio.undo.holders import (
+    held_by_others,
+    references_in,
+    references_of,
+    slots_of_tensors,
+    taken_out,
+    tensors_in,
+)
 from inference_pio.undo.places import Places
-from inference_pio.undo.slots import Write, tensors_of
+from inference_pio.undo.slots import MappingWrite, Slot, Write, contents_of, tensors_of
 from inference_pio.undo.tensors import Rehouse
 from inference_pio.undo.users import Users
 
@@ -20,29 +27,53 @@ class Survey:
     """A look at the model before a step has taken references of its own, then kept up to date by the journal."""
 
     def __init__(self, model: nn.Module, frames: Sequence[Frame]) -> None:
-        self.references = references_in(frames)
         self.users = Users(model)
-        objects = _objects_of(model)
-        held = held_by_others(objects, self.references + self.users.places())
-        self.users.others_hold = held | {id(one) for one in objects if graph_holds(one)}
-        del objects
+        outside = taken_out(frames, self.users.knows)
+        self.references = references_in(frames)
+        self.references.update(id(value) for part in outside for value in contents_of(part))
+        self.users.others_hold = self._others_hold(_objects_of(model) + outside, outside)
+        self._note_what_left(frames, outside)
         self.places = Places(model)
         self.names = {id(tensor): name for name, tensor in named_tensors(model)}
-        self._rehoused = {
-            id(tensor): entry
-            for frame in frames
-            for entry in frame.entries
-            if isinstance(entry, Rehouse)
-            for tensor in entry.tensors
-        }
+        self._slots = slots_of_tensors(frames)
+        self._rehoused: dict[int, Rehouse] = {}
+        for frame in frames:
+            for entry in frame.entries:
+                self._note_home(entry)
+
+    def _others_hold(self, objects: list[object], outside: list[nn.Module]) -> set[int]:
+        known = self.references + self.users.places()
+        known.update(map(id, outside))
+        held = held_by_others(objects, known)
+        held |= {id(one) for one in objects if graph_holds(one)}
+        return held | {id(tensor) for part in outside if id(part) in held for tensor in tensors_of(part)}
+
+    def _note_what_left(self, frames: Sequence[Frame], outside: list[nn.Module]) -> None:
+        written = (entry for frame in frames for entry in frame.entries if isinstance(entry, MappingWrite))
+        for value in (*outside, *(value for entry in written for value in (entry.before, entry.after))):
+            for tensor in tensors_in(value):
+                self.users.left_before(tensor)
+
+    def _note_home(self, entry: Write) -> None:
+        if isinstance(entry, Rehouse):
+            self._rehoused.update((id(tensor), entry) for tensor in entry.tensors)
 
     def wrote(self, entry: Write) -> None:
         """Follow a write that was made."""
         self.references.update(references_of(entry))
+        self._note_home(entry)
         if isinstance(entry, Rehouse):
             for tensor in entry.tensors:
-                self._rehoused[id(tensor)] = entry
                 self.users.rehoused(tensor)
+
+    def slots_under(self, tensors: Iterable[torch.Tensor]) -> set[Slot]:
+        """What earlier steps wrote of these tensors, and to them: taking that back alone would meet them changed."""
+        found: set[Slot] = set()
+        for tensor in tensors:
+            found |= self._slots.get(id(tensor), set())
+            if (moved := self._rehoused.get(id(tensor))) is not None:
+                found |= {moved.slot, *moved.others}
+        return found
 
     def rehoused_before(self, tensors: Iterable[torch.Tensor]) -> list[Rehouse | None]:
         """The last write, if any, that moved each of these tensors' bytes."""

@@ -111,6 +111,13 @@ class Users:
                 storage.left.append(tensor)
             self._maybe_unused.append(key)
 
+    def left_before(self, tensor: torch.Tensor) -> None:
+        """A tensor that an earlier step took out, with its bytes: it goes with those of the model that share them."""
+        storage = self._storages.get(storage_key(tensor)) if not self._places[id(tensor)] else None
+        if storage is not None and all(tensor is not known for known in storage.left):
+            storage.left.append(tensor)
+            storage.needed |= id(tensor) in self.others_hold
+
     def rehoused(self, tensor: torch.Tensor) -> None:
         """A tensor of the model has got another storage."""
         if self._places[id(tensor)]:
