@@ -53,10 +53,10 @@ def cpu_flash_serves(query: Any, key: Any, value: Any, *, causal: bool) -> bool:
     return bool(choice == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value)
 
 
-def graph_holds(tensor: Any) -> bool:
-    """Whether something outside Python, such as a backward pass yet to come, still needs a tensor as it is."""
-    count = getattr(tensor, "_use_count", None)
-    return count is not None and bool(count() > 1)
+def torch_holds(tensor: Any) -> bool:
+    """Whether torch itself keeps a tensor's bytes: for a backward pass yet to come, or as a view of another tensor."""
+    count, is_view = getattr(tensor, "_use_count", None), getattr(tensor, "_is_view", None)
+    return bool((count is not None and count() > 1) or (is_view is not None and is_view()))
 
 
 EXPERTS_KEY = "_experts_implementation_internal"

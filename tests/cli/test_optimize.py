@@ -81,10 +81,10 @@ def test_what_cannot_end_well_is_told_before_the_work_begins(
 def test_ctrl_c_while_measuring_ends_with_130_and_leaves_no_file(
     llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: SideBySide) -> None:
+    def interrupted(self: SideBySide, *rest: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SideBySide, "_time_in_turn", lambda self, opened: interrupted(self))
+    monkeypatch.setattr(SideBySide, "_around", interrupted)
     place = tmp_path / "place"
     words = (str(llama_folder), "--json", str(place / "report.json"), "--save", str(place / "saved"))
     answer = optimized(*words)

@@ -36,7 +36,7 @@ def weighted(model: nn.Module) -> list[str]:
     return [
         path
         for path, module in model.named_modules()
-        if not module._modules and getattr(module, "weight", None) is not None
+        if not module._modules and module._parameters.get("weight") is not None
         if module.weight.dim() > 1 and users[id(module.weight)] == 1
     ]
 
@@ -54,7 +54,8 @@ class Doubled(nn.Module):
 
 def edit_everything(journal: Journal, model: nn.Module) -> None:
     """An optimization that uses every verb of the journal; the model still computes."""
-    one, two, three, four, *_ = [model.get_submodule(path) for path in weighted(model)]
+    paths = weighted(model)
+    one, two, three, four = (model.get_submodule(paths[number % len(paths)]) for number in range(4))
     journal.set(model, "label", "fast")
     journal.set(one, "weight", nn.Parameter(one.weight.detach().clone() * 2))
     journal.set(one, "note", [1])

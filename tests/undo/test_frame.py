@@ -88,7 +88,9 @@ def test_a_write_that_cannot_be_taken_back_yet_is_tried_again_after_the_others(e
 
 def test_a_write_that_never_can_be_taken_back_is_told_when_all_others_are() -> None:
     log: list[str] = []
-    frame = Frame("f", entries=[Stubborn(log, "a"), Stubborn(log, "b", MemoryError("none left"), 9), Stubborn(log, "c")])
+    frame = Frame(
+        "f", entries=[Stubborn(log, "a"), Stubborn(log, "b", MemoryError("none left"), 9), Stubborn(log, "c")]
+    )
     with pytest.raises(VaultError, match=r"b could not be brought back.*none left.*Load it anew") as told:
         frame.unwind()
     assert log == ["c", "a"]

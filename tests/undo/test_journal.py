@@ -59,9 +59,10 @@ def test_any_name_takes_any_value_and_gives_back_what_it_was(name: str, kind: st
     with journal.step("set") as frame:
         journal.set(model, name, VALUES[kind])
     assert getattr(model, name) is VALUES[kind]
-    assert sum(name in vars(model)[table] for table in ("_parameters", "_buffers", "_modules")) + (
-        name in vars(model)
-    ) == 1
+    assert (
+        sum(name in vars(model)[table] for table in ("_parameters", "_buffers", "_modules")) + (name in vars(model))
+        == 1
+    )
     take_back(journal, frame)
     assert before.differences(fingerprint(model)) == []
     assert list(model.state_dict()) == keys
@@ -449,7 +450,10 @@ def test_a_new_parameter_on_the_old_bytes_keeps_them(tmp_path: Path) -> None:
     assert torch.equal(model[0].weight, value.t())
 
 
-@pytest.mark.parametrize("holder", ["variable", "module", "other model", "shared parent", "optimizer", "closure", "graph"])
+HOLDERS = ["variable", "module", "other model", "shared parent", "optimizer", "closure", "graph"]
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
 def test_bytes_that_somebody_else_holds_stay_and_are_counted(holder: str, tmp_path: Path) -> None:
     model = nn.Sequential(two_linears(bias=False))
     journal = on_disk(model, tmp_path)
@@ -477,6 +481,18 @@ def test_bytes_that_somebody_else_holds_stay_and_are_counted(holder: str, tmp_pa
         held.backward()
     take_back(journal, frame)
     assert torch.equal(model[0][0].weight, value)
+
+
+def test_a_buffer_that_is_a_view_of_a_larger_tensor_keeps_it_and_counts_all_of_it(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.register_buffer("mask", torch.ones(10, 4).tril()[:2])
+    before = fingerprint(model)
+    journal = on_disk(model, tmp_path)
+    with journal.step("drop") as frame:
+        journal.delete(model, "mask")
+    assert (frame.held_bytes, frame.parked_bytes) == (160, 0)
+    take_back(journal, frame)
+    assert before.differences(fingerprint(model)) == []
 
 
 def test_a_variable_that_takes_a_parameter_within_the_step_keeps_its_bytes(tmp_path: Path) -> None:

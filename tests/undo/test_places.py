@@ -82,7 +82,9 @@ def test_the_chain_names_the_slots_of_the_children_on_the_way() -> None:
 
 def test_twenty_thousand_modules_are_placed_in_well_under_a_second() -> None:
     shared = nn.Identity()
-    model = nn.Sequential(*[nn.Sequential(*[nn.Sequential(nn.Identity(), shared) for _ in range(100)]) for _ in range(100)])
+    model = nn.Sequential(
+        *[nn.Sequential(*[nn.Sequential(nn.Identity(), shared) for _ in range(100)]) for _ in range(100)]
+    )
     started = time.process_time()
     places = Places(model)
     assert time.process_time() - started < 0.8

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -228,6 +229,33 @@ def test_a_folder_that_cannot_be_written_is_told_with_the_way_out(place: str, tm
     assert before.differences(fingerprint(model)) == []
 
 
+def test_a_folder_that_was_cleaned_away_is_told_and_what_stands_stays(tmp_path: Path) -> None:
+    model = linears()
+    journal = Journal(model, Vault("disk", tmp_path))
+    with journal.step("one"):
+        journal.replace(model[0], nn.Identity())
+    shutil.rmtree(parked_file(tmp_path).parent)
+    standing = fingerprint(model)
+    with pytest.raises(StorageError, match="the folder for originals.*is gone"), journal.step("two"):
+        journal.replace(model[1], nn.Identity())
+    assert standing.differences(fingerprint(model)) == []
+
+
+def test_originals_outlive_the_vault_that_parked_them(tmp_path: Path) -> None:
+    model = linears()
+    before = fingerprint(model)
+    journal = Journal(model, Vault("disk", tmp_path))
+    with journal.step("replace") as frame:
+        journal.replace(model[0], nn.Identity())
+    journal.vault = Vault("host")
+    gc.collect()
+    take_back(journal, frame)
+    assert before.differences(fingerprint(model)) == []
+    del frame
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
 # ------------------------------------------------------------------ the checkpoint as a source
 
 
@@ -396,7 +424,7 @@ def test_a_forked_child_leaves_the_folder_to_its_parent(tmp_path: Path) -> None:
     )
     done = run(forking, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "1"
+    assert done.stdout.split()[-1] == "2", "weight and bias are still there"
     assert list(tmp_path.iterdir()) == []
 
 

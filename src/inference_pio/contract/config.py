@@ -28,7 +28,7 @@ class OptimizationConfig(Settings):
     True
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)  # names of types and lists come from files
 
     name: str = Field(min_length=1)
     enabled: bool = True

@@ -84,7 +84,10 @@ def _changed(wanted: dict[str, Wanted], changes: Changes) -> dict[str, Wanted]:
     for name in dict.fromkeys((*changes.enable, *changes.parameters)):
         before = wanted.get(name)
         parameters = {**(before.parameters if before else {}), **changes.parameters.get(name, {})}
-        wanted[name] = manager.wanted(name, parameters, priority=before.priority if before else None)
+        wanted[name] = manager.wanted(
+            name, parameters, priority=before.priority if before else None,
+            dependencies=before.dependencies if before else (),
+        )  # fmt: skip
     for name in changes.disable:
         manager.registry.get(name)
         wanted.pop(name, None)

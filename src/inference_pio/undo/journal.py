@@ -255,7 +255,12 @@ class Journal:
         self.frame.reads |= self._survey.slots_under(unused.tensors)
         under = self._survey.rehoused_before(unused.tensors)
         parked = self.vault.park(unused.tensors, self._survey.names)
-        self._write(Park(self._data_slot(first, "parked"), unused.tensors, parked, under))
+        entry = Park(self._data_slot(first, "parked"), unused.tensors, parked, under)
+        try:
+            self._write(entry)
+        finally:
+            if entry not in self.frame.entries:
+                parked.discard()
 
 
 def unwind(frame: Frame, mark: int = 0) -> None:

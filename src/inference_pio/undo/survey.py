@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from inference_pio.compat import graph_holds
+from inference_pio.compat import torch_holds
 from inference_pio.undo.frame import Frame
 from inference_pio.undo.holders import (
     held_by_others,
@@ -45,7 +45,7 @@ class Survey:
         known = self.references + self.users.places()
         known.update(map(id, outside))
         held = held_by_others(objects, known)
-        held |= {id(one) for one in objects if graph_holds(one)}
+        held |= {id(one) for one in objects if torch_holds(one)}
         return held | {id(tensor) for part in outside if id(part) in held for tensor in tensors_of(part)}
 
     def _note_what_left(self, frames: Sequence[Frame], outside: list[nn.Module]) -> None:

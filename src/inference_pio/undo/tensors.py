@@ -126,7 +126,7 @@ class Rehouse:
             home, stood = self.homes[place], self._stood[place]
             source = stood if home is None else home
             if source is not None:
-                _once_each(old).copy_(_once_each(source))
+                _copy(old, source)
             point(tensor, old)
             if (under := self.under[place]) is not None:
                 under.uncover(tensor)
@@ -168,9 +168,9 @@ def _address(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _once_each(tensor: torch.Tensor) -> torch.Tensor:
-    """A view without the repeats of an expanded tensor, since those cannot be written."""
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+def _copy(old: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy values into a view; the repeats of an expanded one cannot be written, so each is written once."""
+    for dim, (size, stride) in enumerate(zip(old.shape, old.stride(), strict=True)):
         if stride == 0 and size > 1:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
+            old, source = old.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
+    old.copy_(source)

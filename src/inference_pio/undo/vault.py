@@ -133,7 +133,7 @@ class Vault:
             raise InvalidSetting(f"keep_originals={keep!r} is not one of {', '.join(get_args(KeepOriginals))}.")
         self.keep = keep
         self._parent = folder
-        self._folder: Path | None = None
+        self._folder: _Folder | None = None
         self._checkpoint = checkpoint
         self._count = 0
 
@@ -186,34 +186,50 @@ class Vault:
         return Parked(views, "host memory", lambda: raw, checksum_of(raw), raw.numel(), held_bytes=raw.numel())
 
     def _on_disk(self, raw: torch.Tensor, views: tuple[View, ...]) -> Parked:
-        folder = self._open_folder()
-        free = shutil.disk_usage(folder).free
+        if self._folder is None:
+            self._folder = _Folder(self._parent or Path(tempfile.gettempdir()))
+        folder = self._folder
+        free = folder.free_bytes()
         if free < raw.numel() + SPARE_DISK_BYTES:
             raise DiskFull(
-                f"no room to park {raw.numel() / 1e6:.0f} MB of originals in {folder} ({free / 1e6:.0f} MB free). "
+                f"no room to park {raw.numel() / 1e6:.0f} MB of originals in {folder.path} ({free / 1e6:.0f} MB free). "
                 "Free some space, set INFERENCE_PIO_CACHE to another disk, or use keep_originals='host' or 'none'."
             )
         self._count += 1
-        file = folder / f"{self._count:06d}.bin"
+        file = folder.path / f"{self._count:06d}.bin"
         _write_private(file, raw)
-        load = partial(_read_file, file, raw.numel())  # must not refer to `raw`: that is the memory to be freed
-        return Parked(views, str(folder), load, checksum_of(raw), raw.numel(), discard=partial(_unlink, file))
+        load = partial(folder.read, file, raw.numel())  # not `raw` itself: that is the memory to be freed
+        return Parked(views, str(folder.path), load, checksum_of(raw), raw.numel(), discard=partial(_unlink, file))
 
-    def _open_folder(self) -> Path:
-        if self._folder is None:
-            parent = self._parent or Path(tempfile.gettempdir())
-            try:
-                parent.mkdir(parents=True, exist_ok=True)
-                sweep_dead(parent)
-                self._folder = Path(tempfile.mkdtemp(prefix=f"undo-{os.getpid()}-{_host()}.", dir=parent))
-                lock = _lock(self._folder)
-            except OSError as error:
-                raise StorageError(
-                    f"cannot write originals to {parent}: {error.strerror}. "
-                    "Set INFERENCE_PIO_CACHE to a writable folder, or use keep_originals='host'."
-                ) from error
-            weakref.finalize(self, _remove, self._folder, lock, os.getpid())
-        return self._folder
+
+class _Folder:
+    """A folder of this process alone; it goes when neither its vault nor anything parked in it is left."""
+
+    def __init__(self, parent: Path) -> None:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            sweep_dead(parent)
+            self.path = Path(tempfile.mkdtemp(prefix=f"undo-{os.getpid()}-{_host()}.", dir=parent))
+            lock = _lock(self.path)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write originals to {parent}: {error.strerror}. "
+                "Set INFERENCE_PIO_CACHE to a writable folder, or use keep_originals='host'."
+            ) from error
+        weakref.finalize(self, _remove, self.path, lock, os.getpid())
+
+    def free_bytes(self) -> int:
+        try:
+            return shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise StorageError(
+                f"the folder for originals, {self.path}, is gone ({error.strerror}): reset the model, if it still can "
+                "be, or load it anew."
+            ) from error
+
+    def read(self, file: Path, nbytes: int) -> torch.Tensor:
+        """The bytes of a file here; whoever may still read keeps the folder."""
+        return TensorInFile(file, "an original", 0, nbytes, torch.uint8, (nbytes,)).read()
 
 
 def _gone() -> torch.Tensor:
@@ -249,10 +265,6 @@ def _write_private(file: Path, raw: torch.Tensor) -> None:
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-
-
-def _read_file(file: Path, nbytes: int) -> torch.Tensor:
-    return TensorInFile(file, "an original", 0, nbytes, torch.uint8, (nbytes,)).read()
 
 
 def _unlink(file: Path) -> None:

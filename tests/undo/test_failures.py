@@ -1,0 +1,122 @@
+"""An edit that uses every verb fails at every write, in every way: the model is as it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from inference_pio.undo.fingerprint import fingerprint
+from inference_pio.undo.journal import Journal
+from inference_pio.undo.slots import Write
+from inference_pio.undo.transaction import Transaction
+from inference_pio.undo.vault import KeepOriginals, Vault
+from tests import tiny
+from tests.undo.help import edit_everything, take_back
+
+ERRORS = (RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError, MemoryError)
+
+
+@contextmanager
+def failing_at(number: int, when: str, error: type[BaseException]) -> Iterator[None]:
+    """Let the journal's n-th write fail, before or after it was done."""
+    write, left = Journal._write, [number]
+
+    def broken(journal: Journal, entry: Write) -> None:
+        left[0] -= 1
+        if when == "before" and left[0] < 0:
+            raise error("injected")
+        write(journal, entry)
+        if when == "after" and left[0] < 0:
+            raise error("injected")
+
+    Journal._write = broken  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Journal._write = write  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("name", tiny.TINY)
+def test_a_failure_at_any_write_leaves_the_model_as_it_was(name: str, tmp_path: Path) -> None:
+    model = tiny.build(name)
+    before, out = fingerprint(model), tiny.logits(model, name)
+    journal = Journal(model, Vault("disk", tmp_path))
+    number, reached_the_end = 0, False
+    while not reached_the_end:
+        for when in ("before", "after"):
+            error = ERRORS[(2 * number + (when == "after")) % len(ERRORS)]
+            try:
+                with failing_at(number, when, error), journal.step("edit"):
+                    edit_everything(journal, model)
+                reached_the_end = True
+                break
+            except error:
+                assert before.differences(fingerprint(model)) == [], (number, when, error)
+                assert journal.frames == []
+        number += 1
+    assert number > 12
+    take_back(journal, *journal.frames)
+    assert before.differences(fingerprint(model)) == []
+    assert torch.equal(tiny.logits(model, name), out)
+    assert list(tmp_path.rglob("*.bin")) == []
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "plain"])
+def test_a_failure_in_a_second_step_leaves_the_first_one(
+    name: str, error: type[BaseException], tmp_path: Path
+) -> None:
+    model = tiny.build(name)
+    before = fingerprint(model)
+    journal = Journal(model, Vault("disk", tmp_path))
+    with journal.step("first"):
+        edit_everything(journal, model)
+    standing, out = fingerprint(model), tiny.logits(model, name)
+    for number in range(0, 14, 3):
+        with pytest.raises(error), failing_at(number, "after", error), journal.step("second"):
+            edit_everything(journal, model)
+        assert standing.differences(fingerprint(model)) == []
+    assert torch.equal(tiny.logits(model, name), out)
+    take_back(journal, *journal.frames)
+    assert before.differences(fingerprint(model)) == []
+
+
+@pytest.mark.parametrize("keep", ["auto", "host", "device", "none"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_moe"])
+def test_the_edit_comes_off_exactly_whatever_keeps_the_originals(
+    name: str, keep: KeepOriginals, tmp_path: Path
+) -> None:
+    model = tiny.build(name, dtype=torch.bfloat16)
+    before, out = fingerprint(model), tiny.logits(model, name)
+    journal = Journal(model, Vault(keep, tmp_path))
+    transaction = Transaction(journal)
+    with journal.step("edit"):
+        edit_everything(journal, model)
+    assert not torch.equal(tiny.logits(model, name), out)
+    if keep == "none":
+        transaction.rollback()
+    else:
+        transaction.commit()
+        take_back(journal, *journal.frames)
+    assert before.differences(fingerprint(model)) == []
+    assert torch.equal(tiny.logits(model, name), out)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "plain"])
+def test_training_goes_on_after_the_edit_has_come_off(name: str, tmp_path: Path) -> None:
+    model = tiny.build(name)
+    journal = Journal(model, Vault("disk", tmp_path))
+    with journal.step("edit"):
+        edit_everything(journal, model)
+    model.train()
+    take_back(journal, *journal.frames)
+    assert all(module.training for module in model.modules() if not isinstance(module, nn.Identity))
+    given = tiny.inputs(name, model)
+    answer = model(**given)
+    (answer if name == "plain" else answer.logits).float().sum().backward()
+    assert [path for path, one in model.named_parameters() if one.grad is None] == []
