@@ -38,9 +38,9 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Symmetric: a row's largest weight gets code 127. Codes are rounded against the scale as bfloat16 holds it, so
     keeping it in 16 bits loses nothing. Weights on the meta device give codes on the meta device.
 
-    >>> q, scale = quantize_rows(torch.tensor([[1.0, -0.5, 0.25], [0.0, 0.0, 0.0]]))
+    >>> q, scale = quantize_rows(torch.tensor([[254.0, -127.0, 3.0], [0.0, 0.0, 0.0]]))
     >>> q.tolist(), scale.tolist()
-    ([[127, -64, 32], [0, 0, 0]], [0.0078735..., 1.0])
+    ([[127, -64, 2], [0, 0, 0]], [2.0, 1.0])
     """
     q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scale = torch.empty(weight.shape[:-1], dtype=torch.bfloat16, device=weight.device)
