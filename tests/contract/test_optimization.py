@@ -1,24 +1,58 @@
-"""The interface: a class says what it is and acts through a manager's journal alone."""
-
 from __future__ import annotations
 
 import pytest
 from torch import nn
 
 from inference_pio.contract.config import OptimizationType
-from inference_pio.contract.optimization import OptimizationInterface, Step
+from inference_pio.contract.optimization import OptimizationInterface, Stage, Step
+from inference_pio.contract.settings import Settings
 from inference_pio.errors import InvalidSetting, UnknownName
 from inference_pio.undo.journal import Journal
 
 
-class Label(OptimizationInterface):
-    name = "label"
+class Sizes(Settings):
+    size: int = 4
+
+
+class Labels(OptimizationInterface):
+    name = "labels"
     optimization_type = OptimizationType.COMPUTE
+    Parameters = Sizes
 
     def apply(self, model: nn.Module) -> nn.Module:
-        self.journal.set(model, "label", True)
-        self.say(backend="here", note="done")
+        self.journal.set(model, "label", self.parameters.size)
+        self.say(backend="plain", note="labelled")
+        self.say(note="twice")
         return model
+
+
+def test_parameters_are_checked_when_it_is_made() -> None:
+    assert Labels({"size": 5}).parameters == Sizes(size=5)
+    assert Labels().parameters == Sizes()
+    with pytest.raises(UnknownName, match="unknown parameter 'sise' of labels"):
+        Labels({"sise": 5})
+    with pytest.raises(InvalidSetting, match="wrong settings for labels"):
+        Labels({"size": "big"})
+
+
+def test_one_without_parameters_takes_none() -> None:
+    class Bare(Labels):
+        Parameters = OptimizationInterface.Parameters
+
+    assert Bare({}).parameters is not None
+    with pytest.raises(UnknownName, match="None is known"):
+        Bare({"size": 1})
+
+
+def test_the_plain_answers_of_an_optimization() -> None:
+    optimization = Labels()
+    model = nn.Identity()
+    (site,) = optimization.sites(model)
+    assert (site.path, site.acts) == ("", True)
+    assert optimization.decide(model, [site]) == {}
+    assert optimization.preflight(model, [site]) is None
+    assert Labels.unavailable() is None
+    assert optimization.stage is Stage.COMPUTATION
 
 
 def test_a_class_without_an_apply_cannot_be_made() -> None:
@@ -26,31 +60,35 @@ def test_a_class_without_an_apply_cannot_be_made() -> None:
         OptimizationInterface()  # type: ignore[abstract]
 
 
-def test_acting_without_a_manager_is_refused_with_the_way_out() -> None:
-    with pytest.raises(InvalidSetting, match="get_optimization_manager"):
-        Label().apply(nn.ReLU())
-    with pytest.raises(InvalidSetting, match="nothing to take back"):
-        Label().remove(nn.ReLU())
+def test_outside_a_manager_it_says_how_it_is_meant_to_act() -> None:
+    model = nn.Identity()
+    with pytest.raises(InvalidSetting, match=r"apply_optimizations\(model, \['labels'\]\)"):
+        Labels().apply(model)
+    with pytest.raises(InvalidSetting, match="not applied through a manager"):
+        Labels().remove(model)
+    assert not hasattr(model, "label")
 
 
-def test_by_default_the_whole_model_is_the_site_and_there_is_nothing_to_decide() -> None:
-    (site,) = Label().sites(nn.ReLU())
-    assert (site.path, site.acts) == ("", True)
-    assert Label().decide(nn.ReLU(), (site,)) == {}
-    assert Label().preflight(nn.ReLU(), (site,)) is None
-    assert Label.unavailable() is None
-
-
-def test_parameters_that_a_class_does_not_have_are_refused() -> None:
-    with pytest.raises(UnknownName, match="of label"):
-        Label({"level": 1})
-
-
-def test_what_is_said_while_acting_reaches_the_step() -> None:
-    model = nn.ReLU()
+def test_within_a_step_it_acts_through_the_journal_and_talks_into_the_receipt() -> None:
+    model = nn.Identity()
     journal = Journal(model)
-    optimization = Label()
-    optimization._step = step = Step(journal, (), {})
-    with journal.step("label"):
+    optimization = Labels({"size": 7})
+    step = Step(journal, (), {})
+    with journal.step("labels"):
+        optimization._step = step
         optimization.apply(model)
-    assert (step.backend, step.notes) == ("here", ["done"])
+    assert model.label == 7
+    assert (step.backend, step.notes) == ("plain", ["labelled", "twice"])
+
+
+def test_an_applied_one_is_removed_by_the_manager_it_was_given() -> None:
+    optimization = Labels()
+    seen: list[nn.Module] = []
+    optimization._remover = lambda model: seen.append(model) or model
+    model = nn.Identity()
+    assert optimization.remove(model) is model
+    assert seen == [model]
+
+
+def test_stages_come_in_the_order_of_the_design() -> None:
+    assert Stage.STRUCTURE < Stage.STORAGE < Stage.COMPUTATION < Stage.PLACEMENT

@@ -1,5 +1,3 @@
-"""Sites act or are passed over with a reason."""
-
 from __future__ import annotations
 
 import json
@@ -7,21 +5,25 @@ import json
 from inference_pio.contract.site import Site, skips_by_reason
 
 
-def test_a_site_with_a_reason_does_not_act() -> None:
+def test_a_site_acts_unless_it_says_why_not() -> None:
     assert Site("a").acts
     assert not Site("a", skip="tied").acts
+    assert not Site("a", skip="").acts
+
+
+def test_a_site_is_plain_data_without_what_is_empty() -> None:
+    full = Site("a.b", "router", frozenset({"z", "y"}), "tied", False, 12)
+    assert json.loads(json.dumps(full.to_json())) == {
+        "path": "a.b", "role": "router", "claims": ["y", "z"], "skip": "tied", "nbytes": 12,
+    }  # fmt: skip
+    assert Site("").to_json()["path"] == ""
+    assert Site("").to_json() == {"path": "", "role": "unknown", "whole": True}
 
 
 def test_skips_are_gathered_by_reason_in_the_order_met() -> None:
-    sites = (Site("a", skip="tied"), Site("b"), Site("c", skip="hooked"), Site("d", skip="tied"))
-    assert [(skips.reason, skips.paths) for skips in skips_by_reason(sites)] == [
-        ("tied", ("a", "d")),
-        ("hooked", ("c",)),
+    sites = [Site("a", skip="tied"), Site("b"), Site("c", skip="small"), Site("d", skip="tied")]
+    assert [skips.to_json() for skips in skips_by_reason(sites)] == [
+        {"reason": "tied", "count": 2, "paths": ["a", "d"]},
+        {"reason": "small", "count": 1, "paths": ["c"]},
     ]
-
-
-def test_a_site_becomes_plain_data() -> None:
-    data = Site("a", "head", claims=frozenset({"y", "x"}), nbytes=3).to_json()
-    assert json.loads(json.dumps(data)) == {
-        "path": "a", "role": "head", "claims": ["x", "y"], "whole": True, "nbytes": 3,
-    }  # fmt: skip
+    assert skips_by_reason(()) == ()

@@ -54,3 +54,25 @@ def test_a_new_step_that_commutes_goes_on_top() -> None:
 
 def test_a_new_step_that_belongs_below_one_that_reads_it_makes_that_one_move() -> None:
     assert moves_between(standing(ON_A, B), [A, ON_A, B]) == Moves((), ("on_a",), ("a", "on_a"))
+
+
+def test_what_stands_on_what_stands_on_a_step_that_goes_moves_too() -> None:
+    on_that = planned("on_that", frame("on_that", "top", watches="middle"))
+    assert moves_between(standing(A, ON_A, B, on_that), [ON_A, B, on_that]) == Moves(
+        ("a",), ("on_a", "on_that"), ("on_a", "on_that")
+    )
+
+
+def test_a_step_below_one_that_goes_stays() -> None:
+    assert moves_between(standing(A, ON_A), [A]) == Moves(("on_a",), (), ())
+
+
+def test_two_steps_planned_the_other_way_round_are_played_again_only_if_it_matters() -> None:
+    assert moves_between(standing(A, B), [B, A]) == Moves((), (), ())
+    assert moves_between(standing(A, ON_A), [ON_A, A]) == Moves((), ("a", "on_a"), ("on_a", "a"))
+
+
+def test_nothing_wanted_takes_everything_back() -> None:
+    moves = moves_between(standing(A, B, ON_A), [])
+    assert moves == Moves(("a", "b", "on_a"), (), ())
+    assert moves.taken_back == ("a", "b", "on_a")

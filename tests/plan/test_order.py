@@ -61,3 +61,25 @@ def test_what_only_needs_the_circle_is_not_taken_for_a_part_of_it() -> None:
 def test_a_step_that_needs_itself_is_a_circle() -> None:
     with pytest.raises(DependencyCycle, match="cut -> cut"):
         in_order(target(Wanted("cut", dependencies=("cut",))), STAGES)
+
+
+def test_a_long_chain_against_all_stages_is_followed_and_told_where_it_turns_back() -> None:
+    stages = {"d": Stage.STRUCTURE, "c": Stage.STORAGE, "b": Stage.COMPUTATION, "a": Stage.PLACEMENT}
+    members = [Wanted("a"), *(Wanted(name, dependencies=(need,)) for name, need in ("ba", "cb", "dc"))]
+    names, notes = in_order(target(*members), stages)
+    assert names == ["a", "b", "c", "d"]
+    assert len(notes) == 3
+
+
+def test_what_is_free_to_go_does_not_wait_for_a_dependency_of_a_later_stage() -> None:
+    members = Wanted("cut", dependencies=("fuse",)), Wanted("fuse"), Wanted("pack"), Wanted("fast")
+    assert in_order(target(*members), STAGES)[0] == ["pack", "fast", "fuse", "cut"]
+
+
+def test_a_dependency_outside_the_target_is_no_reason_to_wait() -> None:
+    assert in_order(target(Wanted("cut", dependencies=("elsewhere",))), STAGES) == (["cut"], [])
+
+
+def test_negative_priorities_count_and_nothing_gives_nothing() -> None:
+    assert in_order(target(Wanted("fast"), Wanted("fuse", priority=-1)), STAGES)[0] == ["fuse", "fast"]
+    assert in_order({}, STAGES) == ([], [])

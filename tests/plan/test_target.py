@@ -67,3 +67,25 @@ def test_dependencies_of_a_configuration_count_too(registry: OptimizationRegistr
 def test_an_unknown_dependency_is_named(registry: OptimizationRegistry) -> None:
     with pytest.raises(UnknownName, match="Did you mean 'base'"):
         with_dependencies([Wanted("middle", dependencies=("bas",))], registry)
+
+
+def test_a_member_that_is_switched_off_but_needed_is_switched_on_and_told(registry: OptimizationRegistry) -> None:
+    target, notes = with_dependencies([Wanted("base", order=False, off="switched off"), Wanted("middle")], registry)
+    assert target["base"].off is None
+    assert notes == ["base was added: middle depends on it."]
+
+
+def test_a_circle_of_dependencies_ends_and_is_left_to_the_order(registry: OptimizationRegistry) -> None:
+    target, _ = with_dependencies([Wanted("base", dependencies=("top",))], registry)
+    assert set(target) == {"base", "top", "middle"}
+
+
+def test_the_members_given_are_not_changed(registry: OptimizationRegistry) -> None:
+    given = Wanted("middle")
+    target, _ = with_dependencies([given], registry)
+    assert (given.dependencies, target["middle"].dependencies) == ((), ("base",))
+
+
+def test_of_two_wishes_for_one_name_the_later_one_counts(registry: OptimizationRegistry) -> None:
+    target, _ = with_dependencies([Wanted("base", {"x": 1}), Wanted("base", {"x": 2})], registry)
+    assert target["base"].parameters == {"x": 2}

@@ -124,7 +124,7 @@ def test_equal_plain_values_are_no_drift() -> None:
     with journal.step("set"):
         journal.set(model, "size", 10**6)
         journal.set(model, "shape", (1, 2))
-    model.size, model.shape = int("1000000"), tuple([1, 2])
+    model.size, model.shape = int("1000000"), tuple(range(1, 3))
     check_drift(journal, journal.frames)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,11 +68,56 @@ def test_a_failure_at_any_write_leaves_the_model_as_it_was(name: str, tmp_path: 
     assert list(tmp_path.rglob("*.bin")) == []
 
 
+def pressing_ctrl_c(journal: Journal, seconds: float, deed: Callable[[Transaction], None]) -> None:
+    """Do something as one transaction, with a Ctrl-C so many seconds after its start if it still runs then."""
+    armed, transaction = [True], Transaction(journal)
+    handler = signal.signal(signal.SIGALRM, lambda *given: armed[0] and signal.raise_signal(signal.SIGINT))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        deed(transaction)
+        transaction.commit()
+        armed[0] = False
+    except KeyboardInterrupt:
+        armed[0] = False
+        transaction.rollback()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+@pytest.mark.filterwarnings(  # Python can be interrupted between the opening of a file and the `with` that closes it
+    "ignore:.*(BufferedWriter|FileIO):pytest.PytestUnraisableExceptionWarning"
+)
+def test_ctrl_c_at_any_moment_leaves_the_model_edited_or_as_it_was(tmp_path: Path) -> None:
+    model = tiny.build("llama")
+    before = fingerprint(model)
+    journal = Journal(model, Vault("disk", tmp_path))
+    moments = random.Random(0)
+    outcomes = {"edited": 0, "as before": 0}
+    for _ in range(150):
+        pressing_ctrl_c(journal, moments.uniform(1e-5, 4e-3), lambda _: _step(journal))
+        outcomes["edited" if journal.frames else "as before"] += 1
+        if not journal.frames:
+            assert before.differences(fingerprint(model)) == []
+            continue
+        standing, frames = fingerprint(model), list(journal.frames)
+        pressing_ctrl_c(
+            journal, moments.uniform(1e-5, 1e-3), lambda transaction, frames=frames: transaction.undo(frames)
+        )
+        assert (standing if journal.frames else before).differences(fingerprint(model)) == []
+        take_back(journal, *journal.frames)
+        assert before.differences(fingerprint(model)) == []
+    assert outcomes["as before"] > 0
+
+
+def _step(journal: Journal) -> None:
+    with journal.step("edit"):
+        edit_everything(journal, journal.model)
+
+
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "plain"])
-def test_a_failure_in_a_second_step_leaves_the_first_one(
-    name: str, error: type[BaseException], tmp_path: Path
-) -> None:
+def test_a_failure_in_a_second_step_leaves_the_first_one(name: str, error: type[BaseException], tmp_path: Path) -> None:
     model = tiny.build(name)
     before = fingerprint(model)
     journal = Journal(model, Vault("disk", tmp_path))

@@ -68,8 +68,6 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
-
-
 @pytest.mark.parametrize("kind", CHANGES)
 def test_every_kind_of_change_is_seen(kind: str) -> None:
     model = note(tiny.build("qwen3"))

@@ -52,7 +52,7 @@ def is_open(gate: Gate) -> bool:
     """Whether anybody can edit at once, and nothing of earlier visits is left."""
     with gate.writing(0):
         pass
-    return not (gate._readers or gate._writers or gate._waiting)
+    return not gate._visits
 
 
 def test_readers_come_in_together_and_again_from_within() -> None:

@@ -14,20 +14,30 @@ def press() -> None:
 
 def test_a_ctrl_c_waits_for_the_end_of_the_block() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), held_back():
-        press()
-        press()
-        done.append(True)
+
+    def block() -> None:
+        with held_back():
+            press()
+            press()
+            done.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert done
 
 
 def test_the_outermost_block_decides() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), held_back():
+
+    def block() -> None:
         with held_back():
-            press()
-            done.append("inner")
-        done.append("outer")
+            with held_back():
+                press()
+                done.append("inner")
+            done.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert done == ["inner", "outer"]
 
 

@@ -153,9 +153,14 @@ def test_a_renamed_setting_of_a_real_configuration_is_refused_too() -> None:
 def test_only_objects_of_one_model_are_edited(owner: Any) -> None:
     model = two_linears()
     journal = Journal(model)
-    with pytest.raises(InvalidSetting), journal.step("patch"):
-        journal.set(model, "label", 1)
-        journal.set(owner, "label", 1)
+
+    def patch() -> None:
+        with journal.step("patch"):
+            journal.set(model, "label", 1)
+            journal.set(owner, "label", 1)
+
+    with pytest.raises(InvalidSetting):
+        patch()
     assert not hasattr(model, "label")
     assert not hasattr(owner, "label")
 
@@ -519,9 +524,14 @@ def test_a_parked_original_cannot_come_back_within_its_step(tmp_path: Path) -> N
     model = two_linears(bias=False)
     before = fingerprint(model)
     journal = on_disk(model, tmp_path)
-    with pytest.raises(InvalidSetting, match="Put the new module together first"), journal.step("badly"):
-        journal.replace(model[0], Doubled(nn.Identity()))
-        journal.set(model[0], "inner", journal.frame.entries[0].before)  # type: ignore[attr-defined]
+
+    def badly() -> None:
+        with journal.step("badly"):
+            journal.replace(model[0], Doubled(nn.Identity()))
+            journal.set(model[0], "inner", journal.frame.entries[0].before)  # type: ignore[attr-defined]
+
+    with pytest.raises(InvalidSetting, match="Put the new module together first"):
+        badly()
     assert before.differences(fingerprint(model)) == []
 
 
@@ -668,11 +678,16 @@ def test_a_failed_step_leaves_no_frame_no_file_and_nothing_open(tmp_path: Path) 
     before = fingerprint(model)
     journal = on_disk(model, tmp_path)
     log: list[str] = []
-    with pytest.raises(ZeroDivisionError), journal.step("fails"):
-        journal.defer(lambda: log.append("first"))
-        journal.replace(model[0], nn.Identity())
-        journal.defer(lambda: log.append("second"))
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with journal.step("fails"):
+            journal.defer(lambda: log.append("first"))
+            journal.replace(model[0], nn.Identity())
+            journal.defer(lambda: log.append("second"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert before.differences(fingerprint(model)) == []
     assert journal.frames == []
     assert log == ["second", "first"]
@@ -684,9 +699,14 @@ def test_a_failure_in_an_added_part_of_the_base_leaves_its_first_part() -> None:
     journal = Journal(model)
     with journal.step("(base)", into=journal.base):
         journal.set(model, "label", 1)
-    with pytest.raises(ZeroDivisionError), journal.step("(base)", into=journal.base):
-        journal.set(model, "label", 2)
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with journal.step("(base)", into=journal.base):
+            journal.set(model, "label", 2)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert model.label == 1
     assert len(journal.base.entries) == 1
     unwind(journal.base)

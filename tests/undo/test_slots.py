@@ -93,10 +93,14 @@ def test_a_ctrl_c_within_an_undo_is_made_good_by_the_next_call(after: object, ch
     entry = MappingWrite(SLOT, table, "b", after)
     entry.redo()
     table.left = changes
-    with pytest.raises(KeyboardInterrupt):
+
+    def to_and_fro() -> None:
         while table.left > 0:
             entry.undo()
             entry.redo()
+
+    with pytest.raises(KeyboardInterrupt):
+        to_and_fro()
     entry.undo()
     assert list(table.items()) == start
 

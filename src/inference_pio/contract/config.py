@@ -37,11 +37,6 @@ class OptimizationConfig(Settings):
     dependencies: tuple[str, ...] = ()
     parameters: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("dependencies", mode="before")
-    @classmethod
-    def _any_sequence(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
-
     @field_validator("enabled", "priority", mode="before")
     @classmethod
     def _no_guessing(cls, value: object, info: Any) -> object:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,17 +82,34 @@ def before_and_after(
     """
     stage = stages or (lambda name: lambda phase, fraction: None)
     first, second = speeds or (None, None)
+    return_freed_memory()
     if tokenizer is None:
         settings = replace(settings, quality_tokens=0)
         before, _ = probe(model, None, None, held_bytes(model), settings, stage("before"), speed=first)
-        act()
+        _act(act)
         return BeforeAfter(before, *probe(model, None, None, held_bytes(model), settings, stage("after"), speed=second))
     before, reference = probe_original(model, tokenizer, settings, stage("before"), speed=first)
     before = replace(before, resident_bytes=before.resident_bytes + held_bytes(model))
     with reference:
-        act()
+        _act(act)
         told = stage("after")
         return BeforeAfter(before, *probe(model, tokenizer, reference, held_bytes(model), settings, told, speed=second))
+
+
+def _act(act: Callable[[], object]) -> None:
+    act()
+    return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Give the system back what is freed: the C library keeps it, and a peak taken next would count it as the model's.
+
+    The demo's process: 919 MB after int8 compression, 592 MB after this.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:  # glibc has it, others do not
+        trim(0)
 
 
 def held_bytes(model: nn.Module) -> int:

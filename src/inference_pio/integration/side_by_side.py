@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.integration.asked import Asked
-from inference_pio.integration.measured import NO_QUALITY, Stages, before_and_after, receipts_of
+from inference_pio.integration.measured import NO_QUALITY, Stages, before_and_after, receipts_of, return_freed_memory
 from inference_pio.measure import (
     Comparison,
     Measurement,
@@ -101,8 +100,8 @@ class SideBySide:
 
     def _alone(self, dtype: torch.dtype, speed: Speed | None) -> Measurement:
         """A plain model with no other one in memory, so that the peak is its own."""
-        gc.collect()
         opened, settings = self._asked.open(dtype, progress=False), self._settings
+        return_freed_memory()
         if opened.tokenizer is None:
             settings = replace(settings, quality_tokens=0)
         stage = self._stages(_plain(dtype))

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 from inference_pio.errors import ModelBusy
 
+READS, WAITS, WRITES = "reads", "waits", "writes"
+LOOK_AGAIN_S = 1.0  # should a Ctrl-C have eaten the call that wakes those who wait
+
 
 class Gate:
     """Any number of readers (`forward`, `generate`) or one writer (an edit); both may enter again from inside.
@@ -22,64 +25,55 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._readers: dict[object, int] = {}  # one entry for each entry through the gate: its thread
-        self._writers: dict[object, int] = {}
-        self._waiting: dict[object, int] = {}
+        self._visits: dict[object, tuple[str, int]] = {}  # what each visitor is doing, and its thread
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Count this thread as a reader; waits while another thread edits or has waited longer to edit."""
-        me, entry = threading.get_ident(), object()
+        me, visit = threading.get_ident(), object()
         try:
             with self._changed:
-                if me not in self._readers.values():
-                    while (self._writers or self._waiting) and me not in self._writers.values():
-                        self._changed.wait()
-                self._readers[entry] = me
+                while not self._threads(READS, WRITES) & {me} and self._threads(WAITS, WRITES):
+                    self._changed.wait(LOOK_AGAIN_S)
+                self._visits[visit] = READS, me
             yield
         finally:
-            self._leave(self._readers, entry)
+            self._visits.pop(visit, None)  # one call of C first: a Ctrl-C cannot come before it
+            self._wake()
 
     @contextmanager
     def writing(self, timeout_s: float) -> Iterator[None]:
         """Edit alone. Raises ModelBusy from inside a reader at once, else after `timeout_s` seconds of waiting."""
-        me, entry = threading.get_ident(), object()
+        me, visit = threading.get_ident(), object()
         try:
             with self._changed:
-                if me in self._readers.values() and me not in self._writers.values():
+                if me in self._threads(READS) - self._threads(WRITES):
                     raise ModelBusy(
                         "this thread is inside the model's own forward or generate: "
                         "an edit from there would pull the floor away. Edit it after the call has returned."
                     )
-                self._waiting[entry] = me
+                self._visits[visit] = WAITS, me
                 self._wait_for_all_others(me, timeout_s)
-                self._writers[entry] = me
-                del self._waiting[entry]
+                self._visits[visit] = WRITES, me
             yield
         finally:
-            self._leave(self._waiting, entry)
-            self._leave(self._writers, entry)
+            self._visits.pop(visit, None)
+            self._wake()
+
+    def _threads(self, *doing: str) -> set[int]:
+        return {thread for what, thread in self._visits.copy().values() if what in doing}
 
     def _wait_for_all_others(self, me: int, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while any(other != me for table in (self._readers, self._writers) for other in table.values()):
-            left_s = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+        while self._threads(READS, WRITES) - {me}:
+            left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise ModelBusy(
                     f"the model was still computing in another thread after {timeout_s:g} s. "
                     "Wait for that call to return, or give a longer timeout_s."
                 )
-            self._changed.wait(left_s)
+            self._changed.wait(min(left_s, LOOK_AGAIN_S))
 
-    def _leave(self, table: dict[object, int], entry: object) -> None:
-        """Take an entry out and wake the others; a Ctrl-C here is held until that is done."""
-        interrupted: KeyboardInterrupt | None = None
-        while entry in table:
-            try:
-                with self._changed:
-                    self._changed.notify_all()
-                    table.pop(entry, None)
-            except KeyboardInterrupt as error:
-                interrupted = error
-        if interrupted is not None:
-            raise interrupted
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()

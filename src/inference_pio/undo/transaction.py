@@ -23,9 +23,8 @@ class Transaction:
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self._frames_before = list(journal.frames)
-        self._base_mark = len(journal.base.entries)
         self._undone: list[Frame] = []
+        self._remember()
 
     def undo(self, frames: Sequence[Frame], on_drift: OnDrift = "raise", owned: OwnConfigs | None = None) -> None:
         """Phase one: check drift, fetch and verify. Phase two: rebind. A failure leaves everything as it was."""
@@ -66,7 +65,10 @@ class Transaction:
             raise problems[0]
 
     def commit(self) -> None:
-        """Let go of what the frames taken back had parked, and close what they had opened."""
+        """Let go of what the frames taken back had parked, and close what they had opened.
+
+        A `rollback` after this changes nothing; a Ctrl-C in between comes when all is done.
+        """
         with held_back():
             for frame in self.journal.frames:
                 if frame not in self._frames_before:
@@ -74,6 +76,11 @@ class Transaction:
             for frame in self._undone:
                 frame.close()
             self._undone.clear()
+            self._remember()
+
+    def _remember(self) -> None:
+        self._frames_before = list(self.journal.frames)
+        self._base_mark = len(self.journal.base.entries)
 
     def _redo(self, mark: int) -> None:
         while len(self._undone) > mark:

@@ -197,9 +197,10 @@ class Vault:
             )
         self._count += 1
         file = folder.path / f"{self._count:06d}.bin"
-        _write_private(file, raw)
         load = partial(folder.read, file, raw.numel())  # not `raw` itself: that is the memory to be freed
-        return Parked(views, str(folder.path), load, checksum_of(raw), raw.numel(), discard=partial(_unlink, file))
+        parked = Parked(views, str(folder.path), load, checksum_of(raw), raw.numel(), discard=partial(_unlink, file))
+        _write_private(file, raw)
+        return parked
 
 
 class _Folder:
