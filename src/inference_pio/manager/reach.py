@@ -36,10 +36,14 @@ def reach(
     plan, moves = make_plan(
         model, target.values(), registry, profile=profile, standing=session.standing, skeleton=session.skeleton
     )
+    whole_target = with_dependencies(target.values(), registry)[0]
     with session.gate.writing(timeout_s):
         if moves.made or moves.removed:
-            _move(model, session, plan, moves, registry, remover, keep_originals, on_drift)
-        _record(session, plan, with_dependencies(target.values(), registry)[0])
+            transaction = _move(model, session, plan, moves, registry, remover, keep_originals, on_drift)
+            _record(session, plan, whole_target)  # before the commit: a Ctrl-C in it must not leave an old target
+            transaction.commit()
+        else:
+            _record(session, plan, whole_target)
     if fresh and not session.applied:
         model.__dict__.pop(SESSION, None)
     return plan
@@ -48,7 +52,8 @@ def reach(
 def _move(
     model: nn.Module, session: Session, plan: Plan, moves: Moves, registry: OptimizationRegistry, remover: Remover,
     keep: KeepOriginals, on_drift: OnDrift,
-) -> None:  # fmt: skip
+) -> Transaction:  # fmt: skip
+    """Make the moves, or put everything back and raise; the caller commits."""
     applied_before, owned_before = list(session.applied), session.owned
     had_session = SESSION in model.__dict__
     transaction = Transaction(session.journal)
@@ -74,7 +79,7 @@ def _move(
         else:
             model.__dict__.pop(SESSION, None)
         raise
-    transaction.commit()
+    return transaction
 
 
 def _make(
