@@ -10,9 +10,10 @@ from torch import nn
 
 from inference_pio.errors import VaultError
 from inference_pio.undo import tensors as tensors_module
+from inference_pio.undo.parked import View
 from inference_pio.undo.slots import Slot
 from inference_pio.undo.tensors import Park, Rehouse, point
-from inference_pio.undo.vault import Vault, View
+from inference_pio.undo.vault import Vault
 from tests.undo.help import storage_of
 
 SLOT = Slot("", "data", "x")

@@ -9,8 +9,8 @@ import torch
 
 from inference_pio.errors import VaultError
 from inference_pio.undo.checkpoint import same_bits
+from inference_pio.undo.parked import Parked, View
 from inference_pio.undo.slots import Slot
-from inference_pio.undo.vault import Parked, View
 
 
 def point(tensor: torch.Tensor, data: torch.Tensor) -> None:
