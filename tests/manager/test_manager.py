@@ -19,6 +19,7 @@ from inference_pio.errors import (
     DependencyCycle,
     InvalidModel,
     InvalidSetting,
+    ModelDrift,
     NoEffect,
     NothingApplied,
     RequiredByOthers,
@@ -168,6 +169,15 @@ def test_a_missing_dependency_is_added_and_shown(manager: ModularOptimizationMan
     assert manager.get_model_optimizations(model) == []
 
 
+def test_a_dependency_that_is_added_has_its_configured_defaults(
+    manager: ModularOptimizationManager, model: nn.Module
+) -> None:
+    manager.configure_optimization("tag", OptimizationConfig(name="tag", parameters={"level": 5}, priority=3))
+    assert manager.plan(model, ["needing"]).steps[0].parameters == {"level": 5}
+    manager.apply_optimizations(model, ["needing"])
+    assert model[0].tag == 5
+
+
 def test_a_circle_of_dependencies_is_named(manager: ModularOptimizationManager, model: nn.Module) -> None:
     with pytest.raises(DependencyCycle, match="circle_a -> circle_b -> circle_a"):
         manager.apply_optimizations(model, ["circle_a"])
@@ -195,6 +205,20 @@ def test_a_class_that_overrides_remove_has_it_called(manager: ModularOptimizatio
     manager.remove_optimizations(model, ["legacy"])
     assert Legacy.removed == ["called"]
     assert before.differences(fingerprint(model)) == []
+
+
+def test_a_remove_of_its_own_is_not_called_where_the_model_was_changed_by_somebody_else(
+    manager: ModularOptimizationManager, model: nn.Module
+) -> None:
+    manager.apply_optimizations(model, ["legacy"])
+    model[0].legacy = "of the user"
+    Legacy.removed.clear()
+    with pytest.raises(ModelDrift, match="legacy"):
+        manager.remove_optimizations(model, ["legacy"])
+    assert Legacy.removed == []
+    manager.remove_optimizations(model, ["legacy"], on_drift="discard")
+    assert Legacy.removed == ["called"]
+    assert "legacy" not in vars(model[0])
 
 
 def test_configure_sets_defaults_and_edits_no_live_model(manager: ModularOptimizationManager, model: nn.Module) -> None:

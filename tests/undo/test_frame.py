@@ -79,6 +79,14 @@ def test_a_ctrl_c_while_unwinding_is_raised_when_all_is_taken_back() -> None:
     assert frame.entries == []
 
 
+def test_a_write_that_raises_ctrl_c_for_ever_does_not_hang_the_undo_of_the_others() -> None:
+    log: list[str] = []
+    frame = Frame("f", entries=[Stubborn(log, "a"), Stubborn(log, "b", KeyboardInterrupt(), 10**9), Stubborn(log, "c")])
+    with pytest.raises(VaultError, match="b could not be brought back"):
+        frame.unwind()
+    assert log == ["c", "a"]
+
+
 @pytest.mark.parametrize("error", [MemoryError("none left"), OSError("busy"), RuntimeError("no room")])
 def test_a_write_that_cannot_be_taken_back_yet_is_tried_again_after_the_others(error: Exception) -> None:
     log: list[str] = []

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +22,7 @@ from inference_pio.measure import (
     probe,
     probe_original,
 )
+from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.measure.probe import Progress
 from inference_pio.measure.target import input_device
 
@@ -99,17 +97,6 @@ def before_and_after(
 def _act(act: Callable[[], object]) -> None:
     act()
     return_freed_memory()
-
-
-def return_freed_memory() -> None:
-    """Give the system back what is freed: the C library keeps it, and a peak taken next would count it as the model's.
-
-    The demo's process: 919 MB after int8 compression, 592 MB after this.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:  # glibc has it, others do not
-        trim(0)
 
 
 def held_bytes(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.integration.asked import Asked
-from inference_pio.integration.measured import NO_QUALITY, Stages, before_and_after, receipts_of, return_freed_memory
+from inference_pio.integration.measured import NO_QUALITY, Stages, before_and_after, receipts_of
 from inference_pio.measure import (
     Comparison,
     Measurement,
@@ -23,6 +23,7 @@ from inference_pio.measure import (
     measure_speed_interleaved,
     probe,
 )
+from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.measure.target import input_device, vocab_size
 from inference_pio.measure.text import evaluation_tokens, sampled_tokens
 from inference_pio.plan.plan import Plan

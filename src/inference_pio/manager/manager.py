@@ -104,7 +104,9 @@ class ModularOptimizationManager:
         check_model(model)
         session = session_of(model)
         standing, skeleton = (session.standing, session.skeleton) if session else ([], None)
-        return make_plan(model, wanted, self.registry, profile=profile, standing=standing, skeleton=skeleton)[0]
+        return make_plan(
+            model, wanted, self.registry, profile=profile, standing=standing, skeleton=skeleton, supply=self._needed
+        )[0]
 
     def apply_optimizations(
         self, model: nn.Module, names: Sequence[str], *, parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -158,12 +160,16 @@ class ModularOptimizationManager:
 
     def _reach(self, model: nn.Module, target: TargetSet, profile: str | None, **how: Any) -> nn.Module:
         check_model(model)
-        reach(model, target, self.registry, profile, self.remove_optimizations, **how)
+        reach(model, target, self.registry, profile, self.remove_optimizations, supply=self._needed, **how)
         if session_of(model) is None:
             self._models.discard(model)
         else:
             self._models.add(model)
         return model
+
+    def _needed(self, name: str) -> Wanted:
+        """A member that another one depends on, with its configured defaults."""
+        return self.wanted(name, order=False)
 
     def _as_wanted(self, member: str | Wanted) -> Wanted:
         return member if isinstance(member, Wanted) else self.wanted(member)

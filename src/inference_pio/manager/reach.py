@@ -9,13 +9,14 @@ from torch import nn
 from inference_pio.contract.optimization import OptimizationInterface
 from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.manager.guards import install_guards
-from inference_pio.manager.session import Session, session_of
+from inference_pio.manager.session import Applied, Session, session_of
 from inference_pio.manager.steps import take_step
+from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.plan.make import make_plan
 from inference_pio.plan.moves import Moves
 from inference_pio.plan.plan import Plan
 from inference_pio.plan.skeleton import device_of
-from inference_pio.plan.target import TargetSet, with_dependencies
+from inference_pio.plan.target import Supply, TargetSet, Wanted, with_dependencies
 from inference_pio.sources.cache import cache_folder
 from inference_pio.undo.configs import OwnConfigs, own_configs
 from inference_pio.undo.places import SESSION
@@ -27,21 +28,26 @@ Remover = Callable[..., nn.Module]
 
 def reach(
     model: nn.Module, target: TargetSet, registry: OptimizationRegistry, profile: str | None, remover: Remover, *,
-    keep_originals: KeepOriginals = "auto", timeout_s: float = 60.0, on_drift: OnDrift = "raise",
+    supply: Supply = Wanted, keep_originals: KeepOriginals = "auto", timeout_s: float = 60.0,
+    on_drift: OnDrift = "raise",
 ) -> Plan:  # fmt: skip
     """Plan, then edit as the only writer. Any exception, Ctrl-C included, leaves the model as before the call."""
     session = session_of(model) or Session(model)
     fresh = SESSION not in model.__dict__
     session.take_stock(model)
     plan, moves = make_plan(
-        model, target.values(), registry, profile=profile, standing=session.standing, skeleton=session.skeleton
-    )
-    whole_target = with_dependencies(target.values(), registry)[0]
+        model, target.values(), registry, profile=profile, standing=session.standing, skeleton=session.skeleton,
+        supply=supply,
+    )  # fmt: skip
+    whole_target = with_dependencies(target.values(), registry, supply)[0]
     with session.gate.writing(timeout_s):
         if moves.made or moves.removed:
+            standing_before = list(session.applied)
             transaction = _move(model, session, plan, moves, registry, remover, keep_originals, on_drift)
             _record(session, plan, whole_target)  # before the commit: a Ctrl-C in it must not leave an old target
             transaction.commit()
+            if _bytes_moved(standing_before, session.applied):
+                return_freed_memory(collect=False)
         else:
             _record(session, plan, whole_target)
     if fresh and not session.applied:
@@ -59,12 +65,16 @@ def _move(
     transaction = Transaction(session.journal)
     try:
         going = [step for step in session.applied if step.name in moves.taken_back]
-        last = bool(going) and len(going) == len(session.applied) and not moves.made
-        for step in going:
-            _own_removal(step.optimization, model)
-        last = last and not session.inherited
+        last = bool(going) and len(going) == len(session.applied) and not moves.made and not session.inherited
         frames = [step.frame for step in going] + ([session.journal.base] if last else [])
-        transaction.undo(frames, on_drift, session.owned if last else None)
+        owned = session.owned if last else None
+        if by_themselves := [step.optimization for step in going if _removes_itself(step.optimization)]:
+            if on_drift == "raise":  # before they write
+                transaction.check(frames, owned)
+            for optimization in by_themselves:
+                optimization._remover = lambda model: model
+                optimization.remove(model)
+        transaction.undo(frames, on_drift, owned)
         session.applied = [step for step in session.applied if step not in going]
         if moves.made:
             _make(model, session, plan, moves, registry, remover, keep)
@@ -100,11 +110,16 @@ def _make(
             optimization._remover = lambda model, name=name: remover(model, [name])
 
 
-def _own_removal(optimization: OptimizationInterface, model: nn.Module) -> None:
-    """Let a class that overrides `remove` do its part; the journal takes back what it leaves."""
-    if type(optimization).remove is not OptimizationInterface.remove:
-        optimization._remover = lambda model: model
-        optimization.remove(model)
+def _bytes_moved(before: list[Applied], after: list[Applied]) -> bool:
+    """Whether a step that came or went had changed the weights' bytes."""
+    both = {id(step) for step in before} & {id(step) for step in after}
+    receipts = [step.receipt for step in before + after if id(step) not in both]
+    return any(receipt.weight_bytes_before != receipt.weight_bytes_after for receipt in receipts)
+
+
+def _removes_itself(optimization: OptimizationInterface) -> bool:
+    """Whether a class overrides `remove`: it does its part first, and the journal takes back what that leaves."""
+    return type(optimization).remove is not OptimizationInterface.remove
 
 
 def _record(session: Session, plan: Plan, target: TargetSet) -> None:

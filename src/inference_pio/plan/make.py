@@ -15,19 +15,19 @@ from inference_pio.plan.order import in_order
 from inference_pio.plan.plan import Plan
 from inference_pio.plan.rehearse import rehearse
 from inference_pio.plan.skeleton import device_of, skeleton_of, tensor_bytes
-from inference_pio.plan.target import Wanted, with_dependencies
+from inference_pio.plan.target import Supply, Wanted, with_dependencies
 
 
 def make_plan(
     model: nn.Module, wanted: Iterable[Wanted], registry: OptimizationRegistry, *, profile: str | None = None,
-    standing: Sequence[Standing] = (), skeleton: nn.Module | None = None,
+    standing: Sequence[Standing] = (), skeleton: nn.Module | None = None, supply: Supply = Wanted,
 ) -> tuple[Plan, Moves]:  # fmt: skip
     """The plan for a target set, and the moves from what stands. The model is only looked at.
 
     Raises the errors of `PlanError`, `UnknownName`, `InvalidSetting` and `InvalidModel`.
     """
     check_model(model)
-    target, notes = with_dependencies(wanted, registry)
+    target, notes = with_dependencies(wanted, registry, supply)
     names, order_notes = in_order(target, {name: registry.get(name).stage for name in target})
     bones = skeleton if skeleton is not None else skeleton_of(model)
     steps, left = rehearse(bones, names, target, registry, device_of(model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,10 +23,16 @@ class Wanted:
 
 
 TargetSet = dict[str, Wanted]
+Supply = Callable[[str], Wanted]
 
 
-def with_dependencies(wanted: Iterable[Wanted], registry: OptimizationRegistry) -> tuple[TargetSet, list[str]]:
-    """The target set with everything its members depend on, and a note for each one that was added."""
+def with_dependencies(
+    wanted: Iterable[Wanted], registry: OptimizationRegistry, supply: Supply = Wanted
+) -> tuple[TargetSet, list[str]]:
+    """The target set with everything its members depend on, and a note for each one that was added.
+
+    `supply` gives what is added its parameters and priority.
+    """
     target = {member.name: member for member in wanted}
     notes: list[str] = []
     pending = list(target.values())
@@ -39,7 +45,7 @@ def with_dependencies(wanted: Iterable[Wanted], registry: OptimizationRegistry) 
         for name in needed:
             registry.get(name)
             if name not in target or target[name].off:
-                added = Wanted(name, order=member.order, source=f"needed by {member.name}")
+                added = replace(supply(name), order=member.order, source=f"needed by {member.name}", off=None)
                 target[name] = added
                 pending.append(added)
                 notes.append(f"{name} was added: {member.name} depends on it.")

@@ -13,6 +13,7 @@ from inference_pio.undo.slots import Slot, Write
 from inference_pio.undo.tensors import Park, Rehouse
 
 logger = logging.getLogger("inference_pio")
+MOST_INTERRUPTIONS = 16  # nobody presses Ctrl-C that often: a write that raises it each time is put off, as others are
 
 
 @dataclass(eq=False)
@@ -65,13 +66,16 @@ class Frame:
         """
         put_off: list[Write] = []
         interrupted: KeyboardInterrupt | None = None
+        interruptions = 0
         with held_back():
             while len(self.entries) > mark:
                 try:
                     _take_back(self.entries[-1])
                 except KeyboardInterrupt as error:
-                    interrupted = error
-                    continue
+                    interrupted, interruptions = error, interruptions + 1
+                    if interruptions < MOST_INTERRUPTIONS:
+                        continue
+                    put_off.append(self.entries[-1])
                 except Exception:
                     put_off.append(self.entries[-1])
                 self.entries.pop()
@@ -126,7 +130,7 @@ def _take_back(entry: Write) -> None:
 def _second_try(entry: Write) -> VaultError | None:
     try:
         _take_back(entry)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         told = VaultError(
             f"{entry.slot} could not be brought back after a step had failed ({error}): the model is not whole. "
             "Load it anew."

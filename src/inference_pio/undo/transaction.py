@@ -26,11 +26,13 @@ class Transaction:
         self._undone: list[Frame] = []
         self._remember()
 
+    def check(self, frames: Sequence[Frame], owned: OwnConfigs | None = None) -> None:
+        """Raise ModelDrift where somebody else has written what these frames would take back."""
+        check_drift(self.journal, self._last_first(frames), owned)
+
     def undo(self, frames: Sequence[Frame], on_drift: OnDrift = "raise", owned: OwnConfigs | None = None) -> None:
         """Phase one: check drift, fetch and verify. Phase two: rebind. A failure leaves everything as it was."""
-        ordered = [frame for frame in reversed(self.journal.frames) if frame in frames]
-        if self.journal.base in frames:
-            ordered.append(self.journal.base)
+        ordered = self._last_first(frames)
         if on_drift == "raise":
             check_drift(self.journal, ordered, owned)
         mark, standing = len(self._undone), list(self.journal.frames)
@@ -77,6 +79,10 @@ class Transaction:
                 frame.close()
             self._undone.clear()
             self._remember()
+
+    def _last_first(self, frames: Sequence[Frame]) -> list[Frame]:
+        ordered = [frame for frame in reversed(self.journal.frames) if frame in frames]
+        return ordered + [self.journal.base] * (self.journal.base in frames)
 
     def _remember(self) -> None:
         self._frames_before = list(self.journal.frames)
