@@ -92,10 +92,11 @@ class _Injected(Exception):
 @pytest.mark.parametrize(
     "error", [_Injected, KeyboardInterrupt, torch.OutOfMemoryError], ids=lambda kind: kind.__name__
 )
+@pytest.mark.parametrize("most", [12, pytest.param(None, marks=pytest.mark.slow)], ids=["spread", "every"])
 @EACH
 @ON_EACH_MODEL
 def test_a_failure_at_any_write_leaves_the_model_as_it_was(
-    optimization: str, model_name: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    optimization: str, model_name: str, most: int | None, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case(model_name)
     write, writes = Journal._write, [0]
@@ -106,7 +107,7 @@ def test_a_failure_at_any_write_leaves_the_model_as_it_was(
 
     monkeypatch.setattr(Journal, "_write", counting)
     forecast = writes[0] if not case.apply(optimization) else _undo_and_count(case, writes)
-    for fatal in _spread(forecast):
+    for fatal in _spread(forecast, most or forecast):
         for after in (False, True):
             _fail_at(monkeypatch, write, fatal, error, after)
             with pytest.raises(error):
@@ -122,8 +123,10 @@ def _undo_and_count(case: Case, writes: list[int]) -> int:
     return total
 
 
-def _spread(total: int, most: int = 12) -> list[int]:
+def _spread(total: int, most: int) -> list[int]:
     """Every write where there are few, else the first, the last and some between."""
+    if total <= max(most, 1):
+        return list(range(1, total + 1))
     return sorted({1 + round(step * (total - 1) / (most - 1)) for step in range(most)}) if total else []
 
 

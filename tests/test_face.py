@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,8 @@ SHORT = {"optimize", "optimized", "plan", "restore", "save", "load", "errors"}
 def in_fresh_python(code: str, *, path: Path | None = None, cwd: Path = ROOT) -> str:
     """What a new interpreter prints; its path is `path`, or what is installed."""
     given = [sys.executable, "-c", code]
-    environment = {"PYTHONPATH": str(path or ROOT / "src"), "PATH": ""}
+    beside = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]  # dependencies
+    environment = {"PYTHONPATH": os.pathsep.join([str(path or ROOT / "src"), *beside]), "PATH": ""}
     return subprocess.run(given, check=True, capture_output=True, text=True, cwd=cwd, env=environment).stdout
 
 

@@ -143,6 +143,14 @@ def test_tensors_that_wrap_others() -> None:
     assert reason(model).startswith("weight is quantized already (TwoTensor)")
 
 
+def test_sparse_tensors() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].register_buffer("mask", torch.eye(2).to_sparse())
+    assert reason(model) == (
+        "0.mask is a tensor of layout torch.sparse_coo, without a plain storage; make it dense: .to_dense()."
+    )
+
+
 @pytest.mark.gpu
 def test_tensors_on_two_devices() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="cuda"))

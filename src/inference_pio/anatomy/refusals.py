@@ -80,6 +80,13 @@ def _hook_names(hook: object) -> str:
     return " and ".join(type(one).__name__ for one in getattr(hook, "hooks", None) or (hook,))
 
 
+def _not_strided(model: nn.Module) -> str | None:
+    for path, tensor in _tensors(model):
+        if tensor.layout is not torch.strided:
+            return f"{path} is a tensor of layout {tensor.layout}, without a plain storage; make it dense: .to_dense()."
+    return None
+
+
 def _distributed(model: nn.Module) -> str | None:
     for path, tensor in _tensors(model):
         if "DTensor" in _class_names(tensor):
@@ -136,6 +143,7 @@ CHECKS: tuple[Callable[[nn.Module], str | None], ...] = (
     _quantized,
     _uninitialized,
     _on_meta,
+    _not_strided,
     _on_many_devices,
 )
 
