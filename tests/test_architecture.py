@@ -33,6 +33,7 @@ ALLOWED = {
     ("configuration", "contract"): "a family's defaults are made of OptimizationConfigs",
     ("compat", "errors"): "what a version lacks is told with a typed error",
     ("files", "partials"): "one noun a file, one job",
+    ("calibration", "measure"): "the text that may be learned from is the part that is never evaluated on",
 }
 
 
