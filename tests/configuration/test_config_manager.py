@@ -44,9 +44,18 @@ def test_every_shipped_family_config_holds_only_what_is_registered(family: str) 
     registry = get_optimization_manager().registry
     config = ConfigManager().get_family_config(family)
     assert [member.name for member in config.enabled] == ["flash_attention", "tensor_compression"]
-    for member in config.optimizations:
-        assert member.optimization_type is registry.get(member.name).optimization_type
-        registry.create(member.name, member.parameters)
+    for kind in (None, *config.variants):
+        for member in config.for_model_type(kind).members:
+            assert member.optimization_type is registry.get(member.name).optimization_type
+            registry.create(member.name, member.parameters)
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"), [("glm", ["glm4_moe", "glm4_moe_lite"]), ("qwen", ["qwen3", "qwen3_moe", "qwen3_vl"])]
+)
+def test_every_shipped_variant_is_of_a_kind_that_tells_its_family(family: str, kinds: list[str]) -> None:
+    assert sorted(ConfigManager().get_family_config(family).variants) == kinds
+    assert set(kinds) <= set(ModelFamily.of(family).model_types)
 
 
 def test_a_family_without_defaults_has_an_empty_config() -> None:
@@ -89,9 +98,9 @@ def test_what_is_no_profile_or_family_config_is_refused() -> None:
 def test_what_a_caller_does_to_its_copy_changes_nothing_here() -> None:
     manager = ConfigManager()
     manager.get_profile("balanced").default_settings.clear()
-    manager.get_family_config("glm").optimizations[1].parameters.clear()
+    manager.get_family_config("glm").defaults.clear()
     assert manager.get_profile("balanced").members == ("flash_attention", "tensor_compression")
-    assert manager.get_family_config("glm").optimizations[1].parameters == {"format": "int8"}
+    assert manager.get_family_config("glm").member("tensor_compression").parameters == {"format": "int8"}
 
 
 def test_nothing_is_read_before_it_is_asked_for_and_a_broken_file_is_told_by_name(tmp_path: Path) -> None:
@@ -101,6 +110,48 @@ def test_nothing_is_read_before_it_is_asked_for_and_a_broken_file_is_told_by_nam
     assert "qwen" in manager.list_families()
     with pytest.raises(InvalidSetting, match=r"broken\.yaml.*default_settings: Field required"):
         manager.list_profiles()
+
+
+def test_balanced_is_active_until_another_profile_is_made_so() -> None:
+    manager = ConfigManager()
+    assert manager.get_active_profile().name == "balanced"
+    manager.set_active_profile("lossless")
+    assert manager.get_active_profile().name == "lossless"
+    with pytest.raises(UnknownName, match="Did you mean 'performance'"):
+        manager.set_active_profile("perfomance")
+    assert manager.get_active_profile().name == "lossless"
+
+
+def test_a_profile_is_laid_over_a_family_config() -> None:
+    manager = ConfigManager()
+    glm = manager.get_family_config("glm")
+    config = manager.apply_profile_to_model_config(glm, "lossless")
+    assert [member.name for member in config.enabled] == ["flash_attention"]
+    assert config == manager.apply_profile_to_model_config(glm, manager.get_profile("lossless"))
+    with pytest.raises(InvalidSetting, match="a profile must be"):
+        manager.apply_profile_to_model_config(glm, {"name": "mine"})
+    with pytest.raises(InvalidSetting, match="a family config must be"):
+        manager.apply_profile_to_model_config("glm", "lossless")
+
+
+def test_what_is_no_config_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSetting, match="must be a ModelOptimizationConfig"):
+        ConfigManager().save_model_config({"family": "glm"}, tmp_path / "a.yaml")
+    with pytest.raises(InvalidSetting, match="must be a GlobalOptimizationProfile"):
+        ConfigManager().save_global_profile({"name": "mine"}, tmp_path / "a.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_users_files_are_read_and_wrong_ones_told_with_file_and_entry(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("family: llama\noptimizations: [flash_attention]\npriorities: {flash_attention: 3}\n")
+    config = ConfigManager().load_model_config(path)
+    assert config.member("flash_attention").priority == 3
+    path.write_text("family: llama\noptimizations: [flash_attention]\npriorities: {flash_atention: 3}\n")
+    with pytest.raises(InvalidSetting, match=r"mine\.yaml.*in priorities.*Did you mean 'flash_attention'"):
+        ConfigManager().load_model_config(path)
+    with pytest.raises(InvalidSetting, match=r"mine\.yaml.*unknown parameter 'family'"):
+        ConfigManager().load_global_profile(path)
 
 
 def test_the_shared_manager_is_one() -> None:

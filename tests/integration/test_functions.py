@@ -64,8 +64,11 @@ def test_models_of_the_family_and_of_none_leave_no_word(name: str, caplog: pytes
     assert caplog.text == ""
 
 
-def test_a_family_may_be_given_by_name() -> None:
-    model = apply_model_family_optimizations(tiny.build("qwen3"), "qwen", "lossless")
+def test_a_family_may_be_given_by_name_which_is_a_legacy_form() -> None:
+    model = tiny.build("qwen3")
+    with pytest.warns(DeprecationWarning, match=r"optimize\(model, 'lossless', family='qwen'\)") as caught:
+        apply_model_family_optimizations(model, "qwen", "lossless")
+    assert [one.filename for one in caught] == [__file__]
     assert applied(model) == ["flash_attention"]
 
 
@@ -86,7 +89,7 @@ def test_unknown_names_are_told_and_nothing_is_touched(family: str, profile: str
 
 def test_a_profile_of_which_nothing_applies_raises() -> None:
     with pytest.raises(NothingApplied, match="lossless"):
-        apply_model_family_optimizations(tiny.build("plain"), "other", "lossless")
+        apply_glm_optimizations(tiny.build("plain"), "lossless")
 
 
 def test_what_is_no_model_is_refused() -> None:
@@ -140,6 +143,93 @@ FLASH = OptimizationConfig(name="flash_attention")
 def test_what_is_no_config_is_told(config: Any, told: str) -> None:
     with pytest.raises(InvalidSetting, match=told):
         apply_optimizations_by_config(tiny.build("llama"), config)
+
+
+def test_a_family_config_may_be_the_mapping_that_its_file_holds() -> None:
+    document = {"family": "glm", "optimizations": ["flash_attention"]}
+    assert applied(apply_optimizations_by_config(tiny.build("glm4_moe"), document)) == ["flash_attention"]
+    with pytest.raises(UnknownName, match="Did you mean 'optimizations'"):
+        apply_optimizations_by_config(tiny.build("glm4_moe"), {"family": "glm", "optimisations": []})
+
+
+# ---------------------------------------------------------------------- legacy forms
+
+
+class OldConfig:
+    use_flash_attention_2 = True
+    use_snn_conversion = False
+
+
+LEGACY: dict[str, Any] = {
+    "a document": {"optimizations": [{"name": "flash_attention"}]},
+    "flags": {"use_flash_attention_2": True, "use_quantization": False},
+    "an object": OldConfig(),
+}
+
+
+@pytest.mark.parametrize("form", LEGACY)
+def test_a_legacy_config_is_applied_with_one_warning_that_shows_the_new_spelling(form: str) -> None:
+    model = tiny.build("llama")
+    with pytest.warns(DeprecationWarning, match="Write it so") as caught:
+        assert apply_optimizations_by_config(model, LEGACY[form]) is model
+    (one,) = caught
+    assert one.filename == __file__
+    spelling = str(one.message).split("Write it so:\n")[1].splitlines()[0]
+    assert applied(model) == ["flash_attention"]
+    again = tiny.build("llama")
+    exec(spelling, {
+        "model": again, "apply_optimizations_by_config": apply_optimizations_by_config,
+        "ModelOptimizationConfig": ModelOptimizationConfig,
+    })  # fmt: skip
+    assert applied(again) == applied(model)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: apply_glm_optimizations(model, use_flash_attention_2=True),
+        lambda model: apply_qwen_optimizations(model, use_flash_attention_2=True, use_quantization=False),
+        lambda model: apply_model_family_optimizations(model, "llama", use_flash_attention_2=True),
+        lambda model: apply_optimizations_by_config(model, use_flash_attention_2=True),
+    ],
+)
+def test_flags_as_keyword_arguments_give_one_warning_and_what_they_ask_for(call: Any) -> None:
+    model = tiny.build("llama")
+    with pytest.warns(DeprecationWarning, match="ModelOptimizationConfig") as caught:
+        call(model)
+    assert [one.filename for one in caught] == [__file__]
+    assert applied(model) == ["flash_attention"]
+
+
+def test_what_is_not_carried_over_is_told_in_the_warning() -> None:
+    model = tiny.build("llama")
+    flags = {"use_flash_attention_2": True, "quantization_bits": 3}
+    with pytest.warns(DeprecationWarning, match="Not carried over: quantization_bits = 3"):
+        apply_optimizations_by_config(model, flags)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"use_quantization": "true"}, "write it without quotes"),
+        ({"use_quantization": True, "enable_tensor_compression": False}, "contradict each other"),
+        ({"use_quantisation": True}, "Did you mean 'use_quantization'"),
+        ({"optimizations": [{"name": "flash_atention"}]}, "Did you mean 'flash_attention'"),
+    ],
+)
+def test_wrong_legacy_forms_are_told_without_a_warning_and_touch_nothing(wrong: Any, told: str) -> None:
+    model = tiny.build("llama")
+    before = fingerprint(model)
+    with pytest.raises((InvalidSetting, UnknownName), match=told):
+        apply_optimizations_by_config(model, wrong)
+    assert before.differences(fingerprint(model)) == []
+
+
+def test_flags_do_not_stand_beside_a_profile_or_a_config() -> None:
+    with pytest.raises(InvalidSetting, match="cannot stand beside 'balanced'"):
+        apply_glm_optimizations(tiny.build("llama"), "balanced", use_quantization=True)
+    with pytest.raises(InvalidSetting, match="cannot stand beside"):
+        apply_optimizations_by_config(tiny.build("llama"), {}, use_quantization=True)
 
 
 # ---------------------------------------------------------------------- one at a time

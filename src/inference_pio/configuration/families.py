@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from inference_pio.configuration.reading import DATA, read_yaml
@@ -87,6 +88,13 @@ class ModelFamily(str):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         plain = core_schema.plain_serializer_function_ser_schema(str.__str__, return_schema=core_schema.str_schema())
         return core_schema.no_info_plain_validator_function(cls.of, serialization=plain)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Any word: which families there are is known only where they are registered."""
+        return {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_]*$"}
 
 
 for _name in ("glm", "qwen", "llama", "mistral", "other"):

@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from inference_pio.configuration import family_of_model
+from inference_pio.anatomy.family import model_type_of
+from inference_pio.configuration import family_of_model, get_config_manager
 from inference_pio.errors import SourceError
+from inference_pio.integration.constraints import hold_constraints
 from inference_pio.integration.saved import is_saved
 from inference_pio.integration.targets import Changes, profile_target
 from inference_pio.manager import get_optimization_manager
@@ -30,6 +32,7 @@ class Asked:
     changes: Changes = field(default_factory=Changes)
     dtype: torch.dtype | Literal["auto"] = torch.bfloat16
     device: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         self.target(nn.Module())
@@ -40,11 +43,14 @@ class Asked:
 
     def open(self, dtype: torch.dtype | None = None, *, progress: bool = True) -> OpenedModel:
         """The plain model, in the dtype that is asked for or another one."""
-        return open_model(self.spec, dtype=dtype or self.dtype, device=self.device, progress=progress)
+        return open_model(
+            self.spec, dtype=dtype or self.dtype, device=self.device, trust_remote_code=self.trust_remote_code,
+            progress=progress,
+        )  # fmt: skip
 
     def target(self, model: nn.Module) -> list[Wanted]:
-        """The profile's members as wishes with the defaults of the model's family, and the orders."""
-        return profile_target(self.profile, family_of_model(model), self.changes)
+        """The profile's members as wishes with the defaults of the model's family and kind, and the orders."""
+        return profile_target(self.profile, family_of_model(model), self.changes, model_type_of(model))
 
     def plan(self, opened: OpenedModel) -> Plan:
         """What would be done to it; nothing is touched."""
@@ -52,5 +58,7 @@ class Asked:
         return replace(plan, model=opened.name)
 
     def apply(self, opened: OpenedModel) -> None:
-        """Do it, in place."""
-        get_optimization_manager().set_target(opened.model, self.target(opened.model), profile=self.profile)
+        """Do it, in place. Raises PlanError where the profile asks for more than the model's device has."""
+        target = self.target(opened.model)
+        hold_constraints(get_config_manager().get_profile(self.profile), opened.model, target)
+        get_optimization_manager().set_target(opened.model, target, profile=self.profile)

@@ -2,62 +2,73 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-from inference_pio.configuration import ModelFamily, ModelOptimizationConfig, family_of_model
+from inference_pio.configuration import ModelFamily, ModelOptimizationConfig
 from inference_pio.configuration.config_manager import get_config_manager
+from inference_pio.configuration.legacy import Migration, is_legacy
+from inference_pio.configuration.legacy.told import warn_of_legacy
 from inference_pio.contract.config import OptimizationConfig
 from inference_pio.errors import InvalidSetting
-from inference_pio.integration.targets import family_source, family_target, named_target, profile_target
+from inference_pio.integration.applying import active_profile_name, apply_family_config, apply_family_profile
+from inference_pio.integration.migrating import migrate, migrate_call
+from inference_pio.integration.targets import named_target
 from inference_pio.manager import get_optimization_manager
 from inference_pio.undo.transaction import OnDrift
-
-logger = logging.getLogger("inference_pio")
 
 Configs = Mapping[str, OptimizationConfig] | Iterable[OptimizationConfig]
 
 
-def apply_glm_optimizations(model: nn.Module, profile_name: str = "balanced") -> nn.Module:
-    """Give a model exactly a profile's members, with the GLM family's defaults under them."""
-    return apply_model_family_optimizations(model, ModelFamily.GLM, profile_name)
+def apply_glm_optimizations(model: nn.Module, profile_name: str | None = None, **flags: Any) -> nn.Module:
+    """Give a model exactly a profile's members, with the GLM family's defaults under them.
+
+    The profile is the active one (see `ConfigManager.set_active_profile`), if none is named. Flags as keyword arguments
+    are a legacy form. Raises as `apply_family_profile`.
+    """
+    return _by_profile_or_flags(model, ModelFamily.GLM, profile_name, flags)
 
 
-def apply_qwen_optimizations(model: nn.Module, profile_name: str = "balanced") -> nn.Module:
-    """Give a model exactly a profile's members, with the Qwen family's defaults under them."""
-    return apply_model_family_optimizations(model, ModelFamily.QWEN, profile_name)
+def apply_qwen_optimizations(model: nn.Module, profile_name: str | None = None, **flags: Any) -> nn.Module:
+    """The same with Qwen's defaults."""
+    return _by_profile_or_flags(model, ModelFamily.QWEN, profile_name, flags)
 
 
 def apply_model_family_optimizations(
-    model: nn.Module, family: ModelFamily | str, profile_name: str = "balanced"
+    model: nn.Module, family: ModelFamily | str, profile_name: str | None = None, **flags: Any
 ) -> nn.Module:
-    """Give a model exactly a profile's members, with a family's defaults under them.
-
-    What the model has and the profile has not is taken back; what is the same is not touched. A model that tells
-    another family is optimized all the same, with a warning in the log.
-
-    Raises UnknownName, InvalidModel, the errors of PlanError (NothingApplied where no member applies), ModelDrift,
-    ModelBusy; then the model is as before the call.
-    """
+    """The same for any family, by name. A legacy form of `optimize(model, profile, family=...)`."""
     family = ModelFamily.of(family)
-    target = profile_target(profile_name, family)
-    _tell_other_family(model, family)
-    return get_optimization_manager().set_target(model, target, profile=profile_name)
+    if flags:
+        return _by_profile_or_flags(model, family, profile_name, flags)
+    name = active_profile_name(profile_name)
+    get_config_manager().get_profile(name)
+    spelling = f"inference_pio.optimize(model, {name!r}, family={str(family)!r})"
+    warn_of_legacy("apply_model_family_optimizations", spelling)
+    return apply_family_profile(model, family, name)
 
 
-def apply_optimizations_by_config(model: nn.Module, config: ModelOptimizationConfig | Configs) -> nn.Module:
+def apply_optimizations_by_config(
+    model: nn.Module, config: ModelOptimizationConfig | Configs | Mapping[str, Any] | object = None, **flags: Any
+) -> nn.Module:
     """Give a model exactly the enabled members of a family config (wishes), or of a list or dict of configs (orders).
 
-    A dict's keys are the names of its configs. Raises as `apply_model_family_optimizations`; InvalidSetting for what
+    A family config may also be given as the mapping that its file holds; a dict of configs has their names as keys.
+    A configuration in a legacy form, an object that holds legacy flags, and flags as keyword arguments are migrated,
+    with one DeprecationWarning that shows the new spelling. Raises as `apply_family_profile`; InvalidSetting for what
     is no config.
     """
-    manager = get_optimization_manager()
+    if flags:
+        return _by_migration(model, migrate_call(None, config, flags))
     if isinstance(config, ModelOptimizationConfig):
-        return manager.set_target(model, family_target(config), profile=family_source(config))
-    return manager.set_target(model, named_target(_configs(config)))
+        return apply_family_config(model, config)
+    if isinstance(config, Mapping) and "family" in config:
+        return apply_family_config(model, ModelOptimizationConfig.read(config, "the configuration"))
+    if is_legacy(config) or _is_flat(config):
+        return _by_migration(model, migrate(config))
+    return get_optimization_manager().set_target(model, named_target(_configs(config)))
 
 
 def update_model_optimization(
@@ -103,16 +114,28 @@ def reset_model_optimizations(model: nn.Module, on_drift: OnDrift = "raise") -> 
     return get_optimization_manager().remove_optimizations(model, on_drift=on_drift)
 
 
-def _tell_other_family(model: nn.Module, family: ModelFamily) -> None:
-    detected = family_of_model(model)
-    if detected not in (family, ModelFamily.OTHER):
-        logger.warning(
-            "this %s is of the %s family, and it is optimized with the defaults of %s.",
-            type(model).__name__, detected.name, family.name,
-        )  # fmt: skip
+def _by_profile_or_flags(
+    model: nn.Module, family: ModelFamily, profile_name: str | None, flags: Mapping[str, Any]
+) -> nn.Module:
+    if flags:
+        return _by_migration(model, migrate_call(family, profile_name, flags), calls=3)
+    return apply_family_profile(model, family, active_profile_name(profile_name))
 
 
-def _configs(given: Configs) -> list[OptimizationConfig]:
+def _by_migration(model: nn.Module, migration: Migration, calls: int = 2) -> nn.Module:
+    """Apply what a legacy form asks for; the warning points at who called the documented function."""
+    spelling = f"apply_optimizations_by_config(model, {migration.call})"
+    warn_of_legacy("this configuration", spelling, migration, stacklevel=calls + 1)
+    return apply_family_config(model, migration.config)
+
+
+def _is_flat(config: object) -> bool:
+    """A mapping of words to plain values: legacy flags, if they are anything."""
+    plain = (bool, int, float, str, type(None))
+    return isinstance(config, Mapping) and bool(config) and all(isinstance(value, plain) for value in config.values())
+
+
+def _configs(given: object) -> list[OptimizationConfig]:
     if isinstance(given, OptimizationConfig) or not isinstance(given, Iterable) or isinstance(given, str):
         raise InvalidSetting(f"give a ModelOptimizationConfig, or a list or dict of OptimizationConfig, not {given!r}.")
     named = list(given.items()) if isinstance(given, Mapping) else [(None, config) for config in given]

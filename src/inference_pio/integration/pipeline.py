@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from inference_pio.anatomy.family import model_type_of
 from inference_pio.configuration import ModelFamily, family_of_model
-from inference_pio.integration.functions import apply_model_family_optimizations
+from inference_pio.integration.applying import active_profile_name, apply_family_profile
 from inference_pio.integration.targets import profile_target
 from inference_pio.manager import get_optimization_manager
 from inference_pio.plan.plan import Plan
@@ -30,12 +31,12 @@ class OptimizationPipeline:
         profile_target(self.profile_name, self.model_family or ModelFamily.OTHER)
 
     def __call__(self, model: nn.Module) -> nn.Module:
-        """Optimize a model in place and return it; raises as `apply_model_family_optimizations`."""
-        return apply_model_family_optimizations(model, self._family(model), self.profile_name)
+        """Optimize a model in place and return it; raises as `apply_family_profile`."""
+        return apply_family_profile(model, self._family(model), self.profile_name)
 
     def plan(self, model: nn.Module) -> Plan:
         """What a call on this model would do; nothing is touched."""
-        target = profile_target(self.profile_name, self._family(model))
+        target = profile_target(self.profile_name, self._family(model), model_type=model_type_of(model))
         return get_optimization_manager().plan(model, target, profile=self.profile_name)
 
     def _family(self, model: nn.Module) -> ModelFamily:
@@ -51,10 +52,14 @@ _OTHER = ModelFamily.OTHER
 
 
 def create_optimization_pipeline(
-    model_family: ModelFamily | str | None = None, profile_name: str = "balanced"
+    model_family: ModelFamily | str | None = None, profile_name: str | None = None
 ) -> OptimizationPipeline:
-    """A reusable callable for a family (each model's own, if None) and a profile; both are checked here.
+    """A reusable callable for a family (each model's own, if None) and a profile (the active one, if None).
+
+    Both are checked here.
 
     Raises UnknownName.
     """
-    return OptimizationPipeline(profile_name, None if model_family is None else ModelFamily.of(model_family))
+    return OptimizationPipeline(
+        active_profile_name(profile_name), None if model_family is None else ModelFamily.of(model_family)
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 from inference_pio.configuration import GlobalOptimizationProfile, ModelFamily, ModelOptimizationConfig
 from inference_pio.configuration.config_manager import get_config_manager
+from inference_pio.configuration.profiled_family import with_profile
 from inference_pio.contract.config import OptimizationConfig
 from inference_pio.errors import InvalidSetting
 from inference_pio.manager import get_optimization_manager
@@ -27,23 +28,26 @@ class Changes:
             raise InvalidSetting(f"{', '.join(both)} cannot be switched on and off in one call: give one of them.")
 
 
-def profile_target(profile_name: str, family: ModelFamily, changes: Changes | None = None) -> list[Wanted]:
-    """A profile's members as wishes, its parameters over the family's, then the orders on top.
+def profile_target(
+    profile_name: str, family: ModelFamily, changes: Changes | None = None, model_type: str | None = None
+) -> list[Wanted]:
+    """A profile's members as wishes, its parameters over those of the family's kind of model, then the orders on top.
 
     Raises UnknownName for a profile, an optimization or a parameter that is not known; InvalidSetting where nothing is
     left.
     """
     profile = get_config_manager().get_profile(profile_name)
-    config = get_config_manager().get_family_config(family)
+    config = with_profile(get_config_manager().get_family_config(family), profile).for_model_type(model_type)
     wanted = _changed({name: _wish(name, profile, config) for name in profile.members}, changes or Changes())
     if not wanted:
         raise InvalidSetting(f"nothing is left of profile {profile_name!r}: every member is disabled.")
     return list(wanted.values())
 
 
-def family_target(config: ModelOptimizationConfig) -> list[Wanted]:
-    """The optimizations that a family uses by default, as wishes."""
-    return [_from_config(member, order=False, source=family_source(config)) for member in config.enabled]
+def family_target(config: ModelOptimizationConfig, model_type: str | None = None) -> list[Wanted]:
+    """The optimizations that a family uses by default for one kind of model, as wishes."""
+    source = family_source(config)
+    return [_from_config(one, order=False, source=source) for one in config.for_model_type(model_type).enabled]
 
 
 def family_source(config: ModelOptimizationConfig) -> str:
@@ -56,13 +60,10 @@ def named_target(configs: Iterable[OptimizationConfig]) -> list[Wanted]:
 
 
 def _wish(name: str, profile: GlobalOptimizationProfile, config: ModelOptimizationConfig) -> Wanted:
-    own = config.member(name)
-    of_family = own.parameters if own else {}
-    wanted = get_optimization_manager().wanted(
-        name, {**of_family, **profile.default_settings[name]}, order=False, source=f"profile {profile.name!r}",
-        priority=_stated_priority(own), dependencies=own.dependencies if own else (),
-    )  # fmt: skip
-    if own and not own.enabled:
+    """A member of a profile, as the family's config under that profile has it."""
+    own = config.member(name) or OptimizationConfig(name=name)
+    wanted = _from_config(own, order=False, source=f"profile {profile.name!r}")
+    if not own.enabled:
         return replace(wanted, off=wanted.off or f"switched off for the family {str(config.family)!r}")
     return wanted
 
@@ -74,9 +75,9 @@ def _from_config(config: OptimizationConfig, *, order: bool, source: str) -> Wan
     )  # fmt: skip
 
 
-def _stated_priority(config: OptimizationConfig | None) -> int | None:
+def _stated_priority(config: OptimizationConfig) -> int | None:
     """The priority, if one is stated; where it is not, what `configure_optimization` set stays."""
-    return config.priority if config and "priority" in config.model_fields_set else None
+    return config.priority if "priority" in config.model_fields_set else None
 
 
 def _changed(wanted: dict[str, Wanted], changes: Changes) -> dict[str, Wanted]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from inference_pio.configuration.families import family_of_model
+from inference_pio.contract.receipt import Receipt
 from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.manager.session import Session, session_of
 from inference_pio.plan.make import name_of
@@ -13,20 +16,50 @@ from inference_pio.plan.skeleton import tensor_bytes
 
 
 def status_of(model: nn.Module, registry: OptimizationRegistry) -> dict[str, Any]:
-    """The status of one model: optimizations in registry order, applied ones in the order they stand."""
+    """The status of one model: optimizations in registry order, applied ones in the order they stand.
+
+    `model_id` is the name it was loaded by, `held_bytes` the memory that originals take for the undo.
+    """
     session = session_of(model)
+    receipts = session.receipts if session else ()
     weight_bytes = tensor_bytes(model)
     held_bytes = session.held_bytes if session else 0
     return {
         "model": name_of(model),
+        "model_id": name_of(model),
+        "model_family": str(family_of_model(model)),
         "profile": session.profile if session else None,
-        "applied": [receipt.name for receipt in session.receipts] if session else [],
+        "applied": [receipt.name for receipt in receipts],
+        "applied_optimizations": [_applied(receipt) for receipt in receipts],
+        "skipped": [left.to_json() for left in session.left] if session else [],
+        "total_optimizations_available": len(registry),
         "optimizations": {cls.name: _one(cls.name, session) | _facts(cls) for cls in registry},
         "reversible": _reversible(session),
         "weight_bytes": weight_bytes,
         "held_bytes": held_bytes,
         "parked_bytes": session.parked_bytes if session else 0,
         "resident_bytes": weight_bytes + held_bytes,
+        "counters": _counters(receipts, session),
+    }
+
+
+def _applied(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "name": receipt.name, "type": receipt.type, "stage": receipt.stage,
+        "parameters": receipt.parameters, "receipt": receipt.to_json(),
+    }  # fmt: skip
+
+
+def _counters(receipts: Sequence[Receipt], session: Session | None) -> dict[str, int | float]:
+    """Sums over what is applied: how many steps, at how many places, at what cost and with what saving."""
+    acted = sum(len(receipt.acted) for receipt in receipts)
+    return {
+        "applied": len(receipts),
+        "skipped": len(session.left) if session else 0,
+        "sites_acted": acted,
+        "sites_skipped": sum(len(receipt.sites) for receipt in receipts) - acted,
+        "weight_bytes_saved": sum(receipt.weight_bytes_before - receipt.weight_bytes_after for receipt in receipts),
+        "seconds": round(sum(receipt.seconds for receipt in receipts), 6),
     }
 
 

@@ -9,6 +9,9 @@ from inference_pio.integration import (
     create_optimization_pipeline,
     get_model_optimization_status,
     get_supported_optimizations,
+    migrate,
+    migrate_file,
+    register_default_optimizations,
     reset_model_optimizations,
     update_model_optimization,
 )
@@ -22,6 +25,9 @@ __all__ = [
     "create_optimization_pipeline",
     "get_model_optimization_status",
     "get_supported_optimizations",
+    "migrate",
+    "migrate_file",
+    "register_default_optimizations",
     "reset_model_optimizations",
     "update_model_optimization",
 ]
