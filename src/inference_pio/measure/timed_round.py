@@ -80,13 +80,13 @@ def _time_decode(model: nn.Module, prompt: Tensor, new_tokens: int, clock: Clock
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
         streamer=token_clock,
-        **_greedy(model, new_tokens),
+        **greedy_options(model, new_tokens),
     )
     token_clock.check(new_tokens)
     return token_clock, token_clock.stamps[0] - start
 
 
-def _greedy(model: nn.Module, new_tokens: int) -> dict[str, Any]:
+def greedy_options(model: nn.Module, new_tokens: int) -> dict[str, Any]:
     """Exactly `new_tokens`, greedily; the model's own sampling settings are unset, where it warns about unused ones."""
     own = getattr(model, "generation_config", None)
     sampling = {
