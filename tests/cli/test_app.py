@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import inference_pio
 from inference_pio.cli import app
 
-COMMANDS = ["plan", "optimize", "generate", "list"]
+COMMANDS = ["list", "plan", "optimize", "generate", "compare", "doctor", "migrate"]
 PIO = "import sys; from inference_pio.cli import main; main()"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import pytest
@@ -14,7 +15,10 @@ def ending_with(error: BaseException) -> typer.Typer:
     app = typer.Typer(pretty_exceptions_enable=False)
 
     @app.command(cls=Command)
-    def work(json: Annotated[str | None, typer.Option("--json")] = None) -> None:
+    def work(
+        json: Annotated[str | None, typer.Option("--json")] = None,
+        debug: Annotated[bool, typer.Option("--debug")] = False,
+    ) -> None:
         raise error
 
     return app
@@ -44,9 +48,40 @@ def test_too_little_memory_is_told_in_one_line() -> None:
     assert answer.stderr == "error: out of memory (MemoryError): take a smaller model or --dtype.\n"
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
-    answer = CliRunner().invoke(ending_with(ZeroDivisionError("x")), [])
-    assert isinstance(answer.exception, ZeroDivisionError)
+def test_a_mistake_of_ours_is_told_as_one_with_its_own_code_and_the_way_to_more() -> None:
+    answer = CliRunner().invoke(ending_with(ZeroDivisionError("x.\nmore")), [])
+    assert answer.exit_code == 70
+    assert answer.stderr == (
+        "error: this should not happen, and is a mistake of inference-pio (ZeroDivisionError: x). "
+        "Run the same with --debug and report what it prints.\n"
+    )
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), UnknownName("profile", "fast", ["balanced"])])
+def test_debug_shows_the_traceback_before_the_error(error: Exception) -> None:
+    answer = CliRunner().invoke(ending_with(error), ["--debug"])
+    assert answer.stderr.startswith("Traceback (most recent call last):")
+    assert answer.stderr.splitlines()[-1].startswith("error: ")
+    assert "Run the same with --debug" not in answer.stderr
+
+
+def test_wrong_usage_found_late_and_exits_keep_their_codes() -> None:
+    assert CliRunner().invoke(ending_with(typer.BadParameter("no")), []).exit_code == 2
+    assert CliRunner().invoke(ending_with(typer.Exit(3)), []).exit_code == 3
+
+
+def test_the_librarys_log_is_told_from_warnings_on_and_with_debug_all_of_it() -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command(cls=Command)
+    def work(debug: Annotated[bool, typer.Option("--debug")] = False) -> None:
+        logging.getLogger("inference_pio.manager").info("a detail")
+        logging.getLogger("inference_pio.manager").warning("a warning")
+
+    assert CliRunner().invoke(app, []).stderr == "WARNING inference_pio.manager: a warning\n"
+    assert "INFO inference_pio.manager: a detail" in CliRunner().invoke(app, ["--debug"]).stderr
+    log = logging.getLogger("inference_pio")
+    assert (log.level, log.handlers, log.propagate) == (logging.NOTSET, [], True)
 
 
 def test_wrong_usage_is_exit_code_2() -> None:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 import inference_pio
 from inference_pio.cli import app
+from inference_pio.configuration import GlobalOptimizationProfile, get_config_manager
 from inference_pio.integration.side_by_side import SideBySide
 from tests import tiny
 from tests.model_folder import QUICK
@@ -57,6 +58,43 @@ def test_without_measuring_it_only_optimizes(llama_folder: Path, tmp_path: Path)
     assert data["baseline"] is data["comparison"] is None
     assert "done: tensor_compression: " in answer.stderr
     assert (tmp_path / "saved" / "tokenizer.json").is_file()
+
+
+def test_the_page_and_the_terminal_tell_the_same_status(llama_folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "deep" / "report.html"
+    answer = optimized(str(llama_folder), "--no-measure", "--report", str(page), "--json")
+    assert answer.exit_code == 0, answer.output
+    assert f"report written to {page}" in answer.stderr
+    status = json.loads(answer.stdout)["status"]
+    assert [one["name"] for one in status["applied_optimizations"]] == ["tensor_compression", "flash_attention"]
+    for text in (page.read_text(), answer.stderr):
+        assert "tensor_compression, flash_attention" in text
+        assert "total optimizations available" in text
+
+
+def test_quiet_says_nothing_and_writes_all(llama_folder: Path, tmp_path: Path) -> None:
+    words = ("--quiet", "--json", str(tmp_path / "r.json"), "--report", str(tmp_path / "r.html"))
+    answer = optimized(str(llama_folder), *words)
+    assert (answer.exit_code, answer.output) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["r.html", "r.json"]
+    assert 'data-chart="forest"' in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(("wanted", "code"), [(0.9, 3), (0.0, 0)])
+def test_targets_that_are_missed_end_with_a_code_of_their_own(
+    llama_folder: Path, tmp_path: Path, wanted: float, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = GlobalOptimizationProfile(
+        name="aiming", default_settings={"tensor_compression": {}}, performance_targets={"memory_efficiency": wanted}
+    )
+    monkeypatch.setitem(get_config_manager()._profiles, "aiming", profile)
+    report = tmp_path / "r.json"
+    answer = optimized(str(llama_folder), "--profile", "aiming", "--check-targets", "--json", str(report))
+    assert answer.exit_code == code, answer.output
+    missed = json.loads(report.read_text())["targets_missed"]
+    assert [one["name"] for one in missed] == (["memory_efficiency"] if code else [])
+    assert ("target missed: memory_efficiency: 90.0% was wanted" in answer.stderr) == bool(code)
+    assert ("no target of profile aiming is missed" in answer.stdout) == (not code)
 
 
 @pytest.mark.parametrize(

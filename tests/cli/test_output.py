@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from rich.table import Table
 
 from inference_pio.cli.output import Output, require_savable, require_writable
-from inference_pio.errors import ArtifactError, StorageError
+from inference_pio.errors import ArtifactError, InvalidSetting, MissingExtra, StorageError
+from inference_pio.measure import Report
 
 
 def test_words_go_to_standard_output_and_data_nowhere_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +56,37 @@ def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write"):
         Output("/proc/out.json")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_quiet_drops_words_and_keeps_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(str(tmp_path / "out.json"), quiet=True)
+    output.show("words")
+    output.stream("a text")
+    output.finish({"a": 1})
+    assert capsys.readouterr() == ("a text", "")
+    assert (tmp_path / "out.json").is_file()
+
+
+def test_a_page_is_written_beside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "deep" / "page.html"
+    output = Output("-", html_file=page)
+    assert not page.parent.exists()
+    output.finish(Report("tiny <b>").to_json())
+    out, err = capsys.readouterr()
+    assert json.loads(out)["model"] == "tiny <b>"
+    assert err == f"report written to {page}\n"
+    assert "tiny &lt;b&gt;" in page.read_text()
+
+
+def test_a_page_that_cannot_be_made_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidSetting, match="needs the name of a file"):
+        Output(html_file=Path("-"))
+    with pytest.raises(InvalidSetting, match="two files"):
+        Output(str(tmp_path / "x"), html_file=tmp_path / "x")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtra, match="report"):
+        Output(html_file=tmp_path / "x.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> None:

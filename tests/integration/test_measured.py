@@ -5,7 +5,7 @@ import pytest
 import inference_pio
 from inference_pio.errors import MeasureError
 from inference_pio.integration import create_optimization_pipeline
-from inference_pio.integration.measured import NO_QUALITY, measure_around
+from inference_pio.integration.measured import NO_QUALITY, measure_around, status_for_report
 from inference_pio.manager import get_optimization_manager
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
@@ -39,6 +39,14 @@ def test_held_bytes_count_before_and_after() -> None:
     report = measure_around(model, create_optimization_pipeline("llama"), byte_tokenizer(), QUICK)
     assert held > 0
     assert report.baseline.resident_bytes == report.baseline.weight_bytes + held
+
+
+def test_the_status_of_a_report_holds_no_receipt_a_second_time() -> None:
+    model = inference_pio.optimize(tiny.build("llama"))
+    status = status_for_report(model)
+    assert [one["name"] for one in status["applied_optimizations"]] == ["tensor_compression", "flash_attention"]
+    assert status["total_optimizations_available"] >= 2
+    assert "receipt" not in str(status)
 
 
 def test_the_short_face_answers_with_model_and_report(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,11 @@ import typer
 
 import inference_pio
 from inference_pio.cli.border import Command
+from inference_pio.cli.compare import compare
+from inference_pio.cli.doctor import doctor
 from inference_pio.cli.generate import generate
 from inference_pio.cli.list import show_list
+from inference_pio.cli.migrate import migrate
 from inference_pio.cli.optimize import optimize
 from inference_pio.cli.plan import plan
 
@@ -19,10 +22,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("list", cls=Command)(show_list)
 app.command("plan", cls=Command)(plan)
 app.command("optimize", cls=Command)(optimize)
 app.command("generate", cls=Command)(generate)
-app.command("list", cls=Command)(show_list)
+app.command("compare", cls=Command)(compare)
+app.command("doctor", cls=Command)(doctor)
+app.command("migrate", cls=Command)(migrate)
 
 
 def _version(asked: bool) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 
 class Bars:
-    """One bar a stage: `bars("plain float32")` begins it and answers with what is told of its progress."""
+    """One bar a stage: `bars("plain float32")` begins it and answers with what is told of its progress.
 
-    def __init__(self) -> None:
+    A stage has phases that each run from 0 to 1: its bar is full when the next stage begins.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._progress = Progress(*columns, console=Console(stderr=True), disable=quiet)
         self._running: TaskID | None = None
 
     def __call__(self, stage: str) -> Callable[[str, float], None]:
@@ -43,4 +48,12 @@ class Bars:
             self._progress.update(self._running, completed=1.0)
 
 
-"""A stage has phases that each run from 0 to 1: its bar is full when the next stage begins."""
+@contextmanager
+def working(text: str, quiet: bool = False) -> Iterator[None]:
+    """Shows that something without an end in sight goes on, and for how long; only where somebody looks."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    shown = console.is_terminal and not quiet
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+        progress.add_task(escape(text), total=None)
+        yield

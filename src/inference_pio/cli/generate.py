@@ -6,7 +6,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inference_pio.cli.options import Assign, Device, Disable, Dtype, DtypeOption, Enable, Json, Model, Profile, ask
+from inference_pio.cli.bars import working
+from inference_pio.cli.opening import apply_shown, open_shown, plan_shown
+from inference_pio.cli.options import (
+    Assign,
+    Debug,
+    Device,
+    Disable,
+    Dtype,
+    DtypeOption,
+    Enable,
+    Json,
+    Model,
+    Profile,
+    Quiet,
+    Trust,
+    ask,
+)  # fmt: skip
 from inference_pio.cli.output import Output
 
 if TYPE_CHECKING:
@@ -23,42 +39,45 @@ Plain = Annotated[bool, typer.Option("--plain", help="Apply nothing: the model a
 def generate(
     model: Model, prompt: Prompt, profile: Profile = "balanced", plain: Plain = False, length: Length = 128,
     chat: Chat = True, enable: Enable = None, disable: Disable = None, assign: Assign = None,
-    dtype: DtypeOption = Dtype.bfloat16, device: Device = None, json: Json = None,
+    dtype: DtypeOption = Dtype.bfloat16, device: Device = None, trust_remote_code: Trust = False, json: Json = None,
+    quiet: Quiet = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Generate text with MODEL under a profile, greedily; MODEL may also be a folder that `pio optimize` saved."""
-    output = Output(json)
+    output = Output(json, quiet=quiet)
 
     from inference_pio.integration.generation import generate_text
     from inference_pio.integration.saved import is_saved
 
     if is_saved(model):
-        opened, report = _saved(model, device)
+        opened, report = _saved(model, device, quiet)
     else:
-        opened, report = _prepared(ask(model, profile, enable, disable, assign, dtype, device), plain)
+        asked = ask(model, profile, enable, disable, assign, dtype, device, trust_remote_code)
+        opened, report = _prepared(asked, plain, quiet)
     found = generate_text(opened, prompt, max_new_tokens=length, chat=chat, say=output.stream)
-    output.show("")
+    output.stream("\n")
     rate = f", {found.decode_tokens_per_s:.1f} tokens/s after it" if found.decode_tokens_per_s else ""
     output.show(f"({found.new_tokens} tokens, the first after {found.time_to_first_token_s:.2f} s{rate})")
     output.finish(report.to_json() | {"prompt": prompt, **found.to_json()})
 
 
-def _prepared(asked: Asked, plain: bool) -> tuple[OpenedModel, Report]:
+def _prepared(asked: Asked, plain: bool, quiet: bool) -> tuple[OpenedModel, Report]:
     from inference_pio.integration.measured import receipts_of
     from inference_pio.measure import Report
 
-    opened = asked.open()
+    opened = open_shown(asked, quiet)
     if plain:
         return opened, Report(model=opened.name, notes=opened.notes)
-    plan = asked.plan(opened)
-    asked.apply(opened)
+    plan = plan_shown(asked, opened, quiet)
+    apply_shown(asked, opened, quiet)
     receipts = receipts_of(opened.model)
     return opened, Report(opened.name, asked.profile, plan.to_json(), receipts, notes=opened.notes)
 
 
-def _saved(folder: str, device: str | None) -> tuple[OpenedModel, Report]:
+def _saved(folder: str, device: str | None, quiet: bool) -> tuple[OpenedModel, Report]:
     from inference_pio.integration.measured import receipts_of
     from inference_pio.integration.saved import open_saved
     from inference_pio.measure import Report
 
-    opened = open_saved(folder, device)
+    with working(f"reading {folder}", quiet):
+        opened = open_saved(folder, device)
     return opened, Report(opened.name, receipts=receipts_of(opened.model), notes=opened.notes)

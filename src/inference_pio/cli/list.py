@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from inference_pio.cli.options import Json
+from inference_pio.cli.options import Debug, Json, Quiet
 from inference_pio.cli.output import Output
 
 
@@ -23,9 +23,11 @@ class Kind(StrEnum):
 def show_list(
     kind: Annotated[Kind | None, typer.Argument(help="What to list; all three, if not given.")] = None,
     json: Json = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """List the optimizations, families and profiles that there are, and what is available on this machine."""
-    output = Output(json)
+    output = Output(json, quiet=quiet)
     readers = {Kind.optimizations: _optimizations, Kind.families: _families, Kind.profiles: _profiles}
     data: dict[str, Any] = {}
     for one in [kind] if kind else list(Kind):

@@ -7,9 +7,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from inference_pio.cli.bars import Bars
-from inference_pio.cli.options import Assign, Device, Disable, Dtype, DtypeOption, Enable, Json, Model, Profile, ask
+from inference_pio.cli.bars import Bars, working
+from inference_pio.cli.border import TARGETS_MISSED
+from inference_pio.cli.opening import apply_shown, open_shown, plan_shown
+from inference_pio.cli.options import (
+    Assign,
+    Debug,
+    Device,
+    Disable,
+    Dtype,
+    DtypeOption,
+    Enable,
+    HtmlFile,
+    Json,
+    Model,
+    Profile,
+    Quiet,
+    Trust,
+    ask,
+)  # fmt: skip
 from inference_pio.cli.output import Output, require_savable
 
 if TYPE_CHECKING:
@@ -18,55 +37,100 @@ if TYPE_CHECKING:
 
 Save = Annotated[Path | None, typer.Option("--save", help="Save the optimized model to this folder.", metavar="FOLDER")]
 Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Measure before and after, which takes minutes.")]
+EachStep = Annotated[bool, typer.Option("--each-step", help="Measure after each step too, which takes minutes more.")]
+Check = Annotated[
+    bool, typer.Option("--check-targets", help="End with exit code 3 where the profile's targets are missed.")
+]
 
 
 def optimize(
     model: Model, profile: Profile = "balanced", enable: Enable = None, disable: Disable = None, assign: Assign = None,
-    save: Save = None, measure: Measure = True, dtype: DtypeOption = Dtype.bfloat16, device: Device = None,
-    json: Json = None,
+    save: Save = None, measure: Measure = True, each_step: EachStep = False, check_targets: Check = False,
+    dtype: DtypeOption = Dtype.bfloat16, device: Device = None, trust_remote_code: Trust = False, json: Json = None,
+    report: HtmlFile = None, quiet: Quiet = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Optimize MODEL and show what that does to speed, memory and quality on this machine."""
-    output = Output(json)
+    output = Output(json, html_file=report, quiet=quiet)
+    if check_targets and not measure:
+        raise typer.BadParameter("targets are checked against measurements: leave --no-measure out.",
+                                 param_hint="--check-targets")  # fmt: skip
+    if each_step and not measure:
+        raise typer.BadParameter("steps are measured: leave --no-measure out.", param_hint="--each-step")
     if save is not None:
         require_savable(save)
-    asked = ask(model, profile, enable, disable, assign, dtype, device)
-    outcome = _measured(asked, output) if measure else _unmeasured(asked, output)
+    asked = ask(model, profile, enable, disable, assign, dtype, device, trust_remote_code)
+    outcome = _measured(asked, output, each_step) if measure else _unmeasured(asked, output)
     for receipt in outcome.report.receipts:
         output.show(_line(receipt))
     if measure:
         output.show("")
         output.show(outcome.report.to_table())
+    output.show(_standing(outcome.report.status))
     if save is not None:
-        from inference_pio.artifact import save as save_model
+        _save(outcome, save, output)
+    missed = _missed(outcome) if check_targets else None
+    output.finish(outcome.report.to_json() | ({} if missed is None else {"targets_missed": missed}))
+    if missed is not None:
+        _tell(missed, asked.profile, output)
 
-        output.show(f"saved to {save_model(outcome.opened.model, save, outcome.opened.tokenizer)}")
-    output.finish(outcome.report.to_json())
 
-
-def _measured(asked: Asked, output: Output) -> Outcome:
+def _measured(asked: Asked, output: Output, each_step: bool) -> Outcome:
     from inference_pio.integration.side_by_side import SideBySide
 
-    bars = Bars()
-    run = SideBySide(asked, bars)
-    output.show(str(run.plan()))
+    bars = Bars(output.quiet)
+    run = SideBySide(asked, bars, each_step=each_step)
+    output.show(str(run.plan(open_shown(asked, output.quiet))))
     with bars:
         return run.measure()
 
 
 def _unmeasured(asked: Asked, output: Output) -> Outcome:
-    from inference_pio.integration.measured import receipts_of
+    from inference_pio.integration.measured import receipts_of, status_for_report
     from inference_pio.integration.side_by_side import Outcome
     from inference_pio.measure import Report
 
-    opened = asked.open()
-    plan = asked.plan(opened)
+    opened = open_shown(asked, output.quiet)
+    plan = plan_shown(asked, opened, output.quiet)
     output.show(str(plan))
-    asked.apply(opened)
+    apply_shown(asked, opened, output.quiet)
     report = Report(
         model=opened.name, profile=asked.profile, plan=plan.to_json(), receipts=receipts_of(opened.model),
-        notes=opened.notes,
+        notes=opened.notes, status=status_for_report(opened.model),
     )  # fmt: skip
     return Outcome(opened, report)
+
+
+def _standing(status: Mapping[str, Any] | None) -> Table:
+    from inference_pio.measure.html.standing import standing_of
+
+    table = Table(title="on the model now", title_justify="left", show_header=False)
+    for name, text in standing_of(status):
+        table.add_row(escape(name), escape(text))
+    return table
+
+
+def _save(outcome: Outcome, folder: Path, output: Output) -> None:
+    from inference_pio.artifact import save
+
+    with working(f"saving to {folder}", output.quiet):
+        place = save(outcome.opened.model, folder, outcome.opened.tokenizer)
+    output.show(f"saved to {place}")
+
+
+def _missed(outcome: Outcome) -> list[dict[str, Any]]:
+    from inference_pio.configuration import get_config_manager
+    from inference_pio.configuration.missed_targets import targets_missed
+
+    profile = get_config_manager().get_profile(str(outcome.report.profile))
+    return [one.to_json() | {"said": str(one)} for one in targets_missed(profile, outcome.report.comparison)]
+
+
+def _tell(missed: list[dict[str, Any]], profile: str, output: Output) -> None:
+    for one in missed:
+        typer.echo(f"target missed: {one['said']}", err=True)
+    if missed:
+        raise typer.Exit(TARGETS_MISSED)
+    output.show(f"no target of profile {profile} is missed")
 
 
 def _line(receipt: Mapping[str, Any]) -> str:

@@ -5,26 +5,51 @@ from __future__ import annotations
 import json
 import re
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from inference_pio.cli import completion
 
 if TYPE_CHECKING:
     from inference_pio.integration.asked import Asked
 
 Model = Annotated[str, typer.Argument(help="A folder, a .gguf file, a hub id, or 'demo'.", metavar="MODEL")]
-Profile = Annotated[str, typer.Option(help="The profile to apply; `pio list profiles` shows them.")]
-Enable = Annotated[list[str] | None, typer.Option(help="Also apply this one, or fail (repeatable).", metavar="NAME")]
-Disable = Annotated[list[str] | None, typer.Option(help="Leave this one out (repeatable).", metavar="NAME")]
+Profile = Annotated[
+    str,
+    typer.Option(help="The profile to apply; `pio list profiles` shows them.", autocompletion=completion.profiles),
+]
+Enable = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Also apply this one, or fail (repeatable).", metavar="NAME", autocompletion=completion.optimizations
+    ),
+]
+Disable = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave this one out (repeatable).", metavar="NAME", autocompletion=completion.optimizations),
+]
 Assign = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Set a parameter of an optimization, and apply it or fail.", metavar="NAME.KEY=VALUE"),
-]
+    typer.Option(
+        "--set", help="Set a parameter of an optimization, and apply it or fail.", metavar="NAME.KEY=VALUE",
+        autocompletion=completion.assignments,
+    ),
+]  # fmt: skip
 Device = Annotated[str | None, typer.Option(help="Where to run, as torch calls it: cpu, cuda, cuda:1.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model; off unless given.")
+]
 Json = Annotated[
     str | None,
     typer.Option("--json", help="Write the result as JSON to this file; alone or as -: to stdout.", metavar="[FILE]"),
 ]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--report", help="Write the result as one HTML page to this file.", metavar="FILE")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors; files and JSON are written.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the library's log, and tracebacks of errors.")]
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z]\w*)\.(?P<key>[A-Za-z]\w*)=(?P<value>.*)", re.DOTALL)
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
@@ -42,7 +67,7 @@ DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="The dtype to load i
 
 def ask(
     model: str, profile: str, enable: list[str] | None, disable: list[str] | None, assign: list[str] | None,
-    dtype: Dtype, device: str | None,
+    dtype: Dtype, device: str | None, trust_remote_code: bool = False,
 ) -> Asked:  # fmt: skip
     """What the options ask for, checked; loads torch. Raises UnknownName, InvalidSetting, typer.BadParameter."""
     parameters = assignments(assign or [])
@@ -54,7 +79,7 @@ def ask(
 
     return Asked(
         model, profile, Changes(tuple(enable or ()), tuple(disable or ()), parameters),
-        "auto" if dtype is Dtype.auto else getattr(torch, dtype.value), device,
+        "auto" if dtype is Dtype.auto else getattr(torch, dtype.value), device, trust_remote_code,
     )  # fmt: skip
 
 
@@ -81,5 +106,5 @@ def _value(text: str) -> Any:
         return _WORDS[text.lower()]
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

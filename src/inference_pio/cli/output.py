@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 
-from inference_pio.errors import ArtifactError, StorageError
+from inference_pio.errors import ArtifactError, InvalidSetting, StorageError
 from inference_pio.files import storage_errors, write_atomically
 from inference_pio.partials import partial_beside
 
@@ -18,29 +18,39 @@ UNSEEN_WIDTH = 120
 
 
 class Output:
-    """Words on standard output and data in a file; where the data goes to standard output, the words go to the other.
+    """Words on standard output and data in files; where the JSON goes to standard output, the words go to the other.
 
-    Raises StorageError at once for a file that cannot be written.
+    `quiet` drops the words. Raises StorageError at once for a file that cannot be written, InvalidSetting where two
+    are one, MissingExtra where a page cannot be made.
     """
 
-    def __init__(self, json_file: str | None = None) -> None:
-        self._json_file = json_file
+    def __init__(self, json_file: str | None = None, *, html_file: Path | None = None, quiet: bool = False) -> None:
+        self._json_file, self._html_file, self.quiet = json_file, html_file, quiet
         if json_file not in (None, "-"):
             require_writable(Path(str(json_file)))
+        if html_file is not None:
+            _require_page(html_file, json_file)
         console = Console(stderr=json_file == "-")
         self._console = console if console.is_terminal else Console(stderr=console.stderr, width=UNSEEN_WIDTH)
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table, or a text as it is."""
+        if self.quiet:
+            return
         self._console.print(renderable, markup=False, highlight=False, soft_wrap=isinstance(renderable, str))
 
     def stream(self, text: str) -> None:
-        """Print a piece of a longer text at once."""
+        """Print a piece of a longer text at once; it is what was asked for, so `quiet` does not drop it."""
         self._console.file.write(text)
         self._console.file.flush()
 
     def finish(self, data: dict[str, Any]) -> None:
-        """Write the data, where that was asked for."""
+        """Write the data, where that was asked for: as a page, as JSON."""
+        if self._html_file is not None:
+            from inference_pio.measure.html.page import write_page
+
+            write_page(self._html_file, data)
+            self.show(f"report written to {self._html_file}")
         if self._json_file is None:
             return
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -56,6 +66,17 @@ def require_writable(path: Path) -> None:
     if path.is_dir():
         raise StorageError(f"cannot write {path}: it is a folder. Give the name of a file.")
     _try_to_write(path)
+
+
+def _require_page(html_file: Path, json_file: str | None) -> None:
+    from inference_pio.measure.html.page import require_html
+
+    if str(html_file) == "-":
+        raise InvalidSetting("--report needs the name of a file, such as report.html: a page is not printed.")
+    if json_file is not None and Path(json_file).absolute() == html_file.absolute():
+        raise InvalidSetting(f"--json and --report both name {html_file}: give them two files.")
+    require_writable(html_file)
+    require_html()
 
 
 def require_savable(folder: Path) -> None:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from inference_pio.cli.options import Assign, Device, Disable, Dtype, DtypeOption, Enable, Json, Model, Profile, ask
+from inference_pio.cli.opening import open_shown, plan_shown
+from inference_pio.cli.options import (
+    Assign,
+    Debug,
+    Device,
+    Disable,
+    Dtype,
+    DtypeOption,
+    Enable,
+    HtmlFile,
+    Json,
+    Model,
+    Profile,
+    Quiet,
+    Trust,
+    ask,
+)  # fmt: skip
 from inference_pio.cli.output import Output
 
 
 def plan(
     model: Model, profile: Profile = "balanced", enable: Enable = None, disable: Disable = None, assign: Assign = None,
-    dtype: DtypeOption = Dtype.bfloat16, device: Device = None, json: Json = None,
+    dtype: DtypeOption = Dtype.bfloat16, device: Device = None, trust_remote_code: Trust = False, json: Json = None,
+    report: HtmlFile = None, quiet: Quiet = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Show what would be done to MODEL: the steps, their places, what is passed over and why."""
-    output = Output(json)
-    asked = ask(model, profile, enable, disable, assign, dtype, device)
+    output = Output(json, html_file=report, quiet=quiet)
+    asked = ask(model, profile, enable, disable, assign, dtype, device, trust_remote_code)
 
     from inference_pio.measure import Report
 
-    opened = asked.open()
-    made = asked.plan(opened)
+    opened = open_shown(asked, quiet)
+    made = plan_shown(asked, opened, quiet)
     output.show(str(made))
     output.finish(Report(model=opened.name, profile=profile, plan=made.to_json(), notes=opened.notes).to_json())

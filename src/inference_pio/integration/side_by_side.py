@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.integration.asked import Asked
-from inference_pio.integration.measured import NO_QUALITY, Stages, before_and_after, receipts_of
+from inference_pio.integration.each_step import IN_STEPS, EachStep
+from inference_pio.integration.measured import NO_QUALITY, Stages, before_and_after, receipts_of, status_for_report
 from inference_pio.measure import (
     Comparison,
     Measurement,
@@ -24,6 +25,7 @@ from inference_pio.measure import (
     probe,
 )
 from inference_pio.measure.freed_memory import return_freed_memory
+from inference_pio.measure.report_steps import AfterStep
 from inference_pio.measure.target import input_device, vocab_size
 from inference_pio.measure.text import evaluation_tokens, sampled_tokens
 from inference_pio.plan.plan import Plan
@@ -47,18 +49,21 @@ class SideBySide:
 
     On the CPU the other one of float32 and bfloat16 stands beside, because neither is always the faster: the decode
     ratio is against the faster plain model, every other ratio against the plain model that was optimized. What does
-    not fit into memory is left out, and the report says so.
+    not fit into memory is left out, and the report says so. With `each_step` the model is measured after each of its
+    steps, too.
     """
 
-    def __init__(self, asked: Asked, stages: Stages, settings: ProbeSettings | None = None) -> None:
-        self._asked, self._stages = asked, stages
+    def __init__(
+        self, asked: Asked, stages: Stages, settings: ProbeSettings | None = None, *, each_step: bool = False
+    ) -> None:
+        self._asked, self._stages, self._each_step = asked, stages, each_step
         self._settings = settings or ProbeSettings()
         self._notes: list[str] = []
         self._measured: dict[str, Measurement] = {}
 
-    def plan(self) -> Plan:
-        """Open the model and plan; nothing is touched."""
-        opened = self._asked.open()
+    def plan(self, opened: OpenedModel | None = None) -> Plan:
+        """Open the model, unless it is given, and plan; nothing is touched."""
+        opened = opened or self._asked.open()
         self._plan = self._asked.plan(opened)
         self._settings = self._settings.fitted(opened.model)
         self._base = _dtype(opened.model)
@@ -74,7 +79,8 @@ class SideBySide:
             self._measured[name] = self._alone(self._other, speeds.get(name))
         opened = self._asked.open(progress=False)
         quality = self._around(opened, speeds)
-        return Outcome(opened, self._report(opened, quality))
+        steps = self._after_each_step(opened, quality) if self._each_step else []
+        return Outcome(opened, self._report(opened, quality, steps))
 
     # ------------------------------------------------------------------ the steps
 
@@ -117,6 +123,12 @@ class SideBySide:
         self._measured |= {names["before"]: found.before, names["after"]: found.after}
         return found.quality
 
+    def _after_each_step(self, opened: OpenedModel, quality: Quality | None) -> list[AfterStep]:
+        ends = self._measured[_plain(self._base)], self._measured[OPTIMIZED]
+        self._notes.append(IN_STEPS)
+        run = EachStep(self._asked, opened, self._settings, self._stages)
+        return run.measure(ends, quality, self._prompt(opened))
+
     # ------------------------------------------------------------------ what stands beside
 
     def _other_dtype(self, model: nn.Module) -> torch.dtype | None:
@@ -133,7 +145,7 @@ class SideBySide:
             self._notes.append(f"{otherwise}: it needs {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
         return need <= free
 
-    def _report(self, opened: OpenedModel, quality: Quality | None) -> Report:
+    def _report(self, opened: OpenedModel, quality: Quality | None, steps: Sequence[AfterStep]) -> Report:
         base = _plain(self._base)
         comparison, note = _compared(self._measured, base, quality)
         no_quality = [NO_QUALITY] if quality is None else []
@@ -143,7 +155,7 @@ class SideBySide:
             comparison=comparison, machine=describe_machine(input_device(opened.model)),
             notes=[*note, *self._notes, *no_quality, *opened.notes],
             shown_beside={name: one for name, one in self._measured.items() if name not in (base, OPTIMIZED)},
-            baseline_name=base, optimized_name=OPTIMIZED,
+            baseline_name=base, optimized_name=OPTIMIZED, status=status_for_report(opened.model), steps=steps,
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from inference_pio.files import write_atomically
 from inference_pio.measure.comparison import Comparison
 from inference_pio.measure.machine import Machine
 from inference_pio.measure.measurement import Measurement, plain_json
+from inference_pio.measure.report_steps import AfterStep, step_lines
 from inference_pio.measure.report_table import report_table
 
 # Below this the system itself is the neighbour.
@@ -26,6 +27,8 @@ class Report:
     """One model, what was planned and done, and its numbers before and after.
 
     `shown_beside` holds further models of the same run (plain float32, say), one column each; they enter no ratio.
+    `steps` holds the plain model and then the model after each of its steps, where that was asked for.
+    `status` is what `get_model_optimization_status` says of the model as it stands at the end.
     """
 
     model: str
@@ -40,6 +43,8 @@ class Report:
     shown_beside: Mapping[str, Measurement] = field(default_factory=dict)
     baseline_name: str = "baseline"
     optimized_name: str = "optimized"
+    status: Mapping[str, Any] | None = None
+    steps: Sequence[AfterStep] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Strict JSON: model, profile, plan, receipts, baseline, optimized, comparison, and what stands beside."""
@@ -56,6 +61,8 @@ class Report:
             "shown_beside": [{"name": name, **shown.to_json()} for name, shown in self.shown_beside.items()],
             "machine": self.machine.to_json() if self.machine else None,
             "notes": list(self.notes),
+            "status": plain_json(self.status),
+            "steps": [step.to_json() for step in self.steps],
         }
 
     def to_table(self) -> RenderableType:
@@ -66,7 +73,8 @@ class Report:
         if self.optimized:
             columns[self.optimized_name] = self.optimized
         title = f"{self.model}, profile {self.profile}" if self.profile else self.model
-        below = [*([str(self.machine)] if self.machine else []), *_busy_notes(columns), *self.notes]
+        steps = step_lines(self.steps)
+        below = [*steps, *([str(self.machine)] if self.machine else []), *_busy_notes(columns), *self.notes]
         return Group(report_table(title, columns, self.comparison), *(Text(line) for line in below))
 
     def save_json(self, path: Path) -> None:

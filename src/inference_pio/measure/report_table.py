@@ -15,7 +15,7 @@ ABSENT = "not measured"
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One quantity: how a model's cell reads, and which ratio stands at its end, in which words."""
 
     label: str
@@ -32,11 +32,11 @@ def report_table(title: str, columns: Mapping[str, Measurement], comparison: Com
         table.add_column(name, justify="right")
     if comparison:
         table.add_column("ratio", justify="right")
-    for row in _ROWS if columns else ():
-        ratio = [_ratio(comparison, row)] if comparison else []
+    for row in ROWS if columns else ():
+        ratio = [ratio_cell(comparison, row)] if comparison else []
         table.add_row(row.label, *(row.cell(measured) for measured in columns.values()), *ratio)
     if comparison and comparison.kl_nats_per_token is not None:
-        for label, text in _against_original(comparison):
+        for label, text in against_original(comparison):
             table.add_row(label, *[""] * (len(columns) - 1), text, "")
     return table
 
@@ -47,13 +47,21 @@ def ratio_in_words(ratio: float, words: tuple[str, str], digits: int = 2) -> str
     >>> ratio_in_words(1.42, ("faster", "slower")), ratio_in_words(0.7, ("faster", "slower"))
     ('1.42x, 42% faster', '0.70x, 30% slower')
     """
+    return f"{ratio:.{digits}f}x, {change_in_words(ratio, words, digits)}"
+
+
+def change_in_words(ratio: float, words: tuple[str, str], digits: int = 2) -> str:
+    """The change in percent, in the words for more and for less; two digits fewer than the ratio has.
+
+    >>> change_in_words(1.42, ("faster", "slower")), change_in_words(1.001, ("faster", "slower"))
+    ('42% faster', 'the same')
+    """
     percent = abs(ratio - 1) * 100
     shown = f"{percent:.0f}" if digits == 2 else f"{percent:.{digits - 2}f}"
-    change = "the same" if float(shown) == 0 else f"{shown}% {words[0] if ratio > 1 else words[1]}"
-    return f"{ratio:.{digits}f}x, {change}"
+    return "the same" if float(shown) == 0 else f"{shown}% {words[0] if ratio > 1 else words[1]}"
 
 
-def _ratio(comparison: Comparison, row: _Row) -> str:
+def ratio_cell(comparison: Comparison, row: Row) -> str:
     if row.ratio is None:
         return ""
     ratio = getattr(comparison, row.ratio)
@@ -65,7 +73,7 @@ def _ratio(comparison: Comparison, row: _Row) -> str:
     return ratio_in_words(ratio, row.words, digits) + spread
 
 
-def _against_original(comparison: Comparison) -> list[tuple[str, str]]:
+def against_original(comparison: Comparison) -> list[tuple[str, str]]:
     kl, agreement = comparison.kl_nats_per_token, comparison.top1_agreement
     return [
         ("KL from the original, nats/token", f"{kl:.2g}{_interval(comparison, 'kl_nats_per_token', '.2g')}"),
@@ -104,15 +112,15 @@ def _perplexity_cell(measured: Measurement) -> str:
 
 
 _SPEED, _TIME, _SIZE, _LEVEL = ("faster", "slower"), ("longer", "shorter"), ("more", "less"), ("higher", "lower")
-_ROWS: Sequence[_Row] = (
-    _Row("decode, tokens/s", _speed_cell("decode_tokens_per_s", ".1f"), "decode_speedup", _SPEED),
-    _Row("prefill, tokens/s", _speed_cell("prefill_tokens_per_s", ".0f"), "prefill_ratio", _SPEED),
-    _Row(
+ROWS: Sequence[Row] = (
+    Row("decode, tokens/s", _speed_cell("decode_tokens_per_s", ".1f"), "decode_speedup", _SPEED),
+    Row("prefill, tokens/s", _speed_cell("prefill_tokens_per_s", ".0f"), "prefill_ratio", _SPEED),
+    Row(
         "time to first token, ms", _speed_cell("time_to_first_token_s", ".1f", 1e3), "time_to_first_token_ratio", _TIME
     ),
-    _Row("set-up in the first call, s", _setup_cell, None, _TIME),
-    _Row("weights", _bytes_cell("weight_bytes"), "weight_bytes_ratio", _SIZE),
-    _Row("resident: weights + held", _bytes_cell("resident_bytes"), "resident_bytes_ratio", _SIZE),
-    _Row("peak of the process", _bytes_cell("peak_bytes"), "peak_bytes_ratio", _SIZE),
-    _Row("perplexity", _perplexity_cell, "perplexity_ratio", _LEVEL),
+    Row("set-up in the first call, s", _setup_cell, None, _TIME),
+    Row("weights", _bytes_cell("weight_bytes"), "weight_bytes_ratio", _SIZE),
+    Row("resident: weights + held", _bytes_cell("resident_bytes"), "resident_bytes_ratio", _SIZE),
+    Row("peak of the process", _bytes_cell("peak_bytes"), "peak_bytes_ratio", _SIZE),
+    Row("perplexity", _perplexity_cell, "perplexity_ratio", _LEVEL),
 )
