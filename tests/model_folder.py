@@ -12,7 +12,9 @@ from inference_pio.measure import ProbeSettings
 from inference_pio.measure.text import evaluation_text
 from tests import tiny
 
-QUICK = ProbeSettings(quality_tokens=256, window=64, prefill_tokens=48, decode_prompt_tokens=8, new_tokens=6, repeats=2)
+QUICK = ProbeSettings(
+    quality_tokens=256, window=64, prefill_tokens=48, decode_prompt_tokens=8, new_tokens=6, repeats=2, greedy_tokens=4
+)
 CHAT = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}<assistant>"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from inference_pio.measure.speed import measure_speed
 from inference_pio.measure.text import evaluation_tokens, sampled_tokens
 from tests.tiny import build
 
-QUICK = ProbeSettings(quality_tokens=200, window=41, prefill_tokens=30, decode_prompt_tokens=8, new_tokens=4, repeats=2)
+QUICK = ProbeSettings(
+    quality_tokens=200, window=41, prefill_tokens=30, decode_prompt_tokens=8, new_tokens=4, repeats=2, greedy_tokens=5
+)
 
 
 def test_an_original_is_measured_and_recorded_in_one_pass(tokenizer):
@@ -33,6 +36,25 @@ def test_an_original_is_measured_and_recorded_in_one_pass(tokenizer):
     assert len(details["speed"]["decode_tokens_per_s"]["samples"]) == 2
     assert details["speed"]["prefill_tokens"] == 30
     assert details["dtype"] == "bfloat16"
+
+
+def test_the_originals_own_words_are_kept_and_compared(tokenizer):
+    model = build("llama")
+    _, reference = probe_original(model, tokenizer, QUICK)
+    with reference:
+        assert reference.greedy.said.shape == (4, 5)
+        _, quality = probe(model, reference=reference, settings=QUICK)
+        assert quality.greedy.agreed == 1.0
+        assert json.loads(json.dumps(quality.to_json()))["greedy"]["identical"] == 4
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            changed.lm_head.weight.neg_()
+        _, quality = probe(changed, reference=reference, settings=QUICK)
+        assert quality.greedy.agreed == 0.0
+    _, reference = probe_original(model, tokenizer, replace(QUICK, greedy_tokens=0))
+    with reference:
+        assert reference.greedy is None
+        assert probe(model, reference=reference, settings=QUICK)[1].greedy is None
 
 
 def test_a_model_is_judged_on_its_references_tokens_without_a_tokenizer():

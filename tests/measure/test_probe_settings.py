@@ -13,6 +13,7 @@ def test_lengths_are_cut_to_what_the_model_takes(tokenizer):
     model.config.max_position_embeddings = 32
     fitted = ProbeSettings(new_tokens=10).fitted(model)
     assert (fitted.window, fitted.prefill_tokens, fitted.decode_prompt_tokens) == (32, 32, 22)
+    assert fitted.greedy_tokens == 10
     assert ProbeSettings().fitted(build("plain")) == ProbeSettings()
     with pytest.raises(MeasureError, match="set new_tokens to at most 31"):
         ProbeSettings(new_tokens=32).fitted(model)

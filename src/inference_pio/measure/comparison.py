@@ -28,6 +28,8 @@ class Comparison:
     resident_bytes_ratio: float
     peak_bytes_ratio: float
     intervals: Mapping[str, Interval] = field(default_factory=dict)
+    greedy_agreement: float | None = None
+    """The share of the original's greedy tokens before the first other one; see `GreedyAgreement`."""
 
     def to_json(self) -> dict[str, Any]:
         return {part.name: plain_json(getattr(self, part.name)) for part in fields(self)}
@@ -49,6 +51,7 @@ def compare_measurements(baseline: Measurement, optimized: Measurement, quality:
         time_to_first_token_ratio=optimized.time_to_first_token_s / baseline.time_to_first_token_s,
         resident_bytes_ratio=_ratio(optimized.resident_bytes, baseline.resident_bytes),
         peak_bytes_ratio=_ratio(optimized.peak_bytes, baseline.peak_bytes),
+        greedy_agreement=quality.greedy.agreed if quality and quality.greedy else None,
         intervals={**_speed_intervals(baseline, optimized), **_quality_intervals(baseline, quality)},
     )
 
@@ -98,6 +101,8 @@ def _quality_intervals(baseline: Measurement, quality: Quality | None) -> dict[s
     if quality is None:
         return {}
     intervals = {"kl_nats_per_token": quality.kl_interval, "top1_agreement": quality.top1_interval}
+    if quality.greedy:
+        intervals["greedy_agreement"] = quality.greedy.interval
     # the paired interval holds where the baseline is the very model the reference was recorded from
     if baseline.perplexity == quality.reference_perplexity:
         intervals["perplexity_ratio"] = quality.perplexity_ratio_interval

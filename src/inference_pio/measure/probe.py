@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from inference_pio.errors import MeasureError
+from inference_pio.measure.greedy import GreedyReference
 from inference_pio.measure.measurement import Measurement, speed_medians
 from inference_pio.measure.memory import Peak, peak_bytes, resident_bytes, weight_bytes
 from inference_pio.measure.probe_settings import ProbeSettings
@@ -65,6 +66,7 @@ def probe_original(
         raise MeasureError("a reference needs tokens to be recorded on: quality_tokens must not be 0")
     speed, peak = work.speed_and_peak(model, speed, progress)
     reference = Reference.record(model, work.tokens, directory, progress)
+    reference.greedy = work.greedy_reference(model, reference)
     found = Perplexity(reference.perplexity, reference.perplexity_interval, reference.losses.numel())
     return work.measurement(model, 0, speed, peak, found), reference
 
@@ -105,6 +107,14 @@ class _Work:
                 progress=progress,
             )
         return timed, peak
+
+    def greedy_reference(self, model: nn.Module, reference: Reference) -> GreedyReference | None:
+        """What the original says after the first tokens of a few windows; None where it cannot or need not."""
+        settings = self.settings
+        if not settings.greedy_tokens or not callable(getattr(model, "generate", None)):
+            return None
+        prompts = reference.tokens[: settings.greedy_prompts, : settings.decode_prompt_tokens]
+        return GreedyReference.record(model, prompts, settings.greedy_tokens)
 
     def measurement(
         self, model: nn.Module, held_bytes: int, speed: Speed, peak: Peak, perplexity: Perplexity | None

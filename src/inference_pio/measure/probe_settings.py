@@ -12,7 +12,10 @@ from inference_pio.measure.target import max_positions
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How much is measured; lengths are cut to what a model takes. `quality_tokens=0`: speed and memory alone."""
+    """How much is measured; lengths are cut to what a model takes. `quality_tokens=0`: speed and memory alone.
+
+    `greedy_tokens=0`: no continuation is compared with the original's.
+    """
 
     quality_tokens: int = 8192
     window: int = 512
@@ -20,9 +23,11 @@ class ProbeSettings:
     decode_prompt_tokens: int = 32
     new_tokens: int = 64
     repeats: int = 5
+    greedy_prompts: int = 4
+    greedy_tokens: int = 128
 
     def __post_init__(self) -> None:
-        least = {"quality_tokens": 0, "window": 2, "new_tokens": 2}
+        least = {"quality_tokens": 0, "window": 2, "new_tokens": 2, "greedy_tokens": 0}
         for part in fields(self):
             value, bound = getattr(self, part.name), least.get(part.name, 1)
             if type(value) is not int or value < bound:
@@ -46,4 +51,5 @@ class ProbeSettings:
             window=min(self.window, limit),
             prefill_tokens=min(self.prefill_tokens, limit),
             decode_prompt_tokens=min(self.decode_prompt_tokens, room),
+            greedy_tokens=min(self.greedy_tokens, limit - min(self.decode_prompt_tokens, room)),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from inference_pio.errors import MeasureError
 from inference_pio.measure.divergence import token_divergences, token_losses
+from inference_pio.measure.greedy import GreedyAgreement
 from inference_pio.measure.interval import Interval, mean_interval
 from inference_pio.measure.logits import check_tokens, window_logits
 from inference_pio.measure.reference import Reference
@@ -48,9 +49,11 @@ class Quality:
     reference_perplexity_interval: Interval
     perplexity_ratio: float
     perplexity_ratio_interval: Interval
+    greedy: GreedyAgreement | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {**plain, "greedy": self.greedy.to_json() if self.greedy else None}
 
 
 def measure_perplexity(model: nn.Module, tokens: Tensor, progress: Progress | None = None) -> Perplexity:
@@ -84,7 +87,8 @@ def compare(reference: Reference, model: nn.Module, progress: Progress | None = 
         agreements[window] = (original.argmax(-1) == optimized.argmax(-1)).double().cpu()
         if progress:
             progress("quality", (window + 1) / windows)
-    return _judge(reference, losses, divergences, agreements)
+    greedy = reference.greedy.compare(model) if reference.greedy else None
+    return replace(_judge(reference, losses, divergences, agreements), greedy=greedy)
 
 
 def _judge(reference: Reference, losses: Tensor, divergences: Tensor, agreements: Tensor) -> Quality:

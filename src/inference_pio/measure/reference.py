@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from inference_pio.errors import MeasureError
 from inference_pio.files import require_free_bytes, storage_errors
 from inference_pio.measure.divergence import token_losses
+from inference_pio.measure.greedy import GreedyReference
 from inference_pio.measure.interval import Interval, mean_interval
 from inference_pio.measure.logits import check_tokens, window_logits
 from inference_pio.measure.target import check_measurable
@@ -36,6 +37,7 @@ class Reference:
         self.losses = torch.empty(tokens.shape[0], tokens.shape[1] - 1, dtype=torch.float64)
         self.vocab_size = 0
         self.dtype = torch.float32
+        self.greedy: GreedyReference | None = None
         self._directory = Path(directory or tempfile.gettempdir())
         self._file = self._open()
         self._finalizer = weakref.finalize(self, self._file.close)

@@ -74,11 +74,15 @@ def ratio_cell(comparison: Comparison, row: Row) -> str:
 
 
 def against_original(comparison: Comparison) -> list[tuple[str, str]]:
-    kl, agreement = comparison.kl_nats_per_token, comparison.top1_agreement
-    return [
+    kl, agreement, greedy = comparison.kl_nats_per_token, comparison.top1_agreement, comparison.greedy_agreement
+    rows = [
         ("KL from the original, nats/token", f"{kl:.2g}{_interval(comparison, 'kl_nats_per_token', '.2g')}"),
         ("top-1 agreement with the original", f"{agreement:.2%}{_interval(comparison, 'top1_agreement', '.2%')}"),
     ]
+    if greedy is not None:
+        told = f"{greedy:.0%}{_interval(comparison, 'greedy_agreement', '.0%')}"
+        rows.append(("greedy text before it first differs", told))
+    return rows
 
 
 def _interval(comparison: Comparison, name: str, form: str) -> str:
