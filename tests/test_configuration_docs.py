@@ -16,8 +16,8 @@ from inference_pio.configuration import (
     ModelOptimizationConfig,
     PerformanceTargets,
     ResourceConstraints,
+    config_manager,
     families,
-    get_config_manager,
 )
 from inference_pio.configuration.legacy.words import DOCUMENT_KEYS, FLAGS, MEMBER_KEYS, PARAMETERS
 from inference_pio.manager import get_optimization_manager
@@ -37,9 +37,9 @@ def _forgotten_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a page registers is gone after it."""
     monkeypatch.setattr(ModelFamily, "_known", dict(ModelFamily._known))
     monkeypatch.setattr(ModelFamily, "GPT", None, raising=False)
-    get_config_manager.cache_clear()
+    config_manager._shared.cache_clear()
     yield
-    get_config_manager.cache_clear()
+    config_manager._shared.cache_clear()
     families._families_by_type.cache_clear()
 
 

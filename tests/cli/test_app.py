@@ -65,6 +65,14 @@ def test_a_real_process_ends_an_error_with_one_line_and_code_1(tmp_path: Path) -
     assert answer.stderr.count("\n") == 1
 
 
+def test_a_terminal_without_a_sign_for_a_character_shows_its_number(tmp_path: Path) -> None:
+    old = tmp_path / "é.yaml"
+    old.write_text("use_flash_attention_2: true\n")
+    answer = pio("migrate", str(old), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.endswith("\\xe9.new.yaml\n")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal, which Windows has not")
 def test_a_real_ctrl_c_ends_with_code_130_and_leaves_no_file(llama_folder: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"

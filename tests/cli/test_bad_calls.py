@@ -50,6 +50,12 @@ BAD_CALLS = [  # the words (M: a model's folder, D: an empty folder to write in)
     ("generate M", 2, "--prompt"),
     ("generate M --prompt x --max-new-tokens 0", 2, "--max-new-tokens"),
     ("generate M --prompt x --max-new-tokens many", 2, "integer"),
+    ("generate M --prompt x --plain --profile lossless", 2, "leave --profile out"),
+    ("plan M --profile D/nowhere.yaml", 1, "nowhere.yaml cannot be read"),
+    ("plan M --profile D/../old.json", 1, "is not the JSON that is expected"),
+    ("list --json D/" + 300 * "x", 1, "File name too long"),
+    ("optimize M --save D/" + 300 * "x", 1, "File name too long"),
+    ("migrate .", 1, "."),
     ("compare M", 2, "--profiles"),
     ("compare M --profiles balanced,", 2, "not a list of names"),
     ("compare M --profiles balanced,balanced", 2, "balanced is given twice"),
@@ -79,7 +85,8 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_told_and_nothing_is_touched(call: str, code: int, told: str, llama_folder: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    (tmp_path / "old.txt").write_text("just words")
+    for name in ("old.txt", "old.json"):
+        (tmp_path / name).write_text("just words")
     words = [word.replace("D", str(empty), 1) if word[0] == "D" else word for word in call.split()]
     words = [str(llama_folder) if word == "M" else word for word in words]
     before = everything_in(tmp_path, llama_folder)

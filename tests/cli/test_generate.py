@@ -45,6 +45,12 @@ def test_a_saved_model_runs_as_it_is(tmp_path: Path) -> None:
     data = json.loads(answer.stdout)
     assert data["new_tokens"] == 3
     assert [receipt["name"] for receipt in data["receipts"]] == ["tensor_compression", "flash_attention"]
+    refused = generated(
+        str(folder), "--prompt", "def", "--profile", "lossless", "--set", "flash_attention.use_triton=true"
+    )
+    assert refused.exit_code == 1
+    assert "runs as it was saved: leave --profile, --set out" in refused.stderr
+    assert refused.stdout == ""
 
 
 @pytest.mark.parametrize(

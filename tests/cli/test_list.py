@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from inference_pio.cli import app
+from inference_pio.cli.list import _table
 from inference_pio.configuration import get_config_manager
 from inference_pio.manager import get_optimization_manager
 from inference_pio.optimizations.attention.flash_attention import FlashAttention
@@ -48,6 +50,15 @@ def test_the_tables_hold_the_names_and_members() -> None:
     assert "tensor_compression (format=int8)" in text
     assert "memory_efficient" in text
     assert "mistral" in text
+
+
+def test_names_are_whole_on_a_narrow_terminal() -> None:
+    console = Console(width=40)
+    with console.capture() as captured:
+        console.print(_table("profiles", [{"name": "memory_efficient", "members": {"flash_attention": {}}}]))
+        console.print(_table("x", [{"name": "x" * 60}]))
+    assert captured.get().count("x") == 61
+    assert "…" not in captured.get()
 
 
 def test_an_unknown_kind_is_wrong_usage() -> None:

@@ -49,6 +49,15 @@ def test_a_flag_without_a_counterpart_is_told_never_dropped(tmp_path: Path) -> N
     assert new.is_file()
 
 
+def test_what_is_not_carried_over_is_told_on_quiet_terminals_too(tmp_path: Path) -> None:
+    answer = migrated(str(old_file(tmp_path)), "--quiet")
+    assert answer.exit_code == 0, answer.output
+    assert answer.stdout == ""
+    told = answer.stderr.splitlines()
+    assert told
+    assert all(line.startswith("not carried over: ") for line in told)
+
+
 def test_a_file_that_is_there_is_kept_unless_it_is_to_be_overwritten(tmp_path: Path) -> None:
     old, new = old_file(tmp_path), tmp_path / "new.yaml"
     new.write_text("mine")

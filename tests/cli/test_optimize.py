@@ -12,7 +12,7 @@ from inference_pio.cli import app
 from inference_pio.configuration import GlobalOptimizationProfile, get_config_manager
 from inference_pio.integration.side_by_side import SideBySide
 from tests import tiny
-from tests.model_folder import QUICK
+from tests.model_folder import QUICK, write_model_folder
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,14 @@ def test_the_page_and_the_terminal_tell_the_same_status(llama_folder: Path, tmp_
     for text in (page.read_text(), answer.stderr):
         assert "tensor_compression, flash_attention" in text
         assert "total optimizations available" in text
+
+
+def test_a_name_with_brackets_is_shown_as_it_is(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "[red]tiny[" / "[b]", tokenizer=False)
+    answer = optimized(str(folder), "--no-measure")
+    assert answer.exit_code == 0, answer.output
+    assert "\\[" not in answer.stdout
+    assert "[red]tiny[" in answer.stdout.replace("\n", "")
 
 
 def test_quiet_says_nothing_and_writes_all(llama_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,6 +89,40 @@ def test_a_page_that_cannot_be_made_is_told_at_once(tmp_path: Path, monkeypatch:
     with pytest.raises(MissingExtra, match="report"):
         Output(html_file=tmp_path / "x.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_is_told_on_quiet_terminals_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().warn("left out [x]")
+    assert capsys.readouterr() == ("left out [x]\n", "")
+    Output(quiet=True).warn("left out [x]")
+    assert capsys.readouterr() == ("", "left out [x]\n")
+
+
+def test_a_name_that_is_no_text_is_written_with_its_number(tmp_path: Path) -> None:
+    name = b"old\xff".decode("utf-8", "surrogateescape")
+    Output(str(tmp_path / "out.json"), html_file=tmp_path / "out.html").finish(Report(name).to_json())
+    assert json.loads((tmp_path / "out.json").read_text())["model"] == name
+    assert "old\\udcff" in (tmp_path / "out.html").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize("words", [["list", "profiles"], ["list", "profiles", "--json"]])
+def test_standard_output_on_a_full_disk_is_told_as_one(words: list[str]) -> None:
+    code = "from inference_pio.cli import main; main()"
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run([sys.executable, "-c", code, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert answer.returncode == 1
+    assert "error: no room to write standard output" in answer.stderr
+
+
+def test_a_pipe_that_nobody_reads_ends_in_silence() -> None:
+    code = "from inference_pio.cli import main; main()"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        words = [sys.executable, "-c", code, "list", "profiles", "--json", "--quiet"]
+        answer = subprocess.run(words, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert (answer.returncode, answer.stderr) == (1, "")
 
 
 def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> None:

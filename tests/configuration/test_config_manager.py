@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,27 @@ def test_a_users_files_are_read_and_wrong_ones_told_with_file_and_entry(tmp_path
         ConfigManager().load_model_config(path)
     with pytest.raises(InvalidSetting, match=r"mine\.yaml.*unknown parameter 'family'"):
         ConfigManager().load_global_profile(path)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_threads_that_share_a_manager_lose_nothing(attempt: int) -> None:
+    manager, start, refused = ConfigManager(), threading.Barrier(8), []
+
+    def register(number: int) -> None:
+        start.wait()
+        manager.register_profile(GlobalOptimizationProfile(name=f"p{number}", default_settings={"a": {}}))
+        try:
+            manager.register_profile(GlobalOptimizationProfile(name="one", default_settings={"a": {}}))
+        except InvalidSetting:
+            refused.append(number)
+
+    threads = [threading.Thread(target=register, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert manager.list_profiles() == sorted([*PROFILES, "one", *(f"p{number}" for number in range(8))])
+    assert len(refused) == 7
 
 
 def test_the_shared_manager_is_one() -> None:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -74,6 +77,24 @@ def test_a_new_family_is_registered_with_its_model_types() -> None:
     assert ModelFamily.PHI is phi is ModelFamily.of("phi")
     assert family_of_model(tiny.build("gpt2")) is phi
     assert phi.model_types == ["gpt2", "phi"]
+
+
+@pytest.mark.usefixtures("fresh_families")
+def test_families_that_threads_register_while_the_shipped_ones_are_read_are_all_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slowly(path: Path) -> dict[str, list[str]]:
+        time.sleep(0.05)
+        return {"glm": ["glm4"]}
+
+    monkeypatch.setattr(families, "read_yaml", slowly)
+    families._families_by_type.cache_clear()
+    threads = [threading.Thread(target=ModelFamily.register, args=("phi", [f"phi{n}"])) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ModelFamily.of("phi").model_types == [f"phi{n}" for n in range(6)]
 
 
 @pytest.mark.parametrize("name", ["", "Phi", "phi 3", "../phi", 3])

@@ -19,6 +19,12 @@ def test_a_mapping_is_read_as_it_stands(tmp_path: Path) -> None:
     assert read_yaml(written(tmp_path, "a: {b: [1, true]}")) == {"a": {"b": [1, True]}}
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.yaml", "a: 1"), ("a.json", '{"a": 1}')])
+def test_a_mark_before_the_text_is_passed_over(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_document(tmp_path / name) == {"a": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

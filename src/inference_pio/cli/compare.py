@@ -14,7 +14,7 @@ from inference_pio.cli.output import Output
 
 Profiles = Annotated[
     str,
-    typer.Option(help="The profiles to compare, joined by commas.", metavar="A,B,C",
+    typer.Option(help="The profiles to compare, names or files of your own, joined by commas.", metavar="A,B,C",
                  autocompletion=completion.profile_lists),
 ]  # fmt: skip
 

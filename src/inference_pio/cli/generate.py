@@ -24,6 +24,7 @@ from inference_pio.cli.options import (
     ask,
 )  # fmt: skip
 from inference_pio.cli.output import Output
+from inference_pio.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from inference_pio.integration.asked import Asked
@@ -34,11 +35,13 @@ Prompt = Annotated[str, typer.Option(help="What the model is asked, or the text 
 Length = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Stop after so many tokens at the latest.")]
 Chat = Annotated[bool, typer.Option("--chat/--no-chat", help="Use the tokenizer's chat form, where it has one.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Apply nothing: the model as it is.")]
+APPLYING = ("profile", "enable", "disable", "assign")
+OPENING = ("plain", "dtype", "trust_remote_code")
 
 
 def generate(
-    model: Model, prompt: Prompt, profile: Profile = "balanced", plain: Plain = False, length: Length = 128,
-    chat: Chat = True, enable: Enable = None, disable: Disable = None, assign: Assign = None,
+    context: typer.Context, model: Model, prompt: Prompt, profile: Profile = "balanced", plain: Plain = False,
+    length: Length = 128, chat: Chat = True, enable: Enable = None, disable: Disable = None, assign: Assign = None,
     dtype: DtypeOption = Dtype.bfloat16, device: Device = None, trust_remote_code: Trust = False, json: Json = None,
     quiet: Quiet = False, debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -49,8 +52,12 @@ def generate(
     from inference_pio.integration.saved import is_saved
 
     if is_saved(model):
+        if given := _given(context, (*APPLYING, *OPENING)):
+            raise InvalidSetting(f"{model} holds a model that runs as it was saved: leave {', '.join(given)} out.")
         opened, report = _saved(model, device, quiet)
     else:
+        if plain and (given := _given(context, APPLYING)):
+            raise typer.BadParameter(f"it applies nothing: leave {', '.join(given)} out.", param_hint="--plain")
         asked = ask(model, profile, enable, disable, assign, dtype, device, trust_remote_code)
         opened, report = _prepared(asked, plain, quiet)
     found = generate_text(opened, prompt, max_new_tokens=length, chat=chat, say=output.stream)
@@ -58,6 +65,13 @@ def generate(
     rate = f", {found.decode_tokens_per_s:.1f} tokens/s after it" if found.decode_tokens_per_s else ""
     output.show(f"({found.new_tokens} tokens, the first after {found.time_to_first_token_s:.2f} s{rate})")
     output.finish(report.to_json() | {"prompt": prompt, **found.to_json()})
+
+
+def _given(context: typer.Context, names: tuple[str, ...]) -> list[str]:
+    """Those of some options that stand on the command line: none is passed over in silence."""
+    sources = {one.opts[0]: context.get_parameter_source(one.name or "") for one in context.command.params
+               if one.name in names}  # fmt: skip
+    return [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _prepared(asked: Asked, plain: bool, quiet: bool) -> tuple[OpenedModel, Report]:

@@ -76,7 +76,7 @@ def _profiles() -> list[dict[str, Any]]:
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", show_lines=True)
     for column in rows[0]:
-        table.add_column(column.replace("_", " "))
+        table.add_column(column.replace("_", " "), overflow="fold")  # a name cut short cannot be typed again
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     return table

@@ -23,7 +23,7 @@ def migrate(
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Write OLD, a configuration in a legacy form, in today's form to NEW, and show what changed."""
-    target = new or old.with_name(f"{old.stem}.new{old.suffix}")
+    target = new or old.parent / f"{old.stem}.new{old.suffix}"
     output = Output(json, quiet=quiet)
     if old.absolute() == target.absolute():
         raise StorageError(f"{target} is the old file itself: choose another name for the new one.")
@@ -32,7 +32,9 @@ def migrate(
     from inference_pio.integration.migrating import migrate_file
 
     migration = migrate_file(old, target, overwrite=overwrite)
-    for line in str(migration).splitlines():
-        output.show(line)
+    for change in migration.changes:
+        output.show(f"changed: {change}")
+    for one in migration.unmatched:
+        output.warn(f"not carried over: {one}")
     output.show(f"written to {target}")
     output.finish({"old": str(old), "new": str(target), **migration.to_json()})

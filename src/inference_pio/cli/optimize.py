@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from inference_pio.cli.bars import Bars, working
@@ -105,7 +104,7 @@ def _standing(status: Mapping[str, Any] | None) -> Table:
 
     table = Table(title="on the model now", title_justify="left", show_header=False)
     for name, text in standing_of(status):
-        table.add_row(escape(name), escape(text))
+        table.add_row(name, text)
     return table
 
 

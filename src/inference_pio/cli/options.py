@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inference_pio.cli import completion
+from inference_pio.cli.profile_file import profile_named
 
 if TYPE_CHECKING:
     from inference_pio.integration.asked import Asked
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(help="A folder, a .gguf file, a hub id, or 'demo'.", metavar="MODEL")]
 Profile = Annotated[
     str,
-    typer.Option(help="The profile to apply; `pio list profiles` shows them.", autocompletion=completion.profiles),
+    typer.Option(
+        help="The profile to apply: a name (`pio list profiles` shows them), or a YAML or JSON file of your own.",
+        metavar="NAME|FILE",
+        autocompletion=completion.profiles,
+    ),
 ]
 Enable = Annotated[
     list[str] | None,
@@ -78,7 +83,7 @@ def ask(
     from inference_pio.integration.targets import Changes
 
     return Asked(
-        model, profile, Changes(tuple(enable or ()), tuple(disable or ()), parameters),
+        model, profile_named(profile), Changes(tuple(enable or ()), tuple(disable or ()), parameters),
         "auto" if dtype is Dtype.auto else getattr(torch, dtype.value), device, trust_remote_code,
     )  # fmt: skip
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,21 @@ class Output:
         """Print a table, or a text as it is."""
         if self.quiet:
             return
-        self._console.print(renderable, markup=False, highlight=False, soft_wrap=isinstance(renderable, str))
+        with _stream_errors():
+            self._console.print(renderable, markup=False, highlight=False, soft_wrap=isinstance(renderable, str))
+
+    def warn(self, text: str) -> None:
+        """Print what nobody may miss: on standard error where `quiet` drops the words."""
+        if self.quiet:
+            typer.echo(text, err=True)
+        else:
+            self.show(text)
 
     def stream(self, text: str) -> None:
         """Print a piece of a longer text at once; it is what was asked for, so `quiet` does not drop it."""
-        self._console.file.write(text)
-        self._console.file.flush()
+        with _stream_errors():
+            self._console.file.write(text)
+            self._console.file.flush()
 
     def finish(self, data: dict[str, Any]) -> None:
         """Write the data, where that was asked for: as a page, as JSON."""
@@ -54,18 +65,21 @@ class Output:
         if self._json_file is None:
             return
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        raw = text.encode("utf-8", "backslashreplace")  # a file's name may hold what is no text
         if self._json_file == "-":
-            typer.echo(text, nl=False)
+            with _stream_errors():
+                typer.echo(raw.decode(), nl=False)
         else:
-            write_atomically(self._json_file, text)
+            write_atomically(self._json_file, raw)
             self.show(f"JSON written to {self._json_file}")
 
 
 def require_writable(path: Path) -> None:
     """Raise StorageError unless a file could be made at `path`; nothing is left there."""
-    if path.is_dir():
-        raise StorageError(f"cannot write {path}: it is a folder. Give the name of a file.")
-    _try_to_write(path)
+    with storage_errors(path):
+        if path.is_dir():
+            raise StorageError(f"cannot write {path}: it is a folder. Give the name of a file.")
+        _try_to_write(path)
 
 
 def _require_page(html_file: Path, json_file: str | None) -> None:
@@ -83,9 +97,10 @@ def require_savable(folder: Path) -> None:
     """Raise unless a model could be saved to `folder`; nothing is left there."""
     from inference_pio.artifact.manifest import FILE
 
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file()):
-        raise ArtifactError(f"{folder} exists and is no model saved by inference-pio: choose another folder.")
-    _try_to_write(folder)
+    with storage_errors(folder):
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file()):
+            raise ArtifactError(f"{folder} exists and is no model saved by inference-pio: choose another folder.")
+        _try_to_write(folder)
 
 
 def _try_to_write(path: Path) -> None:
@@ -93,8 +108,19 @@ def _try_to_write(path: Path) -> None:
     while not there.exists():
         there = there.parent
     attempt = partial_beside(there / path.name)
-    with storage_errors(path):
-        try:
-            attempt.touch(exist_ok=False)
-        finally:
-            attempt.unlink(missing_ok=True)
+    try:
+        attempt.touch(exist_ok=False)
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
+@contextmanager
+def _stream_errors() -> Iterator[None]:
+    """A full disk behind `pio ... > file` is told as any other; a pipe that nobody reads any more ends in silence."""
+    try:
+        with storage_errors("standard output"):
+            yield
+    except StorageError as error:
+        if isinstance(error.__cause__, BrokenPipeError):
+            raise error.__cause__ from None
+        raise

@@ -36,4 +36,4 @@ def plan(
     opened = open_shown(asked, quiet)
     made = plan_shown(asked, opened, quiet)
     output.show(str(made))
-    output.finish(Report(model=opened.name, profile=profile, plan=made.to_json(), notes=opened.notes).to_json())
+    output.finish(Report(model=opened.name, profile=asked.profile, plan=made.to_json(), notes=opened.notes).to_json())

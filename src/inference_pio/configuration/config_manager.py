@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ DEFAULT_PROFILE = "balanced"
 
 
 class ConfigManager:
-    """Knows profiles and family configs: those below `folder` and those registered.
+    """Knows profiles and family configs: those below `folder` and those registered. Threads may share one.
 
     >>> ConfigManager().get_profile("balanced").members
     ('flash_attention', 'tensor_compression')
@@ -30,6 +31,7 @@ class ConfigManager:
     def __init__(self, folder: Path = DATA) -> None:
         self._folder = folder
         self._active = DEFAULT_PROFILE
+        self._lock = threading.RLock()
 
     @classmethod
     def ask(cls, registries: Registries) -> None:
@@ -52,9 +54,12 @@ class ConfigManager:
     def register_profile(self, profile: GlobalOptimizationProfile, *, replace: bool = False) -> None:
         """Make a profile of your own known by its name; taking a known name needs `replace`."""
         _check_is(profile, GlobalOptimizationProfile, "a profile")
-        if profile.name in self._profiles and not replace:
-            raise InvalidSetting(f"there is a profile {profile.name!r} already: choose another name, or replace=True.")
-        self._profiles[profile.name] = profile.model_copy(deep=True)
+        with self._lock:
+            if profile.name in self._profiles and not replace:
+                raise InvalidSetting(
+                    f"there is a profile {profile.name!r} already: choose another name, or replace=True."
+                )
+            self._profiles[profile.name] = profile.model_copy(deep=True)
 
     def set_active_profile(self, name: str) -> None:
         """Make a profile the one that the documented functions take when none is given. Raises UnknownName."""
@@ -82,9 +87,10 @@ class ConfigManager:
     def register_family(self, config: ModelOptimizationConfig, *, replace: bool = False) -> None:
         """Give a family (see `ModelFamily.register`) its config; taking a shipped one's place needs `replace`."""
         _check_is(config, ModelOptimizationConfig, "a family config")
-        if config.family in self._families and not replace:
-            raise InvalidSetting(f"the family {str(config.family)!r} has a config already: pass replace=True.")
-        self._families[config.family] = config.model_copy(deep=True)
+        with self._lock:
+            if config.family in self._families and not replace:
+                raise InvalidSetting(f"the family {str(config.family)!r} has a config already: pass replace=True.")
+            self._families[config.family] = config.model_copy(deep=True)
 
     def apply_profile_to_model_config(
         self, config: ModelOptimizationConfig, profile: GlobalOptimizationProfile | str
@@ -123,13 +129,23 @@ class ConfigManager:
 
     # ------------------------------------------------------------------ the shipped data
 
-    @functools.cached_property
+    @property
     def _profiles(self) -> dict[str, GlobalOptimizationProfile]:
+        with self._lock:
+            return self._read_profiles
+
+    @property
+    def _families(self) -> dict[ModelFamily, ModelOptimizationConfig]:
+        with self._lock:
+            return self._read_families
+
+    @functools.cached_property
+    def _read_profiles(self) -> dict[str, GlobalOptimizationProfile]:
         read = [read_settings(path, GlobalOptimizationProfile) for path in _files(self._folder / "profiles")]
         return {profile.name: profile for profile in read}
 
     @functools.cached_property
-    def _families(self) -> dict[ModelFamily, ModelOptimizationConfig]:
+    def _read_families(self) -> dict[ModelFamily, ModelOptimizationConfig]:
         read = [read_settings(path, ModelOptimizationConfig) for path in _files(self._folder / "families")]
         return {config.family: config for config in read}
 
@@ -143,7 +159,15 @@ def _check_is(given: object, kind: type, what: str) -> None:
         raise InvalidSetting(f"{what} must be a {kind.__name__}, not {given!r}.")
 
 
-@functools.cache
+_making = threading.Lock()
+
+
 def get_config_manager() -> ConfigManager:
     """The config manager that the documented functions share."""
+    with _making:
+        return _shared()
+
+
+@functools.cache
+def _shared() -> ConfigManager:
     return ConfigManager()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -13,6 +14,9 @@ from pydantic_core import core_schema
 
 from inference_pio.configuration.reading import DATA, read_yaml
 from inference_pio.errors import InvalidSetting, UnknownName
+
+_lock = threading.RLock()
+"""Held while families are read or added, so that no thread's family is lost to another's."""
 
 
 class ModelFamily(str):
@@ -52,12 +56,13 @@ class ModelFamily(str):
         """
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise InvalidSetting(f"a family's name must be lower case words joined by underscores, not {name!r}.")
-        family = cls._known.get(name)
-        if family is None:
-            family = cls._known[name] = str.__new__(cls, name)
-            setattr(cls, name.upper(), family)
-        if types := list(model_types):
-            _families_by_type().update(dict.fromkeys(types, family))
+        with _lock:
+            family = cls._known.get(name)
+            if family is None:
+                family = cls._known[name] = str.__new__(cls, name)
+                setattr(cls, name.upper(), family)
+            if types := list(model_types):
+                _by_type().update(dict.fromkeys(types, family))
         return family
 
     @classmethod
@@ -76,7 +81,7 @@ class ModelFamily(str):
     @property
     def model_types(self) -> list[str]:
         """The values of `config.model_type` that tell this family."""
-        return sorted(kind for kind, family in _families_by_type().items() if family is self)
+        return sorted(kind for kind, family in list(_by_type().items()) if family is self)
 
     def __str__(self) -> str:
         return str.__str__(self)
@@ -104,8 +109,13 @@ for _name in ("glm", "qwen", "llama", "mistral", "other"):
 def family_of_model(model: Any) -> ModelFamily:
     """The family of a live model by its `config.model_type`; OTHER where that is not known or there is none."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    found = _families_by_type().get(model_type) if isinstance(model_type, str) else None
+    found = _by_type().get(model_type) if isinstance(model_type, str) else None
     return found or ModelFamily.OTHER
+
+
+def _by_type() -> dict[str, ModelFamily]:
+    with _lock:
+        return _families_by_type()
 
 
 @functools.cache

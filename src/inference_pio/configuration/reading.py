@@ -97,7 +97,7 @@ def _text(path: Path) -> str:
         raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES // 1000} kB")
-    return raw.decode("utf-8")
+    return raw.decode("utf-8-sig")  # some editors put a mark before the text
 
 
 def _from_yaml(text: str) -> Any:

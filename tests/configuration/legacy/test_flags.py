@@ -91,6 +91,22 @@ def test_an_object_is_asked_for_its_flags_and_what_looks_like_one_is_told() -> N
     assert set(told) == {"use_flash_attention", "use_cache"}
 
 
+def test_a_flag_of_the_class_or_in_a_slot_and_a_mistyped_one_are_told_too() -> None:
+    class Old:
+        __slots__ = ("enable_magic", "quantization_bit")
+        use_flash_attention_2 = True
+        use_tricks = 3
+
+        def enable_logging(self) -> None:
+            pass
+
+    old = Old()
+    old.enable_magic, old.quantization_bit = True, 4
+    flags, foreign = flags_on(old)
+    assert flags == {"use_flash_attention_2": True}
+    assert {one.key: one.value for one in foreign} == {"enable_magic": True, "use_tricks": 3, "quantization_bit": 4}
+
+
 def test_an_object_that_does_not_answer_is_told() -> None:
     class Broken:
         @property

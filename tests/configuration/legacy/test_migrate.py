@@ -182,3 +182,13 @@ def test_what_is_no_legacy_configuration_is_told(wrong: Any, told: str) -> None:
 def test_an_unknown_flag_is_told() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'use_quantization'"):
         migrate({"use_quantisation": True}, today())
+
+
+@pytest.mark.parametrize("old", ["sparsity_ratio", "compression_ratio", "pruning_ratio", "adaptive_strategy"])
+def test_an_old_parameter_that_its_optimization_has_not_is_told_never_dropped(old: str) -> None:
+    member = {"name": "tensor_compression", "parameters": {old: 0.5}}
+    migration = migrate({"model_family": "qwen", "optimizations": [member]}, today())
+    assert migration.document == {"family": "qwen", "optimizations": ["tensor_compression"]}
+    (unmatched,) = migration.unmatched
+    assert (unmatched.key, unmatched.value) == (f"optimizations.0.parameters.{old}", 0.5)
+    assert unmatched.reason == "tensor_compression has no such parameter here"

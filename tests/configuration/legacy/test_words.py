@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from inference_pio.configuration.legacy.words import DOCUMENTED, FLAGS, NAMES, PART_OF_ANOTHER, SWITCHES, VALUES
 from inference_pio.manager import get_optimization_manager
 
@@ -25,3 +28,13 @@ def test_words_lead_to_documented_optimizations() -> None:
 
 def test_what_ships_is_documented() -> None:
     assert set(get_optimization_manager().get_available_optimizations()) <= DOCUMENTED
+
+
+def test_every_documented_switch_is_of_the_optimization_that_the_documents_say() -> None:
+    told = (Path(__file__).parents[3] / "docs" / "migrating.md").read_text(encoding="utf-8")
+    table = {
+        flag: now
+        for flags, now in re.findall(r"^\| (`.*) \| `(\w+)`", told, re.MULTILINE)
+        for flag in re.findall(r"`((?:use|enable)_\w+)`", flags)
+    }
+    assert table == SWITCHES

@@ -15,18 +15,26 @@ from inference_pio.errors import InvalidSetting, UnknownName
 
 def flags_on(thing: object) -> tuple[dict[str, Any], list[Unmatched]]:
     """The flags that an object holds as attributes, and what looks like a flag and is none."""
-    found: dict[str, Any] = {}
-    for name in FLAGS:
-        try:
-            value = getattr(thing, name, None)
-        except Exception as error:
-            raise InvalidSetting(f"{name} of this {type(thing).__name__} cannot be read: {error}") from error
-        if value is not None:
-            found[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
-    foreign = (
-        [name for name in vars(thing) if name.startswith(("use_", "enable_"))] if hasattr(thing, "__dict__") else []
-    )
-    return found, [_foreign(name, getattr(thing, name)) for name in foreign if name not in FLAGS]
+    given = {name: _read(thing, name) for name in FLAGS}
+    found = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in given.items()
+        if value is not None
+    }
+    foreign = {name: _read(thing, name) for name in dir(thing) if _is_like_a_flag(name) and name not in FLAGS}
+    return found, [_foreign(name, value) for name, value in foreign.items() if not callable(value)]
+
+
+def _read(thing: object, name: str) -> Any:
+    try:
+        return getattr(thing, name, None)
+    except Exception as error:
+        raise InvalidSetting(f"{name} of this {type(thing).__name__} cannot be read: {error}") from error
+
+
+def _is_like_a_flag(name: str) -> bool:
+    """By its beginning, or as a flag that was mistyped."""
+    return name.startswith(("use_", "enable_")) or bool(difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.85))
 
 
 def members_of_flags(flags: Mapping[str, Any]) -> tuple[list[Member], list[Unmatched]]:

@@ -41,7 +41,7 @@ def render_page(data: Mapping[str, Any]) -> str:
 
 def write_page(path: Path, data: Mapping[str, Any]) -> None:
     """Write the page whole or not at all. Raises StorageError where the place cannot be written."""
-    write_atomically(path, render_page(data))
+    write_atomically(path, render_page(data).encode("utf-8", "backslashreplace"))  # a name may hold what is no text
 
 
 def _environment() -> Environment:
