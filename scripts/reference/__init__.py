@@ -1,0 +1,1 @@
+"""The parts of the script that trains the reference models; the package itself never imports them."""
