@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint verify clean
+.PHONY: help demo test lint verify bench-check clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## optimize a real language model; what it gained is shown, and in report.html (fetches 93 MB once)
 	$(BIN)/pio optimize demo --profile balanced --report report.html
@@ -27,6 +27,9 @@ lint: $(READY) ## ruff and mypy
 
 verify: lint ## lint, and every test that needs no GPU: long sweeps and downloads too
 	$(BIN)/python -m pytest -m "not gpu"
+
+bench-check: $(READY) ## what optimizing gains on this CPU, against the recorded ratios (fetches 93 MB the first time)
+	$(BIN)/python benchmarks/check.py
 
 clean: ## remove .venv and build leftovers; the models in your cache stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,105 @@
+"""All systems by name: what a user would call them, how exact they claim to be, what they need, how they are made."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from benchmarks.arms import offload, ours, quantized
+from benchmarks.arms.decoder import Decoder, GenerateDecoder
+from benchmarks.arms.graph import GraphDecoder
+from benchmarks.arms.room import Room
+
+FULL = {"fullgraph": True}
+TUNED = {"fullgraph": True, "options": {"coordinate_descent_tuning": True}}
+Make = Callable[[nn.Module, Room], Decoder]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`exactness` names the noise that its check allows; `build` goes to the model's `from_config`. `warm_ups` are
+    whole decodes before the first timed one: compiling and recording happen there."""
+
+    label: str
+    make: Make
+    exactness: str = "rounding"
+    package: str | None = None
+    gpu_only: bool = False
+    build: dict[str, Any] = field(default_factory=dict)
+    warm_ups: int = 1
+
+    def unavailable(self, cuda: bool) -> str | None:
+        """Why this system cannot run here, or None."""
+        if self.gpu_only and not cuda:
+            return "needs an NVIDIA GPU"
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"the package {self.package} is not installed"
+        return None
+
+
+def _generate(**options: Any) -> Make:
+    return lambda model, room: GenerateDecoder(model, **options)
+
+
+def _static(model: nn.Module, room: Room) -> Decoder:
+    return GenerateDecoder(model, room.tokens, cache_implementation="static")
+
+
+def _graph(compile_options: dict[str, Any] | None = None) -> Make:
+    def make(model: nn.Module, room: Room) -> Decoder:
+        decoder = GraphDecoder(model, room.tokens, room.compiling(compile_options))
+        decoder.capture(room.prompt)
+        return decoder
+
+    return make
+
+
+def _sdpa_only(backend: str) -> Make:
+    return lambda model, room: ours.with_sdpa(GenerateDecoder(model), backend)
+
+
+def _liger(model: nn.Module, room: Room) -> Decoder:
+    from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=model)
+    changed = sum("forward" in vars(module) for module in model.modules())
+    if not changed:
+        raise RuntimeError(f"Liger changed nothing in a {type(model).__name__}, and said nothing")
+    room.notes.append(f"{changed} modules run its kernels")
+    return GenerateDecoder(model)
+
+
+BATCHED = {"experts_implementation": "batched_mm"}
+EAGER = {"experts_implementation": "eager"}
+
+ARMS: dict[str, Arm] = {
+    "plain-float32": Arm("generate, float32", _generate(), build={"dtype": "float32"}),
+    "plain": Arm("generate, dynamic cache", _generate()),
+    "plain-batched-mm": Arm("generate, experts batched_mm", _generate(), build=BATCHED),
+    "plain-eager-experts": Arm("generate, experts eager", _generate(), build=EAGER),
+    "plain-flash-only": Arm("generate, SDPA flash only", _sdpa_only("flash"), gpu_only=True),
+    "plain-no-cudnn": Arm("generate, SDPA without cuDNN", _sdpa_only("no-cudnn"), gpu_only=True),
+    "static-compile": Arm("generate, static cache (compiles itself)", _static, warm_ups=2),
+    "graph-eager": Arm("CUDA graph, eager kernels", _graph()),
+    "graph-inductor": Arm("CUDA graph over inductor", _graph(FULL)),
+    "graph-inductor-tuned": Arm("CUDA graph over inductor, coordinate descent", _graph(TUNED)),
+    "graph-inductor-batched-mm": Arm("CUDA graph over inductor, experts batched_mm", _graph(FULL), build=BATCHED),
+    "torchao-int8": Arm("torchao int8 + CUDA graph over inductor", quantized.torchao("int8"), "int8", "torchao"),
+    "torchao-int8-tuned": Arm(
+        "torchao int8, its own inductor settings", quantized.torchao("int8", tuned=True), "int8", "torchao", True
+    ),
+    "torchao-fp8": Arm("torchao fp8 + CUDA graph over inductor", quantized.torchao("fp8"), "fp8", "torchao", True),
+    "torchao-int4": Arm("torchao int4 + CUDA graph over inductor", quantized.torchao("int4"), "int4", "torchao", True),
+    "liger": Arm("Liger kernels, generate", _liger, package="liger_kernel", gpu_only=True),
+    "cpu-offload": Arm("accelerate cpu_offload", offload.cpu_offload, package="accelerate"),
+    "disk-offload": Arm("accelerate disk_offload", offload.disk_offload, package="accelerate"),
+    "pio-disk-offloading": Arm("inference-pio disk_offloading", ours.named("disk_offloading")),
+    "pio-lossless": Arm("inference-pio lossless", ours.profile("lossless")),
+    "pio-balanced": Arm("inference-pio balanced", ours.profile("balanced"), "int8"),
+    "pio-performance": Arm("inference-pio performance", ours.profile("performance"), "int4"),
+}

@@ -1,0 +1,159 @@
+"""`python benchmarks/run.py SUITE ...`: peers and inference-pio in the same run, into benchmarks/results/.
+
+A run can be cut into slices: `--minutes 9 --resume` goes on where the last call stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:  # started as a file: its folder is on the path, the repository is not
+    sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from benchmarks import ceilings, compare, results, waves  # noqa: E402
+from benchmarks.pool import InlineWorker, ProcessWorker  # noqa: E402
+from benchmarks.suites import SUITES, Suite  # noqa: E402
+
+END_MARGIN_S = 8.0
+MOST_AT_ONCE = 6
+
+
+def main(words: list[str] | None = None) -> int:
+    """0 where all went well; 1 where `--check` found a regression; 2 for a wish that cannot be met."""
+    options = _options(words)
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() and not options.smoke else "cpu"
+    clock = waves.Clock(time.monotonic() + options.minutes * 60 - END_MARGIN_S)
+    limits: dict[str, ceilings.Ceilings] = {}
+    worst = 0
+    for name in options.suites:
+        suite = SUITES[name].smoked() if options.smoke else SUITES[name]
+        where = "cpu" if suite.cpu else device
+        try:
+            worst = max(worst, _suite(suite, where, options, clock, limits))
+        except (results.BadResults, Refused) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            worst = 2
+    return worst
+
+
+class Refused(Exception):
+    """A wish that cannot be met, in the user's words."""
+
+
+def _suite(suite: Suite, device: str, options: Any, clock: waves.Clock, limits: dict[str, ceilings.Ceilings]) -> int:
+    import torch
+
+    from inference_pio.measure import describe_machine
+
+    machine = describe_machine(device)
+    name = machine.device if device == "cuda" else f"cpu {suite.threads or machine.threads} threads"
+    path = options.out or results.path_of(suite.name, name, results.FOLDER)
+    if options.check:
+        recorded = results.read(results.path_of(suite.name, name, results.FOLDER))
+        path = options.out or path.with_name(f"checked-{path.name}")
+    print(f"{suite.name} on {name} ({machine})", flush=True)
+    if device not in limits:
+        limits[device] = ceilings.measure(torch.device(device), smoke=options.smoke)
+    print(ceilings.table(limits[device]), flush=True)
+    found = _begin(suite, name, machine.to_json(), options, limits[device], path)
+    _measure(suite, device, found, options, clock, limits[device], path)
+    if not options.check:
+        return 0
+    falls = compare.falls(found, recorded)
+    print("\n".join(falls) or "nothing fell by more than 20%")
+    return 1 if falls else 0
+
+
+def _begin(
+    suite: Suite, device: str, machine: Any, options: Any, limits: ceilings.Ceilings, path: Path
+) -> results.Results:
+    """New results, or those that this run goes on with."""
+    fresh: results.Results = {
+        "schema": results.SCHEMA, "suite": suite.name, "title": suite.title, "kind": suite.kind,
+        "baseline": suite.baseline, "device": device, "smoke": options.smoke, "date": "",
+        "commit": options.commit or machine.pop("commit"), "machine": machine, "settings": suite.settings(),
+        "ceilings": limits, "waves": [], "arms": {},
+    }  # fmt: skip
+    machine.pop("commit", None)
+    if not (options.resume and path.exists()):
+        return fresh
+    old = results.read(path)
+    for key in ("suite", "device", "smoke", "settings"):
+        if old[key] != fresh[key]:
+            raise Refused(f"{path.name} was measured with another {key} ({old[key]}): run without --resume")
+    if old["machine"]["versions"] != machine["versions"] or (options.commit and old["commit"] != options.commit):
+        raise Refused(f"{path.name} was measured with other versions or another commit: run without --resume")
+    for arm in options.again:
+        old["arms"].pop(arm, None)
+    return old
+
+
+def _measure(
+    suite: Suite, device: str, found: results.Results, options: Any, clock: waves.Clock, limits: Any, path: Path
+) -> None:
+    import torch
+
+    known = {**suite.arms, **suite.optional}
+    asked = [arm for arm in (options.arms or suite.arms) if arm in known]
+    if unknown := [arm for arm in options.arms or [] if arm not in known and len(options.suites) == 1]:
+        raise Refused(f"no system {', '.join(unknown)}: this suite knows {', '.join(known)}")
+    start = partial(InlineWorker if options.smoke and not options.processes else ProcessWorker, suite.name)
+    while pending := [arm for arm in asked if arm not in found["arms"]]:
+        free = torch.cuda.mem_get_info()[0] / 1e9 if device == "cuda" else float("inf")
+        most = 2 if device == "cpu" and not options.smoke else MOST_AT_ONCE
+        wave = waves.form(suite, pending, free, clock.left(), clock, most)
+        if not wave or clock.left() <= 0:
+            print(f"{suite.name}: left for the next slice: {', '.join(pending)}", flush=True)
+            break
+        copied = ceilings.copy(torch.device(device), 10**7 if options.smoke or device == "cpu" else 2 * 10**9, 0.1)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        number = len(found["waves"])
+        found["waves"].append({"arms": wave, "memory copy": copied})
+        waves.run(
+            suite, wave, number, partial(_start, start, device, options.smoke), found, clock, partial(print, flush=True)
+        )
+        results.write(found, path)
+        if not any(arm in found["arms"] for arm in wave):
+            print(f"{suite.name}: no time for {', '.join(wave)}", flush=True)
+            break
+
+
+def _start(make: Any, device: str, smoke: bool, arm: str) -> Any:
+    return make(arm, device=device, smoke=smoke)
+
+
+def _options(words: list[str] | None) -> Any:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suites", nargs="+", choices=sorted(SUITES), metavar="SUITE", help=", ".join(sorted(SUITES)))
+    parser.add_argument(
+        "--out", type=Path, help="results file (one suite; default: benchmarks/results/SUITE-DEVICE.json)"
+    )
+    parser.add_argument("--minutes", type=float, default=600.0, help="stop before this many minutes are over")
+    parser.add_argument("--arms", type=lambda text: text.split(","), help="only these systems, also optional ones")
+    parser.add_argument("--resume", action="store_true", help="keep what the results file holds, measure the rest")
+    parser.add_argument("--again", type=lambda text: text.split(","), default=[], help="with --resume: these anew")
+    parser.add_argument("--smoke", action="store_true", help="tiny models on the CPU: does every system run")
+    parser.add_argument("--processes", action="store_true", help="with --smoke: processes as in a real run")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the recorded results; exit 1 if worse by 20%%"
+    )
+    parser.add_argument("--commit", help="the commit measured, where git cannot tell")
+    options = parser.parse_args(words)
+    if options.out and len(options.suites) > 1:
+        parser.error("--out takes the results of one suite")
+    if options.smoke and not options.out:
+        parser.error("--smoke needs --out: its figures are no results")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""What is measured: the model, the work, the systems in their order, and the seconds each was predicted to take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Kind = Literal["decode", "prefill", "attention"]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`arms` maps a system to the seconds predicted for it, in one slice; `optional` ones run when named.
+
+    `gigabytes` is what one system takes on the device; so many run in turn as fit. `baseline` is the system that ratios
+    are told against, `ceiling` the limit that shares are of.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    arms: Mapping[str, float]
+    optional: Mapping[str, float] = field(default_factory=dict)
+    baseline: str = "plain"
+    model: str = ""
+    gigabytes: float = 1.0
+    prompt_tokens: int = 512
+    new_tokens: int = 256
+    check_tokens: int = 32
+    lengths: tuple[int, ...] = ()
+    rounds: int = 5
+    heads: tuple[int, int, int] = (32, 8, 128)
+    ceiling: str = "memory copy"
+    cpu: bool = False
+    threads: int | None = None
+
+    def smoked(self) -> Suite:
+        """The same walk in seconds on a CPU."""
+        lengths = tuple(range(32, 32 * min(len(self.lengths), 2) + 1, 32))
+        return replace(
+            self, prompt_tokens=24, new_tokens=6, check_tokens=4, lengths=lengths, rounds=2, heads=(4, 2, 16)
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What must be equal for two runs to be one."""
+        names = ("kind", "model", "prompt_tokens", "new_tokens", "check_tokens", "lengths", "heads", "threads")
+        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
+
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            "attention", "attention", "Causal attention, 32 query and 8 key heads of 128, bfloat16",
+            arms={"cudnn": 15, "flash": 15, "efficient": 18, "math": 12, "flex": 60, "pio": 15},
+            baseline="cudnn", gigabytes=20, lengths=(1024, 4096, 8192, 16384, 32768, 65536, 131072),
+        ),
+        Suite(
+            "decode-qwen3-4b", "decode", "Qwen3-4B, decode at batch 1 behind 512 tokens",
+            arms={
+                "plain": 55, "graph-eager": 32, "graph-inductor": 62, "static-compile": 75, "pio-lossless": 60,
+                "pio-balanced": 75, "torchao-int8": 80, "torchao-int4": 80, "torchao-fp8": 80, "liger": 60,
+            },
+            optional={
+                "graph-inductor-tuned": 110, "plain-flash-only": 65, "plain-no-cudnn": 55, "torchao-int8-tuned": 245,
+                "pio-performance": 90,
+            },
+            model="qwen3-4b", gigabytes=13,
+        ),
+        Suite(
+            "decode-qwen3-30b-a3b", "decode", "Qwen3-30B-A3B, decode at batch 1 behind 512 tokens",
+            arms={"plain": 55, "graph-inductor": 115, "pio-lossless": 60, "pio-balanced": 110},
+            optional={
+                "plain-batched-mm": 65, "plain-eager-experts": 95, "graph-inductor-batched-mm": 115,
+                "static-compile": 140,
+                "torchao-int8": 150,
+            },
+            model="qwen3-30b-a3b", gigabytes=68, new_tokens=64,
+        ),
+        Suite(
+            "decode-qwen3-vl-2b", "decode", "Qwen3-VL-2B, text decode at batch 1 behind 512 tokens",
+            arms={"plain": 40, "static-compile": 60, "graph-inductor": 50, "pio-lossless": 40, "pio-balanced": 50},
+            model="qwen3-vl-2b", gigabytes=9, new_tokens=128,
+        ),
+        Suite(
+            "decode-glm-4.7-flash", "decode", "GLM-4.7-Flash, decode at batch 1 behind 512 tokens",
+            arms={"plain": 55, "graph-inductor": 115, "pio-lossless": 60, "pio-balanced": 110},
+            optional={"static-compile": 140},
+            model="glm-4.7-flash", gigabytes=68, new_tokens=64,
+        ),
+        Suite(
+            "decode-glm-4.7-layers", "decode", "GLM-4.7, a stack of 4 of its 92 layers, decode at batch 1",
+            arms={"plain": 25, "graph-inductor": 50, "pio-lossless": 30, "pio-balanced": 45},
+            model="glm-4.7-layers", gigabytes=34, new_tokens=64,
+        ),
+        Suite(
+            "prefill-qwen3-4b", "prefill", "Qwen3-4B, forward of a prompt",
+            arms={"plain": 25, "flash-only": 28, "pio-lossless": 28, "pio-balanced": 35, "compile": 90},
+            model="qwen3-4b", gigabytes=26, lengths=(8192, 32768),
+        ),
+        Suite(
+            "offload-qwen3-4b", "decode", "Qwen3-4B with its weights off the device, decode at batch 1",
+            arms={"cpu-offload": 75, "disk-offload": 115, "pio-disk-offloading": 15},
+            baseline="cpu-offload", model="qwen3-4b", gigabytes=13, prompt_tokens=64, new_tokens=6, check_tokens=3,
+            rounds=3,
+            ceiling="host to device, pinned",
+        ),
+        Suite(
+            "cpu-demo", "decode", "SmolLM2-135M-Instruct on 2 CPU cores",
+            arms={"plain": 30, "plain-float32": 40, "pio-lossless": 30, "pio-balanced": 30},
+            model="demo", prompt_tokens=128, new_tokens=48, check_tokens=32, cpu=True, threads=2,
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,115 @@
+"""Results as Markdown: a table a suite, with every system that was tried, also those that failed or were wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.results import Results
+
+
+def tables(found: Iterable[Results]) -> str:
+    """All suites, the CPU's last; a sentence where nothing was recorded."""
+    ordered = sorted(found, key=lambda one: (one["device"].startswith("cpu"), one["device"], one["suite"]))
+    if not ordered:
+        return "No results are recorded yet: `python benchmarks/run.py SUITE` measures and writes them."
+    return "\n\n".join(table(one) for one in ordered)
+
+
+def table(found: Results) -> str:
+    """One suite: a title, what it ran on, and its rows, ours in bold."""
+    write = {"decode": _decode, "prefill": _lengths, "attention": _lengths}[found["kind"]]
+    head, rows = write(found)
+    lines = [f"**{found['title']}** ({_device(found)})", "", _row(head), _row(["---"] * len(head))]
+    return "\n".join(lines + [_row(row) for row in rows])
+
+
+def _decode(found: Results) -> tuple[list[str], list[list[str]]]:
+    base = _median(found, found["baseline"], "decode")
+    versus = f"against {found['baseline']}"
+    limit = next((row["share"]["of"] for row in _cases(found, "decode") if "share" in row), "the ceiling")
+    head = ["system", "tokens/s", versus, "GB/s", f"share of {limit}", "first token", "set-up", "peak"]
+    rows = []
+    for name, arm in found["arms"].items():
+        if arm["status"] != "ok":
+            rows.append([_name(name, arm), _why(arm), *[""] * (len(head) - 2)])
+            continue
+        row, first = arm["cases"]["decode"], arm["cases"]["first token"]["median"]
+        rows.append([
+            _name(name, arm), f"{row['median']:.1f} ({row['low']:.1f}-{row['high']:.1f})",
+            f"{row['median'] / base:.2f}x" if base else "", f"{row['rate']['value']:.0f}" if "rate" in row else "",
+            _share(row), f"{first * 1e3:.0f} ms", f"{arm['set_up_s']:.0f} s", _size(arm["bytes"]["peak"]),
+        ])  # fmt: skip
+    return head, rows
+
+
+def _lengths(found: Results) -> tuple[list[str], list[list[str]]]:
+    lengths = [str(length) for length in found["settings"]["lengths"]]
+    unit = {"prefill": "tokens/s", "attention": "TFLOP/s"}[found["kind"]]
+    head = [
+        "system",
+        *[f"{_length(length)}, {unit}" for length in lengths],
+        "share of matmul at most",
+        "set-up",
+        "peak",
+    ]
+    rows = []
+    for name, arm in found["arms"].items():
+        if arm["status"] != "ok":
+            rows.append([_name(name, arm), _why(arm), *[""] * (len(head) - 2)])
+            continue
+        cells = [_figure(arm["cases"].get(length)) for length in lengths]
+        best = max((row["share"]["value"] for row in arm["cases"].values() if "share" in row), default=None)
+        share = "" if best is None else f"{best:.0%}"
+        rows.append([_name(name, arm), *cells, share, f"{arm['set_up_s']:.0f} s", _size(arm["bytes"]["peak"])])
+    return head, rows
+
+
+def _device(found: Results) -> str:
+    versions = found["machine"]["versions"]
+    where = found["device"]
+    if where.startswith("cpu"):
+        where = f"{found['machine']['cpu']}, {where.removeprefix('cpu ')}"
+    commit = f", commit {found['commit']}" if found["commit"] else ""
+    library = f"torch {versions['torch']}, transformers {versions['transformers']}"
+    return f"{where}; {library}; {found['date'][:10]}{commit}"
+
+
+def _name(name: str, arm: dict[str, Any]) -> str:
+    return f"**{arm['label']}**" if name.startswith("pio") or name == "pio" else str(arm["label"])
+
+
+def _why(arm: dict[str, Any]) -> str:
+    reason = arm["reason"].replace("|", "/").replace("\n", " ")
+    return f"{arm['status']}: {reason[:160]}"
+
+
+def _cases(found: Results, case: str) -> list[dict[str, Any]]:
+    return [arm["cases"][case] for arm in found["arms"].values() if case in arm["cases"]]
+
+
+def _median(found: Results, arm: str, case: str) -> float | None:
+    row = found["arms"].get(arm, {}).get("cases", {}).get(case)
+    return float(row["median"]) if row else None
+
+
+def _figure(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "failed"
+    return f"{row['median']:,.0f}"
+
+
+def _length(length: str) -> str:
+    return f"{int(length) // 1024}K" if int(length) >= 1024 else length
+
+
+def _share(row: dict[str, Any]) -> str:
+    return f"{row['share']['value']:.0%}" if "share" in row else ""
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
