@@ -137,3 +137,10 @@ def test_both_import_roots_are_one_package_in_this_very_process() -> None:
 def test_a_module_that_is_not_there_is_told_under_the_name_that_was_asked() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"src\.inference_pio\.nothing"):
         importlib.import_module("src.inference_pio.nothing")
+
+
+def test_the_module_is_the_command_line() -> None:
+    told = in_fresh_python(
+        "import runpy, sys; sys.argv = ['pio', '--version']; runpy.run_module('inference_pio', run_name='__main__')"
+    )
+    assert told.startswith("inference-pio ")

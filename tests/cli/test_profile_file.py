@@ -45,6 +45,13 @@ def test_a_word_is_a_name() -> None:
     assert profile_named("fast") == "fast"  # refused where it is used, with the nearest known names
 
 
+def test_a_family_config_is_told_apart_with_the_way_to_apply_it(tmp_path: Path) -> None:
+    path = tmp_path / "family.yaml"
+    get_config_manager().save_model_config(get_config_manager().get_family_config("qwen"), path)
+    with pytest.raises(InvalidSetting, match=r"holds the config of a family.*apply_optimizations_by_config"):
+        profile_named(str(path))
+
+
 def test_it_takes_the_place_of_no_other_profile(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match=r"my\.yaml: there is another profile 'balanced' already"):
         profile_named(str(written(tmp_path / "my.yaml", "balanced")))
@@ -52,9 +59,9 @@ def test_it_takes_the_place_of_no_other_profile(tmp_path: Path) -> None:
 
 
 def test_what_is_no_profile_is_told_with_its_file(tmp_path: Path, llama_folder: Path) -> None:
-    (tmp_path / "family.yaml").write_text("family: glm\noptimizations: [flash_attention]\n")
-    with pytest.raises(InvalidSetting, match=r"family\.yaml: unknown parameter 'family'"):
-        profile_named(str(tmp_path / "family.yaml"))
+    (tmp_path / "other.yaml").write_text("familiar: glm\n")
+    with pytest.raises(InvalidSetting, match=r"other\.yaml: unknown parameter 'familiar'"):
+        profile_named(str(tmp_path / "other.yaml"))
     answer = CliRunner().invoke(
         app, ["plan", str(llama_folder), "--profile", str(written(tmp_path / "my.yaml", member="flash"))]
     )

@@ -288,3 +288,15 @@ def test_supported_optimizations_are_those_registered_or_those_of_a_family() -> 
     assert get_supported_optimizations("llama") == []
     with pytest.raises(UnknownName, match="unknown family"):
         get_supported_optimizations("glmm")
+
+
+@pytest.mark.parametrize("nothing", [[], {}])
+def test_a_configuration_of_nothing_says_that_it_takes_everything_back(
+    nothing: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny.build("llama")
+    apply_optimizations_by_config(model, [OptimizationConfig(name="flash_attention")])
+    caplog.clear()
+    apply_optimizations_by_config(model, nothing)
+    assert "enables nothing" in caplog.text
+    assert get_model_optimization_status(model)["applied_optimizations"] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference_pio.errors import SourceError
+from inference_pio.errors import InvalidSetting, SourceError
 from inference_pio.integration.generation import generate_text
 from inference_pio.sources import OpenedModel, open_model
 
@@ -54,3 +54,10 @@ def test_without_a_tokenizer_or_a_token_it_is_refused(opened: OpenedModel) -> No
         generate_text(replace(opened, tokenizer=None), "hello")
     with pytest.raises(SourceError, match="holds no token"):
         generate_text(opened, "", chat=False)
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused_before_the_first(opened: OpenedModel) -> None:
+    said: list[str] = []
+    with pytest.raises(InvalidSetting, match=r"takes 512 tokens in all.*ask for at most 5\d\d new ones"):
+        generate_text(opened, "word", max_new_tokens=99_999_999, say=said.append)
+    assert said == []

@@ -21,8 +21,15 @@ def profile_named(given: str) -> str:
         return given
 
     from inference_pio.configuration import get_config_manager
+    from inference_pio.configuration.reading import read_document
 
     configs = get_config_manager()
+    if "optimizations" in read_document(Path(given)):
+        raise InvalidSetting(
+            f"{given} holds the config of a family, not a profile. In Python, "
+            f"apply_optimizations_by_config(model, get_config_manager().load_model_config({given!r})) applies it; "
+            "a profile has a name and default_settings."
+        )
     profile = configs.load_global_profile(given)
     if profile.name in configs.list_profiles() and configs.get_profile(profile.name) != profile:
         raise InvalidSetting(f"{given}: there is another profile {profile.name!r} already: choose another name in it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from inference_pio.integration.targets import named_target
 from inference_pio.manager import get_optimization_manager
 from inference_pio.undo.transaction import OnDrift
 
+logger = logging.getLogger("inference_pio")
 Configs = Mapping[str, OptimizationConfig] | Iterable[OptimizationConfig]
 
 
@@ -68,7 +70,10 @@ def apply_optimizations_by_config(
         return apply_family_config(model, ModelOptimizationConfig.read(config, "the configuration"))
     if is_legacy(config) or _is_flat(config):
         return _by_migration(model, migrate(config))
-    return get_optimization_manager().set_target(model, named_target(_configs(config)))
+    configs = _configs(config)
+    if not any(one.enabled for one in configs):
+        logger.warning("this configuration enables nothing: whatever was applied to this model is taken back.")
+    return get_optimization_manager().set_target(model, named_target(configs))
 
 
 def update_model_optimization(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from inference_pio.errors import MeasureError, SourceError
-from inference_pio.measure.target import input_device
+from inference_pio.errors import InvalidSetting, MeasureError, SourceError
+from inference_pio.measure.target import input_device, max_positions
 from inference_pio.measure.token_clock import TokenClock
 from inference_pio.sources import OpenedModel
 
@@ -39,13 +39,20 @@ def generate_text(
 ) -> Generated:  # fmt: skip
     """Generate greedily after `prompt`, in the tokenizer's chat form where it has one; pieces go to `say`.
 
-    Raises SourceError for a model without a tokenizer, or a prompt without a token.
+    Raises SourceError for a model without a tokenizer, or a prompt without a token; InvalidSetting for more tokens than
+    the model has positions.
     """
     if opened.tokenizer is None:
         raise SourceError(f"{opened.name} has no tokenizer, so it cannot read a prompt: give a source that holds one.")
     given = _tokens(opened.tokenizer, prompt, chat).to(input_device(opened.model))
     if not given.shape[1]:
         raise SourceError("the prompt holds no token: give some text.")
+    limit = max_positions(opened.model)
+    if limit is not None and given.shape[1] + max_new_tokens > limit:
+        raise InvalidSetting(
+            f"{opened.name} takes {limit} tokens in all, and the prompt is {given.shape[1]} long: ask for at most "
+            f"{max(0, limit - given.shape[1])} new ones (max_new_tokens), not {max_new_tokens}."
+        )
     ear = _Ear(opened.tokenizer, say)
     start = time.perf_counter()
     opened.model.generate(

@@ -17,6 +17,9 @@ from inference_pio.sources.hub import hub_folder
 from inference_pio.sources.opened import OpenedModel
 
 
+KINDS = "Give a folder in the Hugging Face layout, a .gguf file, a hub id, or 'demo'."
+
+
 @dataclass(frozen=True)
 class _Found:
     name: str
@@ -54,6 +57,8 @@ def open_model(
 
 
 def _find(spec: str | os.PathLike[str], *, trust_remote_code: bool, progress: bool) -> _Found:
+    if not os.fspath(spec).strip():
+        raise SourceError(f"no model is named. {KINDS}")
     if spec == "demo":
         copy = demo.demo_folder(demo.DEMO, progress=progress)
         return _Found(demo.NAME, demo.ORIGIN, copy.folder, demo.NOTES + copy.notes)
@@ -65,7 +70,7 @@ def _find(spec: str | os.PathLike[str], *, trust_remote_code: bool, progress: bo
         return _Found(path.stem, f"file {path}", copy.folder, copy.notes)
     if path.exists() or _is_meant_as_path(spec):
         what = f"{path} is neither a folder nor a .gguf file" if path.exists() else f"there is no folder or file {spec}"
-        raise SourceError(f"{what}. Give a folder in the Hugging Face layout, a .gguf file, a hub id, or 'demo'.")
+        raise SourceError(f"{what}. {KINDS}")
     model_id = os.fspath(spec)
     folder = hub_folder(model_id, trust_remote_code=trust_remote_code, progress=progress)
     return _Found(model_id, f"hub {model_id}", folder)
