@@ -12,7 +12,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "inference_pio"
 
 FLOORS = [  # from top to bottom; rooms of one floor do not import one another
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"common", "__init__"},
     {"integration"},
     {"artifact"},

@@ -16,7 +16,6 @@ from inference_pio.sources.gguf import converted
 from inference_pio.sources.hub import hub_folder
 from inference_pio.sources.opened import OpenedModel
 
-
 KINDS = "Give a folder in the Hugging Face layout, a .gguf file, a hub id, or 'demo'."
 
 
