@@ -18,7 +18,7 @@ demo: $(READY) ## optimize a real language model; what it gained is shown, and i
 	$(BIN)/pio optimize demo --profile balanced --report report.html
 
 test: $(READY) ## the tests that need neither a GPU nor much time
-	$(BIN)/python -m pytest -m "not gpu and not slow and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not gpu and not slow and not network"
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -26,7 +26,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/mypy
 
 verify: lint ## lint, and every test that needs no GPU: long sweeps and downloads too
-	$(BIN)/python -m pytest -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not gpu"
 
 bench-check: $(READY) ## what optimizing gains on this CPU, against the recorded ratios (fetches 93 MB the first time)
 	$(BIN)/python benchmarks/check.py

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -16,6 +20,29 @@ from tests import tiny
 
 NAMES = ModularOptimizationManager().get_available_optimizations()
 PAIRS = list(itertools.combinations(NAMES, 2))
+IN_EVERY_RUN = 3
+"""Pairs that `make test` takes; the others are left to `make verify`, and each commit takes the next ones."""
+
+
+def rotating(cells: Sequence[Any], turn: int, count: int = IN_EVERY_RUN) -> list[Any]:
+    """All cells as parameters of a test; those whose turn it is not are marked slow.
+
+    >>> [bool(one.marks) for one in rotating("abcde", turn=2, count=2)]
+    [False, True, True, True, False]
+    """
+    taken = {(turn * count + place) % max(len(cells), 1) for place in range(count)}
+    return [
+        pytest.param(cell, marks=[] if place in taken else pytest.mark.slow, id="+".join(cell))
+        for place, cell in enumerate(cells)
+    ]
+
+
+def turn_of_this_commit() -> int:
+    """A number that changes with the commit; 0 where there is no repository."""
+    count = subprocess.run(
+        ["git", "rev-list", "--count", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return int(count.stdout) if count.returncode == 0 else 0
 
 
 class Marker(OptimizationInterface):

@@ -15,6 +15,7 @@ from scripts.reference.corpus import documents, stream
 from scripts.reference.evaluate import last_logits, needle, slices, text_losses
 from scripts.reference.export import WEIGHTS, load, sha256
 from scripts.reference.retrieval import Lines
+from scripts.reference.tables import MARKS, tables
 from scripts.reference.tokenizer import load_tokenizer
 
 FOLDER = Path(__file__).parent
@@ -77,3 +78,9 @@ def test_captions_need_the_picture() -> None:
     assert told["with"]["fields"] >= 0.9
     assert told["swapped"]["fields"] <= 0.5
     assert told["without"]["fields"] <= 0.5
+
+
+def test_the_page_about_them_shows_what_the_cards_say() -> None:
+    page = (FOLDER.parents[1] / "docs" / "reference-models.md").read_text(encoding="utf-8")
+    shown = page.split(MARKS[0])[1].split(MARKS[1])[0].strip()
+    assert shown == tables({name: _card(name) for name in NAMES})
