@@ -86,7 +86,7 @@ def pressing_ctrl_c(journal: Journal, seconds: float, deed: Callable[[Transactio
 
 
 @pytest.mark.filterwarnings(  # Python can be interrupted between the opening of a file and the `with` that closes it
-    "ignore:.*(BufferedWriter|FileIO):pytest.PytestUnraisableExceptionWarning"
+    "ignore:.*(BufferedWriter|FileIO|ScandirIterator|scandir iterator).*:pytest.PytestUnraisableExceptionWarning"
 )
 def test_ctrl_c_at_any_moment_leaves_the_model_edited_or_as_it_was(tmp_path: Path) -> None:
     model = tiny.build("llama")

@@ -7,10 +7,12 @@ from inference_pio.measure.html.quantities import ALL, DECODE, FIRST, PERPLEXITY
 from inference_pio.measure.measurement import Measurement
 from tests.measure.html.sample import recorded
 
+AGAINST_ORIGINAL = {"kl_nats_per_token", "top1_agreement", "greedy_agreement"}
+
 
 def test_each_quantity_is_one_of_a_measurement_and_its_ratio_one_of_a_comparison() -> None:
     assert {one.key for one in ALL} == {part.name for part in fields(Measurement)} - {"details"}
-    ratios = {part.name for part in fields(Comparison)} - {"kl_nats_per_token", "top1_agreement", "intervals"}
+    ratios = {part.name for part in fields(Comparison)} - {*AGAINST_ORIGINAL, "intervals"}
     assert {one.ratio for one in ALL} == ratios
 
 

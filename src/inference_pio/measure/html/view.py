@@ -105,20 +105,29 @@ def _changes(comparison: Mapping[str, Any]) -> list[Change]:
 def _quality(columns: Sequence[Column], comparison: Mapping[str, Any]) -> list[Chart]:
     charts = [perplexity_points(columns)]
     intervals = comparison.get("intervals") or {}
-    kl, agreement = number(comparison.get("kl_nats_per_token")), number(comparison.get("top1_agreement"))
+    kl = number(comparison.get("kl_nats_per_token"))
     if kl is not None:
         ends = pair(intervals.get("kl_nats_per_token"))
         scale = from_zero([kl * 1.25, *(ends or ())])
         told = f"{figure(ends[0], 2)}–{figure(ends[1], 2)}" if ends else ""
         charts.append(point("KL from the original", "nats/token, lower is better; 95% interval",
                             (figure(kl, 2), kl), scale, ends, told))  # fmt: skip
-    if agreement is not None:
-        ends = pair(intervals.get("top1_agreement"))
-        percents = (100 * ends[0], 100 * ends[1]) if ends else None
-        told = f"{percents[0]:.1f}%–{percents[1]:.1f}%" if percents else ""
-        charts.append(point("Same next token as the original", "%, higher is better; 95% interval",
-                            (f"{agreement:.1%}", 100 * agreement), Linear(0.0, 100.0), percents, told))  # fmt: skip
+    charts += [
+        _share("Same next token as the original", comparison, "top1_agreement"),
+        _share("Greedy text before it first differs", comparison, "greedy_agreement"),
+    ]
     return [chart for chart in charts if chart]
+
+
+def _share(title: str, comparison: Mapping[str, Any], key: str) -> Chart | None:
+    share = number(comparison.get(key))
+    if share is None:
+        return None
+    ends = pair((comparison.get("intervals") or {}).get(key))
+    percents = (100 * ends[0], 100 * ends[1]) if ends else None
+    told = f"{percents[0]:.1f}%–{percents[1]:.1f}%" if percents else ""
+    value = (f"{share:.1%}", 100 * share)
+    return point(title, "%, higher is better; 95% interval", value, Linear(0.0, 100.0), percents, told)
 
 
 def _captions(columns: Sequence[Column]) -> dict[str, str]:
