@@ -19,7 +19,7 @@ from scripts.reference.pictures import draw as draw_picture
 from scripts.reference.pictures import patches, scene
 from scripts.reference.tokenizer import IMAGE, key_words, load_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
 
 from inference_pio.measure.needles import NeedleFormat
 from inference_pio.measure.questions import Question
@@ -43,7 +43,8 @@ def card(name: str) -> dict[str, Any]:
 @functools.cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """The one that all of them share."""
-    return PreTrainedTokenizerFast(tokenizer_object=_core())
+    found: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(FOLDER / "qwen3")
+    return found
 
 
 @functools.cache
