@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.model_folder import write_model_folder
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,6 +18,18 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in the library's layout."""
+    return write_model_folder(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def mute_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without a tokenizer."""
+    return write_model_folder(tmp_path_factory.mktemp("models") / "tiny-mute", "qwen3", tokenizer=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
