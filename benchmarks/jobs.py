@@ -166,7 +166,7 @@ class AttentionJob:
     runs: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.arm in ("cudnn", "efficient") and self.device.type != "cuda":
+        if self.arm.split("-")[0] in ("cudnn", "efficient", "triton") and self.device.type != "cuda":
             raise Unavailable("needs an NVIDIA GPU")
 
     def set_up(self) -> Answer:

@@ -53,7 +53,10 @@ SUITES = {
     for suite in (
         Suite(
             "attention", "attention", "Causal attention, 32 query and 8 key heads of 128, bfloat16",
-            arms={"cudnn": 15, "flash": 15, "efficient": 18, "math": 12, "flex": 60, "pio": 15},
+            arms={"cudnn": 15, "flash": 15, "efficient": 18, "math": 12, "flex": 60, "pio": 15, "triton": 18},
+            optional={
+                "triton-128x64-alone": 18, "triton-128x128": 18, "triton-128x128-deep": 18, "triton-pointers": 18,
+            },
             baseline="cudnn", gigabytes=20, lengths=(1024, 4096, 8192, 16384, 32768, 65536, 131072),
         ),
         Suite(

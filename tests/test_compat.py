@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -67,3 +69,18 @@ def test_the_packed_matmul_is_used_only_where_it_is_right() -> None:
         expected = rows.float() @ (codes.float() * scale.float()[:, None]).T
         got = compat.int8_packed_matmul(rows, codes, scale).float()
         torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-1)
+
+
+@pytest.mark.parametrize(("said", "meant"), [(None, False), ("", False), ("0", False), ("1", True), ("true", True)])
+def test_whether_triton_interprets_is_read_from_the_environment(
+    said: str | None, meant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if said is not None:
+        monkeypatch.setenv("TRITON_INTERPRET", said)
+    assert compat.triton_interprets() is meant
+
+
+def test_triton_is_found_without_being_loaded() -> None:
+    code = "import sys; from inference_pio.compat import has_triton; has_triton(); sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

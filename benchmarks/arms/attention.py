@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inference_pio.kernels.triton.launch import FlashLaunch
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 ROWS = 32
 BLOCK = 128
@@ -70,6 +72,24 @@ def _pio(length: int, device: torch.device, smoke: bool) -> Attend:
     return lambda query, key, value: kernel(query, key, value, None, causal=True)
 
 
+def _triton(launch: FlashLaunch | None = None) -> Callable[[int, torch.device, bool], Attend]:
+    def make(length: int, device: torch.device, smoke: bool) -> Attend:
+        from inference_pio.kernels.triton.flash import flash_attention
+
+        return lambda query, key, value: flash_attention(query, key, value, launch=launch)
+
+    return make
+
+
+TRITON = {
+    "triton-128x64-alone": FlashLaunch(128, 64, 8, 3, described=True),
+    "triton-128x128": FlashLaunch(128, 128, 8, 2, described=True),
+    "triton-128x128-deep": FlashLaunch(128, 128, 8, 3, described=True),
+    "triton-pointers": FlashLaunch(128, 64, 8, 2),
+}
+"""Launches worth timing beside the one that is chosen: one program a multiprocessor, wider steps, no copy engine."""
+
+
 ARMS: dict[str, tuple[str, Callable[[int, torch.device, bool], Attend]]] = {
     "cudnn": ("SDPA cuDNN", _sdpa("CUDNN_ATTENTION", share=True)),
     "flash": ("SDPA flash", _sdpa("FLASH_ATTENTION", share=True)),
@@ -77,6 +97,8 @@ ARMS: dict[str, tuple[str, Callable[[int, torch.device, bool], Attend]]] = {
     "math": ("SDPA math", _sdpa("MATH", share=True)),
     "flex": ("FlexAttention, compiled", _flex),
     "pio": ("inference-pio flash_attention", _pio),
+    "triton": ("inference-pio, its Triton kernel", _triton()),
+    **{name: (f"the same, launched as {name.removeprefix('triton-')}", _triton(how)) for name, how in TRITON.items()},
 }
 
 

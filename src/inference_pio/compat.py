@@ -6,6 +6,8 @@ The only file of the package that knows library versions or private names of the
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 from typing import Any
 
 
@@ -121,3 +123,14 @@ def has_fast_bfloat16_matmul() -> bool:
 
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return torch._C._has_mkldnn and supported is not None and bool(supported())
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed (it is made for Linux alone); it is not loaded to find out."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def triton_interprets() -> bool:
+    """Whether Triton kernels are run by its interpreter, on the CPU: asked for before Triton is first loaded."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")

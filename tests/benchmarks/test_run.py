@@ -14,7 +14,7 @@ from benchmarks import results, run, waves
 
 NEED_A_GPU = {
     "cudnn", "efficient", "flash-only", "liger", "plain-flash-only", "plain-no-cudnn", "torchao-fp8", "torchao-int4",
-    "torchao-int8-tuned",
+    "torchao-int8-tuned", "triton",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Kernels of our own in Triton: what one needs is told by `support`; importing this package loads nothing."""

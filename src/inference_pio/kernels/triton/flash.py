@@ -1,0 +1,237 @@
+"""Attention of many queries in one pass over the keys, dense or over lists of key blocks; no score matrix is held.
+
+The plain truth is `kernels.attention.naive_attention`, and `kernels.block_sparse` for lists.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import triton
+import triton.language as tl
+from inference_pio.compat import triton_interprets
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.block_sparse import BlockList
+from inference_pio.kernels.triton.launch import FlashLaunch, choose_flash_launch, device_limits, on_device
+from inference_pio.kernels.triton.support import require, supports
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+HIDDEN = tl.constexpr(-1.0e30)  # finite: a row that has seen no key yet must not become NaN
+
+
+@triton.jit
+def _rows(tensor, batch, head, first, until, batch_stride, head_stride, row_stride,
+          ROWS: tl.constexpr, WIDTH: tl.constexpr, BOUNDED: tl.constexpr, DESCRIBED: tl.constexpr):  # fmt: skip
+    """A block of ROWS rows; those at `until` and beyond are zero if BOUNDED, and must not exist otherwise."""
+    if DESCRIBED:
+        block = tensor.load([batch, head, first, 0]).reshape(ROWS, WIDTH)
+    else:
+        rows, columns = tl.arange(0, ROWS), tl.arange(0, WIDTH)
+        base = tensor + batch.to(tl.int64) * batch_stride + head.to(tl.int64) * head_stride
+        places = base + first.to(tl.int64) * row_stride + rows[:, None] * row_stride + columns[None, :]
+        if BOUNDED:
+            block = tl.load(places, mask=(first + rows < until)[:, None], other=0.0)
+        else:
+            block = tl.load(places)
+    return block
+
+
+@triton.jit
+def _visit(summed, total, peak, query, positions, key, value, blocks, batch, head, first, last, turn, skip, seen_from,
+           seen_to, scale, key_batch, key_head, key_row, value_batch, value_head, value_row,
+           BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
+           GUARDED: tl.constexpr, LISTED: tl.constexpr, DESCRIBED: tl.constexpr,
+           INTERPRETED: tl.constexpr):  # fmt: skip
+    """Take steps `first` to `last` into the running softmax, leaving out `skip` from `turn` on if MASKED; a step is a
+    block of BLOCK_N keys."""
+    for step in tl.range(first, last):
+        if MASKED:
+            step += tl.where(step < turn, 0, skip)
+        place = step * BLOCK_N
+        if LISTED:
+            place = (tl.load(blocks + step // PARTS) * PARTS + step % PARTS) * BLOCK_N
+        keys = _rows(key, batch, head, place, seen_to, key_batch, key_head, key_row, BLOCK_N, WIDTH, MASKED, DESCRIBED)
+        if INTERPRETED:  # the interpreter multiplies the bits of bfloat16
+            keys = keys.to(tl.float32)
+        scores = tl.dot(query, tl.trans(keys))
+        if MASKED:
+            columns = place + tl.arange(0, BLOCK_N)
+            present = (columns >= seen_from) & (columns < seen_to)
+            visible = present[None, :]
+            if CAUSAL:
+                visible = visible & (columns[None, :] <= positions[:, None])
+            scores = tl.where(visible, scores, HIDDEN)
+        higher = tl.maximum(peak, tl.max(scores, 1) * scale)
+        weights = tl.exp2(scores * scale - higher[:, None])
+        shrink = tl.exp2(peak - higher)
+        total = total * shrink + tl.sum(weights, 1)
+        summed = summed * shrink[:, None]
+        values = _rows(
+            value, batch, head, place, seen_to, value_batch, value_head, value_row, BLOCK_N, WIDTH, MASKED, DESCRIBED
+        )
+        if MASKED and GUARDED:  # padding may hold anything, and zero times NaN is NaN
+            values = tl.where(present[:, None], values, 0.0)
+        if INTERPRETED:
+            values = values.to(tl.float32)
+        summed = tl.dot(weights.to(values.dtype), values, summed)
+        peak = higher
+    return summed, total, peak
+
+
+@triton.jit(
+    do_not_specialize=["heads", "key_heads", "queries", "keys", "list_length"],
+    do_not_specialize_on_alignment=["starts", "ends", "counts", "indices", "lse"],
+)  # one compilation serves all lengths
+def flash_kernel(
+    query, key, value, out, lse, starts, ends, counts, indices,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
+    out_batch, out_head, out_row, heads, key_heads, queries, keys, list_length, scale,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_STARTS: tl.constexpr, HAS_ENDS: tl.constexpr, LISTED: tl.constexpr, PARTS: tl.constexpr,
+    HAS_LSE: tl.constexpr, DESCRIBED: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    # Heads that share keys run side by side, and long rows start first: the last ones to run are short.
+    row_blocks = tl.cdiv(queries, BLOCK_M)
+    program = tl.program_id(0)
+    row_block = row_blocks - 1 - (program // GROUP) % row_blocks
+    pair = program // (GROUP * row_blocks)
+    batch, key_head_index = pair // key_heads, pair % key_heads
+    head = key_head_index * GROUP + program % GROUP
+    first_row = row_block * BLOCK_M
+    rows = first_row + tl.arange(0, BLOCK_M)
+    offset = keys - queries  # the last query stands at the last key
+    seen_from, seen_to = 0, keys
+    if HAS_STARTS:
+        seen_from = tl.maximum(tl.load(starts + batch), 0)
+    if HAS_ENDS:
+        seen_to = tl.minimum(tl.load(ends + batch), keys)
+
+    rows_of_query = _rows(
+        query, batch, head, first_row, queries, query_batch, query_head, query_row, BLOCK_M, WIDTH, True, False
+    )
+    if INTERPRETED:
+        rows_of_query = rows_of_query.to(tl.float32)
+    summed = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    scale2 = scale * LOG2_E
+
+    # Steps [begin, inner) and [rest, finish) hold a key that some row must not see; between them no mask is needed.
+    GUARDED: tl.constexpr = HAS_STARTS or HAS_ENDS
+    blocks = indices
+    if LISTED:
+        row = (batch * heads + head).to(tl.int64) * row_blocks + row_block
+        blocks = indices + row * list_length
+        finish = tl.load(counts + row) * PARTS
+        begin, inner = 0, 0
+        if HAS_STARTS:
+            inner = tl.minimum(PARTS, finish)
+        CROSSING: tl.constexpr = (BLOCK_M + 2 * PARTS * BLOCK_N - 3) // (PARTS * BLOCK_N) if CAUSAL else 1
+        rest = tl.maximum(inner, finish - CROSSING * PARTS)
+    else:
+        until, free = seen_to, seen_to
+        if CAUSAL:
+            until = tl.minimum(seen_to, offset + first_row + BLOCK_M)
+            free = tl.minimum(seen_to, offset + first_row + 1)
+        finish = tl.cdiv(tl.maximum(until, 0), BLOCK_N)
+        begin, inner = 0, 0
+        if HAS_STARTS:
+            begin = tl.minimum(seen_from // BLOCK_N, finish)
+            inner = tl.minimum(tl.cdiv(seen_from, BLOCK_N), finish)
+        rest = tl.maximum(inner, free // BLOCK_N)
+    summed, total, peak = _visit(
+        summed, total, peak, rows_of_query, offset + rows, key, value, blocks, batch, key_head_index,
+        inner, rest, 0, 0, seen_from, seen_to, scale2,
+        key_batch, key_head, key_row, value_batch, value_head, value_row,
+        BLOCK_N, WIDTH, PARTS, False, CAUSAL, GUARDED, LISTED, DESCRIBED, INTERPRETED,
+    )  # fmt: skip
+    summed, total, peak = _visit(
+        summed, total, peak, rows_of_query, offset + rows, key, value, blocks, batch, key_head_index,
+        begin, finish - (rest - inner), inner, rest - inner, seen_from, seen_to, scale2,
+        key_batch, key_head, key_row, value_batch, value_head, value_row,
+        BLOCK_N, WIDTH, PARTS, True, CAUSAL, GUARDED, LISTED, DESCRIBED, INTERPRETED,
+    )  # fmt: skip
+
+    blind = peak < scale2 * (0.5 * HIDDEN)  # no key is visible: zero, not an average of hidden keys
+    summed = tl.where(blind[:, None], 0.0, summed / total[:, None])
+    columns = tl.arange(0, WIDTH)
+    base = out + batch.to(tl.int64) * out_batch + head.to(tl.int64) * out_head + first_row.to(tl.int64) * out_row
+    places = base + tl.arange(0, BLOCK_M)[:, None] * out_row + columns[None, :]
+    tl.store(places, summed.to(out.dtype.element_ty), mask=(rows < queries)[:, None])
+    if HAS_LSE:
+        natural = tl.where(blind, float("-inf"), (peak + tl.log2(total)) / LOG2_E)
+        tl.store(lse + (batch * heads + head).to(tl.int64) * queries + rows, natural, mask=rows < queries)
+
+
+def flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    starts: torch.Tensor | None = None,
+    ends: torch.Tensor | None = None,
+    lists: BlockList | None = None,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    launch: FlashLaunch | None = None,
+) -> torch.Tensor:
+    """`query` [B, H, S, D] over `key`, `value` [B, key heads, L, D]: [B, H, S, D], by default with the heads of a token
+    side by side in memory.
+
+    If `causal`, the last query stands at the last key. Row b sees keys `starts[b]` to `ends[b]` (int32 on the device)
+    alone; of those, given `lists`, the ones in its listed blocks. A query that sees no key gives zeros. `lse` float32
+    [B, H, S] is filled with the log of each query's sum. Raises InvalidSetting for tensors that `supports` refuses.
+    """
+    require(supports(query, key, value))
+    batch, heads, queries, width = query.shape
+    key_heads, keys = key.shape[1:3]
+    launch = launch or choose_flash_launch(
+        device_limits(query.device), width, aligned=_aligned(key) and _aligned(value)
+    )
+    parts = _parts(lists, launch)
+    if out is None:
+        out = query.new_empty(batch, queries, heads, width).transpose(1, 2)
+    group = heads // key_heads
+    limits = {} if launch.registers is None or triton_interprets() else {"maxnreg": launch.registers}
+    with on_device(query):
+        flash_kernel[(triton.cdiv(queries, launch.query_block) * heads * batch,)](
+            query, _described(key, launch), _described(value, launch), out, lse, starts, ends,
+            None if lists is None else lists.counts, None if lists is None else lists.indices,
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3],
+            heads, key_heads, queries, keys, 0 if lists is None else lists.indices.shape[-1],
+            width**-0.5 if scale is None else scale,
+            BLOCK_M=launch.query_block, BLOCK_N=launch.key_block, WIDTH=width, GROUP=group, CAUSAL=causal,
+            HAS_STARTS=starts is not None, HAS_ENDS=ends is not None, LISTED=lists is not None, PARTS=parts,
+            HAS_LSE=lse is not None, DESCRIBED=launch.described, INTERPRETED=triton_interprets(),
+            num_warps=launch.warps, num_stages=launch.stages, **limits,
+        )  # fmt: skip
+    return out
+
+
+def _described(tensor: torch.Tensor, launch: FlashLaunch) -> torch.Tensor | TensorDescriptor:
+    if not launch.described:
+        return tensor
+    block = [1, 1, launch.key_block, tensor.shape[-1]]
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+
+
+def _aligned(tensor: torch.Tensor) -> bool:
+    """Whether the copy engine can address a tensor: every row begins at a multiple of 16 bytes."""
+    steps = [step * tensor.element_size() for step in tensor.stride()[:3]]
+    return tensor.data_ptr() % 16 == 0 and all(step > 0 and step % 16 == 0 for step in steps)
+
+
+def _parts(lists: BlockList | None, launch: FlashLaunch) -> int:
+    """How many of the kernel's steps one listed block takes."""
+    if lists is None:
+        return 1
+    if lists.query_block != launch.query_block or lists.key_block % launch.key_block:
+        raise InvalidSetting(
+            f"lists for blocks of {lists.query_block} queries and {lists.key_block} keys do not fit a kernel that "
+            f"works on {launch.query_block} and {launch.key_block}: make them for {launch.query_block} queries, and "
+            f"a multiple of {launch.key_block} keys."
+        )
+    return lists.key_block // launch.key_block

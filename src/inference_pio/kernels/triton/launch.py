@@ -1,0 +1,129 @@
+"""How each kernel is launched on a GPU: block sizes, warps, stages; the only place that holds such numbers.
+
+Chosen by what compiles without spilling and how many programs then fit on a multiprocessor; measured ones replace them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from inference_pio.errors import InvalidSetting
+
+PAGE = 64
+"""Tokens of a page of the cache; a block of the decode kernel."""
+HEAD_DIMS = (64, 128, 256)
+MOST_SPLITS = 128
+MOST_RESIDENT = 4
+DECODE_EXTRA_BYTES = 8 * 1024
+"""Shared bytes of a decode program beside its pages: 6 KB are used at heads of 128."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a GPU allows: compute capability as 90 for 9.0, shared bytes of one program, multiprocessors."""
+
+    capability: int
+    shared_bytes: int
+    multiprocessors: int
+
+    @property
+    def has_descriptors(self) -> bool:
+        """Whether a copy engine moves whole tiles, and programs may be as large as on a datacentre GPU that has it."""
+        return self.capability >= 90 and self.shared_bytes >= 200 * 1024
+
+
+HOPPER = Limits(90, 227 * 1024, 132)
+AMPERE = Limits(80, 163 * 1024, 108)
+
+
+@dataclass(frozen=True)
+class FlashLaunch:
+    """`query_block` queries a program, `key_block` keys a step; `described` moves keys by the copy engine.
+
+    `registers` caps a thread's registers, so that a second program fits beside the first.
+    """
+
+    query_block: int
+    key_block: int
+    warps: int
+    stages: int
+    described: bool = False
+    registers: int | None = None
+
+
+@dataclass(frozen=True)
+class DecodeLaunch:
+    """`splits` programs share the tokens of one key head of one row of the batch."""
+
+    splits: int
+    warps: int = 4
+    stages: int = 3
+
+
+FLASH_DESCRIBED = {
+    64: FlashLaunch(128, 64, 8, 3, described=True, registers=128),
+    128: FlashLaunch(128, 64, 8, 2, described=True, registers=128),
+    256: FlashLaunch(128, 64, 8, 2, described=True),
+}
+FLASH_PADDED = {
+    64: FlashLaunch(128, 64, 8, 3, described=True, registers=128),
+    128: FlashLaunch(128, 64, 8, 3, described=True),
+    256: FlashLaunch(128, 32, 8, 3, described=True),
+}
+"""Guarding against what padding holds takes registers: the launches above would spill."""
+FLASH = {
+    64: FlashLaunch(128, 64, 8, 2),
+    128: FlashLaunch(128, 32, 8, 3),
+    256: FlashLaunch(64, 32, 8, 2),
+}
+
+
+@functools.cache
+def device_limits(device: torch.device) -> Limits:
+    """The limits of a CUDA device; those of an H100 for the interpreter, which runs on the CPU."""
+    if device.type != "cuda":
+        return HOPPER
+    found = torch.cuda.get_device_properties(device)
+    return Limits(found.major * 10 + found.minor, found.shared_memory_per_block_optin, found.multi_processor_count)
+
+
+def choose_flash_launch(limits: Limits, head_dim: int, *, aligned: bool = True, padded: bool = False) -> FlashLaunch:
+    """The launch of the flash kernel. `aligned`: keys and values may be moved by the copy engine. `padded`: there are
+    keys that a whole row of the batch must not see.
+
+    >>> choose_flash_launch(HOPPER, 128).described, choose_flash_launch(AMPERE, 128).described
+    (True, False)
+    """
+    described = FLASH_PADDED if padded else FLASH_DESCRIBED
+    table = described if limits.has_descriptors and aligned else FLASH
+    if head_dim not in table:
+        raise InvalidSetting(f"no Triton attention kernel for heads of {head_dim}: known are {list(table)}.")
+    return table[head_dim]
+
+
+def choose_decode_launch(limits: Limits, batch: int, key_heads: int, head_dim: int, capacity: int) -> DecodeLaunch:
+    """The launch of the decode kernel, fixed for a cache of `capacity` tokens whatever it holds.
+
+    >>> choose_decode_launch(HOPPER, batch=1, key_heads=8, head_dim=128, capacity=32768).splits
+    49
+    """
+    stages = 3 if head_dim <= 128 and _resident(limits, head_dim, 3) >= 2 else 2
+    wanted = _resident(limits, head_dim, stages) * limits.multiprocessors // (batch * key_heads)
+    splits = max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE)))
+    return DecodeLaunch(splits, stages=stages)
+
+
+def _resident(limits: Limits, head_dim: int, stages: int) -> int:
+    """Decode programs that fit on a multiprocessor at a time; more splits than that would wait for a second turn."""
+    pages = (stages - 1) * 2 * PAGE * head_dim * 2
+    most = MOST_RESIDENT if head_dim <= 128 else 2  # 186 registers a thread at 256
+    return max(1, min(most, limits.shared_bytes // (pages + DECODE_EXTRA_BYTES)))
+
+
+def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Make a tensor's GPU the current one, which is where Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

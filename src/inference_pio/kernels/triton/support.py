@@ -1,0 +1,132 @@
+"""What the Triton attention kernels can serve, and in words why not: asked before anything is launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+from inference_pio.compat import has_triton, triton_interprets
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.launch import HEAD_DIMS, PAGE, device_limits
+
+DTYPES = (torch.bfloat16, torch.float16)
+OLDEST = 80
+MOST_SHARING = 64
+
+
+class Cause(StrEnum):
+    """Why a kernel cannot serve."""
+
+    NO_TRITON = "no_triton"
+    DEVICE = "device"
+    DTYPE = "dtype"
+    SHAPE = "shape"
+    HEAD_DIM = "head_dim"
+    LAYOUT = "layout"
+    MASK = "mask"
+    DROPOUT = "dropout"
+    GRADIENT = "gradient"
+
+
+@dataclass(frozen=True)
+class Support:
+    """True where a kernel serves; else the cause, and what to tell the user.
+
+    >>> bool(Support()), bool(Support(Cause.MASK, "it takes no mask"))
+    (True, False)
+    """
+
+    cause: Cause | None = None
+    said: str = ""
+
+    def __bool__(self) -> bool:
+        return self.cause is None
+
+
+YES = Support()
+
+
+def supports(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+) -> Support:
+    """Whether the flash kernel serves `[B, H, S, D]` over `[B, key heads, L, D]`."""
+    if mask is not None:
+        return Support(Cause.MASK, "it takes lengths and starts, and no mask: torch's kernels serve masks")
+    if dropout:
+        return Support(Cause.DROPOUT, f"it has no dropout ({dropout} was asked for)")
+    if query.dim() != 4 or key.shape != value.shape or key.shape[0] != query.shape[0] or query.shape[2] == 0:
+        return _shapes(query, key, value)
+    return _common(query, key, value, query.shape[1], key.shape[1])
+
+
+def supports_decode(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: torch.Tensor,
+    starts: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
+) -> Support:
+    """Whether the decode kernel serves `[B, H, D]` over `[B, capacity, key heads, D]`, or over pages of a pool."""
+    batch = query.shape[0]
+    if query.dim() != 3 or key.dim() != 4 or key.shape != value.shape or (table is None and key.shape[0] != batch):
+        return _shapes(query, key, value)
+    if table is not None and (key.shape[1] != PAGE or table.shape[0] != batch or table.stride(-1) != 1):
+        return Support(Cause.LAYOUT, f"a pool has pages of {PAGE} tokens and a table of one row for each of the batch")
+    if lengths.numel() not in (1, batch) or (starts is not None and starts.numel() != batch):
+        return Support(Cause.SHAPE, f"{lengths.numel()} lengths do not fit a batch of {batch}")
+    if any(counted is not None and counted.dtype != torch.int32 for counted in (lengths, starts, table)):
+        return Support(Cause.DTYPE, "lengths, starts and page tables are int32")
+    return _common(query, key, value, query.shape[1], key.shape[2])
+
+
+def require(support: Support) -> None:
+    """Raise InvalidSetting, with the reason, where a kernel does not serve."""
+    if not support:
+        raise InvalidSetting(f"the Triton attention kernel does not serve here: {support.said}.")
+
+
+def _shapes(query, key, value):
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
+    return Support(Cause.SHAPE, f"query, key and value of shapes {shapes} do not belong together")
+
+
+def _common(query, key, value, heads, key_heads):
+    tensors = (query, key, value)
+    if not has_triton():
+        return Support(Cause.NO_TRITON, "the package triton is not installed (it is made for Linux alone)")
+    if (machine := _device(query.device)) is not None:
+        return Support(Cause.DEVICE, machine)
+    if any(tensor.device != query.device for tensor in tensors):
+        return Support(Cause.DEVICE, "query, key and value are on different devices")
+    if query.dtype not in DTYPES or any(tensor.dtype != query.dtype for tensor in tensors):
+        return Support(Cause.DTYPE, f"it is for bfloat16 or float16, all alike, and not {query.dtype}")
+    if query.shape[-1] not in HEAD_DIMS or key.shape[-1] != query.shape[-1]:
+        widths = f"{query.shape[-1]} and {key.shape[-1]}" if key.shape[-1] != query.shape[-1] else query.shape[-1]
+        return Support(Cause.HEAD_DIM, f"heads are {widths} wide, and it knows {', '.join(map(str, HEAD_DIMS))}")
+    if key_heads == 0 or heads % key_heads or heads // key_heads > MOST_SHARING:
+        return Support(Cause.SHAPE, f"{heads} query heads cannot share {key_heads} key heads")
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
+        return Support(Cause.LAYOUT, "the elements of a head do not lie side by side")
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return Support(Cause.GRADIENT, "it has no backward pass")
+    return YES
+
+
+def _device(device):
+    """Why a device cannot run the kernels, or None."""
+    if triton_interprets():
+        return None
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"it needs an NVIDIA GPU, and the tensors are on {device.type}"
+    capability = device_limits(device).capability
+    if capability < OLDEST:
+        return f"it needs compute capability {OLDEST / 10}, and {device} has {capability / 10}"
+    return None

@@ -1,0 +1,49 @@
+"""Attention over a cache is attention over its true part alone."""
+
+from __future__ import annotations
+
+import torch
+
+from inference_pio.kernels.attention import naive_attention
+from inference_pio.kernels.decode_attention import gather_pages, naive_decode_attention
+
+
+def tensors() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(2, 4, 8, generator=generator),
+        torch.randn(2, 10, 2, 8, generator=generator),
+        torch.randn(2, 10, 2, 8, generator=generator),
+    )
+
+
+def test_each_row_sees_its_own_tokens_alone() -> None:
+    query, key, value = tensors()
+    out = naive_decode_attention(query, key, value, torch.tensor([7, 10]), torch.tensor([2, 0]))
+    for row, (start, end) in enumerate(((2, 7), (0, 10))):
+        seen = (tensor[row : row + 1, start:end].transpose(1, 2) for tensor in (key, value))
+        torch.testing.assert_close(out[row], naive_attention(query[row : row + 1, :, None], *seen)[0, :, 0])
+
+
+def test_what_lies_behind_the_length_may_be_anything() -> None:
+    query, key, value = tensors()
+    clean = naive_decode_attention(query, key, value, torch.tensor([7]))
+    key[:, 7:], value[:, 7:] = float("nan"), float("nan")
+    assert torch.equal(naive_decode_attention(query, key, value, torch.tensor([7])), clean)
+
+
+def test_pages_left_out_are_not_seen_and_nothing_seen_gives_zeros() -> None:
+    query, key, value = tensors()
+    kept = torch.zeros(2, 2, 3, dtype=torch.bool)
+    kept[0, 1, 1] = True
+    out = naive_decode_attention(query, key, value, torch.tensor([7]), pages=kept, page_size=4)
+    assert not out[1].any()
+    assert not out[0, :2].any()
+    scores = torch.softmax(key[0, 4:7, 1] @ query[0, 3] / 8**0.5, -1)
+    torch.testing.assert_close(out[0, 3], scores @ value[0, 4:7, 1])
+
+
+def test_pages_are_gathered_in_the_tables_order() -> None:
+    pool = torch.randn(5, 4, 2, 8)
+    table = torch.tensor([[3, 0], [1, 4]])
+    assert torch.equal(gather_pages(pool, table)[1, 4:], pool[4])

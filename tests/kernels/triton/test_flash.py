@@ -1,0 +1,265 @@
+"""The flash kernel against attention as it is defined: interpreted on awkward shapes, compiled, and on a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from inference_pio.compat import has_triton
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.attention import naive_attention
+from inference_pio.kernels.block_sparse import BlockList, naive_block_sparse_attention
+from inference_pio.kernels.triton.launch import AMPERE, FlashLaunch, choose_flash_launch, device_limits
+from tests.kernels.triton.compiling import MACHINES, Compiler
+
+needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
+SMALL = FlashLaunch(32, 32, 4, 2)
+WIDE = FlashLaunch(64, 32, 4, 2)
+DESCRIBED = FlashLaunch(32, 16, 4, 2, described=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes, and what hides keys: `starts` and `ends` a row of the batch."""
+
+    batch: int = 1
+    heads: int = 2
+    key_heads: int = 1
+    queries: int = 37
+    keys: int = 37
+    width: int = 64
+    causal: bool = True
+    starts: tuple[int, ...] | None = None
+    ends: tuple[int, ...] | None = None
+    dtype: torch.dtype = torch.bfloat16
+    scale: float | None = None
+    launch: FlashLaunch | None = SMALL
+
+    def tensors(self, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries as a projection leaves them, tokens before heads; keys and values as a cache holds them."""
+        generator = torch.Generator().manual_seed(self.queries * 1000 + self.keys)
+        query = torch.randn(self.batch, self.queries, self.heads, self.width, generator=generator).transpose(1, 2)
+        size = (self.batch, self.key_heads, self.keys, self.width)
+        key, value = torch.randn(size, generator=generator), torch.randn(size, generator=generator)
+        return tuple(tensor.to(device, self.dtype) for tensor in (2 * query, key, value))  # type: ignore[return-value]
+
+    def spoil(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Keys or values with NaN wherever padding is."""
+        padding = ~dataclasses.replace(self, queries=1, causal=False).seen(tensor.device.type)
+        return tensor.masked_fill(padding.mT, float("nan"))
+
+    def seen(self, device: str) -> torch.Tensor:
+        keys = torch.arange(self.keys, device=device)
+        seen = torch.ones(self.batch, 1, self.queries, self.keys, dtype=torch.bool, device=device)
+        if self.causal:
+            seen = seen.tril(self.keys - self.queries)
+        for bound, hidden in ((self.starts, keys.__lt__), (self.ends, keys.__ge__)):
+            if bound is not None:
+                seen = seen & ~hidden(torch.tensor(bound, device=device)[:, None])[:, None, None]
+        return seen
+
+
+def int32(numbers: tuple[int, ...] | None, device: str) -> torch.Tensor | None:
+    return None if numbers is None else torch.tensor(numbers, dtype=torch.int32, device=device)
+
+
+def check_dense(case: Case, device: str = "cpu") -> None:
+    from inference_pio.kernels.triton.flash import flash_attention
+
+    query, key, value = case.tensors(device)
+    lse = torch.full(query.shape[:3], float("nan"), device=device)
+    out = torch.full_like(query, float("nan"), dtype=torch.float32 if device == "cpu" else case.dtype)
+    bounds = {"starts": int32(case.starts, device), "ends": int32(case.ends, device)}
+    spoilt = [case.spoil(tensor) for tensor in (key, value)]
+    flash_attention(
+        query, *spoilt, causal=case.causal, scale=case.scale, out=out, lse=lse, launch=case.launch, **bounds
+    )
+    seen = case.seen(device)
+    wanted = naive_attention(query, key, value, seen, scale=case.scale).nan_to_num(0.0)
+    assert_close(out, wanted, device)
+    scale = case.width**-0.5 if case.scale is None else case.scale
+    scores = query.float() @ key.float().repeat_interleave(case.heads // case.key_heads, 1).transpose(2, 3) * scale
+    sums = scores.masked_fill(~seen, float("-inf")).logsumexp(-1)
+    torch.testing.assert_close(lse, sums, rtol=1e-3, atol=1e-3 if device == "cuda" else 1e-5)
+
+
+def check_sparse(case: Case, key_block: int, density: float, device: str = "cpu") -> None:
+    from inference_pio.kernels.triton.flash import flash_attention
+
+    query, key, value = case.tensors(device)
+    launch = case.launch or choose_flash_launch(device_limits(query.device), case.width)
+    lists = BlockList.from_kept(kept_blocks(case, launch.query_block, key_block, density).to(device),
+                                launch.query_block, key_block)  # fmt: skip
+    starts = int32(case.starts, device)
+    out = torch.full_like(query, float("nan"), dtype=torch.float32 if device == "cpu" else case.dtype)
+    flash_attention(query, key, value, causal=case.causal, lists=lists, starts=starts, out=out, launch=launch)
+    if starts is None:
+        wanted = naive_block_sparse_attention(query, key, value, lists, causal=case.causal)
+    else:
+        seen = lists.mask(case.queries, case.keys) & case.seen(device)
+        wanted = naive_attention(query, key, value, seen).nan_to_num(0.0)
+    assert_close(out, wanted, device)
+
+
+def kept_blocks(case: Case, query_block: int, key_block: int, density: float) -> torch.Tensor:
+    """Random blocks, of those alone that hold a key that some query of theirs sees."""
+    shape = (case.batch, case.heads, -(-case.queries // query_block), -(-case.keys // key_block))
+    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < density
+    seen = torch.nn.functional.pad(
+        case.seen("cpu"), (0, -case.keys % key_block, 0, -case.queries % query_block)
+    ).reshape(case.batch, 1, shape[2], query_block, shape[3], key_block)
+    return drawn & seen.any(5).any(3)
+
+
+def assert_close(out: torch.Tensor, wanted: torch.Tensor, device: str) -> None:
+    """The interpreter computes in float32 throughout (its rounding to bfloat16 is not a GPU's: none is asked for)."""
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if device == "cpu" else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(out.float(), wanted, **tolerance)
+    if device == "cuda":
+        assert float((out.float() - wanted).norm() / wanted.norm()) < 5e-3
+
+
+DENSE = [
+    Case(),
+    Case(queries=1, keys=33),
+    Case(batch=2, heads=4, key_heads=2, queries=70, keys=131),
+    Case(queries=64, keys=64, launch=WIDE, scale=0.3),
+    Case(queries=5, keys=3),
+    Case(heads=3, key_heads=3, queries=40, keys=65, causal=False),
+    Case(batch=3, queries=50, keys=50, starts=(0, 31, 49)),
+    Case(batch=2, queries=50, keys=70, starts=(5, 64), launch=WIDE),
+    Case(batch=3, queries=40, keys=100, causal=False, ends=(100, 64, 1)),
+    Case(batch=2, queries=96, keys=96, starts=(33, 0), ends=(96, 40)),
+    Case(batch=2, queries=20, keys=20, causal=False, starts=(10, 0), ends=(4, 0)),
+    Case(heads=8, queries=33, keys=90, width=128, dtype=torch.float16, launch=WIDE),
+    Case(queries=33, keys=40, width=256),
+    Case(heads=4, key_heads=2, queries=70, keys=131, launch=DESCRIBED),
+    Case(batch=2, queries=50, keys=50, starts=(0, 31), launch=DESCRIBED),
+]
+
+
+@needs_triton
+@pytest.mark.parametrize("case", DENSE, ids=str)
+def test_it_is_exact_in_the_interpreter(case: Case, interpreted: Callable[..., None]) -> None:
+    interpreted(check_dense, case)
+
+
+SPARSE = [
+    (Case(batch=2, heads=4, key_heads=2, queries=100, keys=100), 32, 0.5),
+    (Case(queries=100, keys=170, launch=WIDE), 64, 0.5),
+    (Case(queries=100, keys=170, launch=WIDE), 32, 0.3),
+    (Case(queries=70, keys=131, causal=False), 64, 0.4),
+    (Case(queries=100, keys=100), 32, 0.0),
+    (Case(batch=2, queries=100, keys=100, starts=(40, 0), launch=DESCRIBED), 32, 0.6),
+    (Case(queries=131, keys=131), 32, 1.1),
+]
+
+
+@needs_triton
+@pytest.mark.parametrize(("case", "key_block", "density"), SPARSE, ids=str)
+def test_lists_of_blocks_are_exact_in_the_interpreter(
+    case: Case, key_block: int, density: float, interpreted: Callable[..., None]
+) -> None:
+    interpreted(check_sparse, case, key_block, density)
+
+
+@needs_triton
+def test_lists_for_other_blocks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inference_pio.kernels.triton import support
+    from inference_pio.kernels.triton.flash import flash_attention
+
+    monkeypatch.setattr(support, "_device", lambda device: None)
+    tensors = Case().tensors("cpu")
+    lists = BlockList.from_kept(torch.ones(1, 2, 1, 1, dtype=torch.bool), 64, 64)
+    with pytest.raises(InvalidSetting, match="make them for 32 queries"):
+        flash_attention(*tensors, lists=lists, launch=SMALL)
+
+
+def _compile(compiler: Compiler, capability: int, case: Case, kind: str) -> None:
+    from inference_pio.kernels.triton.flash import flash_attention, flash_kernel
+
+    compiler.for_machine(capability, flash_kernel)
+    launch = choose_flash_launch(MACHINES[capability], case.width, padded=kind == "padded")
+    options = {"starts": int32((1,), "cpu"), "ends": int32((37,), "cpu")} if kind == "padded" else {}
+    if kind == "listed":
+        kept = torch.ones(1, 8, 1, 1, dtype=torch.bool)
+        options = {"lists": BlockList.from_kept(kept, launch.query_block, 128)}  # type: ignore[dict-item]
+    flash_attention(*case.tensors("cpu"), launch=launch, **options)  # type: ignore[arg-type]
+    (code,) = compiler.found
+    code.assert_it_fits(MACHINES[capability])
+    if capability == 90:
+        assert code.counts["HGMMA"], code
+        assert code.counts["UTMALDG"], code
+        assert not code.counts["LDGSTS 128"], code
+    else:
+        assert code.counts["HMMA"], code
+        assert code.counts["LDGSTS 128"] >= 16, code
+        assert kind == "listed" or not code.counts["LDGSTS"], code  # a list's numbers are 4 bytes each
+    assert not code.counts["LDG U16"], code
+    assert not code.counts["STG U16"], code
+    assert code.registers <= (launch.registers or 255), code
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kind", ["plain", "padded", "listed"])
+def test_it_compiles_to_wide_loads_and_matrix_products_without_spilling(
+    capability: int, kind: str, compiler: Compiler
+) -> None:
+    _compile(compiler, capability, Case(heads=8, key_heads=2, width=128), kind)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kind", ["plain", "padded", "listed"])
+@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize("causal", [True, False])
+def test_so_does_every_width(capability: int, kind: str, width: int, causal: bool, compiler: Compiler) -> None:
+    _compile(compiler, capability, Case(heads=8, key_heads=2, width=width, causal=causal), kind)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"queries": 1000, "keys": 1000},
+        {"queries": 5, "keys": 777},
+        {"queries": 300, "keys": 1111, "causal": False},
+        {"batch": 3, "queries": 700, "keys": 700, "starts": (0, 130, 699)},
+        {"batch": 2, "queries": 513, "keys": 600, "starts": (65, 0), "ends": (600, 90)},
+        {"queries": 4096, "keys": 4096, "key_heads": 8},
+    ],
+    ids=str,
+)
+def test_gpu_it_is_exact_up_to_rounding(case: dict[str, int], width: int, dtype: torch.dtype) -> None:
+    for launch in (None, choose_flash_launch(AMPERE, width)):
+        sizes = {"heads": 8, "key_heads": 2, "width": width, "dtype": dtype, "launch": launch, **case}
+        check_dense(Case(**sizes), "cuda")  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize(("queries", "keys", "key_block"), [(1000, 1000, 128), (700, 1500, 128), (1024, 1024, 64)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_gpu_lists_of_blocks_are_exact_up_to_rounding(
+    width: int, queries: int, keys: int, key_block: int, causal: bool
+) -> None:
+    case = Case(batch=2, heads=8, key_heads=2, queries=queries, keys=keys, width=width, causal=causal, launch=None)
+    check_sparse(case, key_block, 0.4, "cuda")
+
+
+@pytest.mark.gpu
+def test_gpu_keys_that_the_copy_engine_cannot_address_are_served_all_the_same() -> None:
+    from inference_pio.kernels.triton.flash import flash_attention
+
+    query, key, value = Case(queries=200, keys=200, launch=None).tensors("cuda")
+    shared = key.expand(2, -1, -1, -1)  # a stride of zero
+    out = flash_attention(query.expand(2, -1, -1, -1), shared, value.expand(2, -1, -1, -1))
+    assert_close(out[1:], naive_attention(query, key, value, causal=True), "cuda")

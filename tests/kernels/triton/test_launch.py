@@ -1,0 +1,65 @@
+"""Launches come from a table that knows the GPU's limits; splits depend on the capacity, never on what it holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.launch import (
+    AMPERE,
+    HEAD_DIMS,
+    HOPPER,
+    MOST_SPLITS,
+    Limits,
+    choose_decode_launch,
+    choose_flash_launch,
+    device_limits,
+    on_device,
+)
+
+CONSUMER = Limits(89, 99 * 1024, 128)
+LATE_CONSUMER = Limits(120, 99 * 1024, 170)
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_the_copy_engine_is_used_where_there_is_one_and_it_can_address_the_keys(head_dim: int) -> None:
+    assert choose_flash_launch(HOPPER, head_dim).described
+    assert not choose_flash_launch(HOPPER, head_dim, aligned=False).described
+    for limits in (AMPERE, CONSUMER, LATE_CONSUMER):
+        assert not choose_flash_launch(limits, head_dim).described
+
+
+def test_an_unknown_width_is_refused_by_name() -> None:
+    with pytest.raises(InvalidSetting, match=r"heads of 80: known are \[64, 128, 256\]"):
+        choose_flash_launch(HOPPER, 80)
+
+
+@pytest.mark.parametrize("limits", [HOPPER, AMPERE, CONSUMER])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_decode_programs_all_run_at_the_same_time(limits: Limits, head_dim: int) -> None:
+    launch = choose_decode_launch(limits, 1, 8, head_dim, 2**17)
+    buffers = (launch.stages - 1) * 64 * head_dim * 2 * 2
+    together = limits.shared_bytes // buffers * limits.multiprocessors
+    assert limits.multiprocessors * 0.9 < launch.splits * 8 <= together
+
+
+def test_small_caches_and_large_batches_get_few_splits() -> None:
+    assert choose_decode_launch(HOPPER, 1, 8, 128, 100).splits == 2
+    assert choose_decode_launch(HOPPER, 1, 8, 128, 1).splits == 1
+    assert choose_decode_launch(HOPPER, 256, 8, 128, 2**17).splits == 1
+    assert choose_decode_launch(HOPPER, 1, 1, 128, 2**20).splits == MOST_SPLITS
+
+
+def test_the_cpu_stands_in_for_an_h100() -> None:
+    assert device_limits(torch.device("cpu")) == HOPPER
+    with on_device(torch.zeros(1)) as nothing:
+        assert nothing is None
+
+
+@pytest.mark.gpu
+def test_gpu_limits_are_read_off_the_device() -> None:
+    limits = device_limits(torch.device("cuda", 0))
+    assert limits.capability >= 80
+    assert limits.shared_bytes >= 99 * 1024
+    assert limits.multiprocessors == torch.cuda.get_device_properties(0).multi_processor_count

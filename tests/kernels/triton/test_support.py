@@ -1,0 +1,99 @@
+"""What the Triton kernels cannot serve is told before anything is launched, with its cause."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton import support
+from inference_pio.kernels.triton.support import Cause, require, supports, supports_decode
+
+
+@pytest.fixture
+def gpu_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "has_triton", lambda: True)
+    monkeypatch.setattr(support, "_device", lambda device: None)
+
+
+def dense(heads=4, key_heads=2, width=64, dtype=torch.bfloat16):  # type: ignore[no-untyped-def]
+    shapes = ((2, heads, 5, width), (2, key_heads, 9, width), (2, key_heads, 9, width))
+    return [torch.zeros(shape, dtype=dtype) for shape in shapes]
+
+
+def cached(dtype=torch.bfloat16):  # type: ignore[no-untyped-def]
+    return [torch.zeros(2, 4, 64, dtype=dtype), *torch.zeros(2, 2, 70, 2, 64, dtype=dtype)]
+
+
+def lengths(count: int = 2, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.ones(count, dtype=dtype)
+
+
+def test_a_cpu_and_a_missing_package_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "has_triton", lambda: True)
+    told = supports(*dense())
+    assert not told
+    assert (told.cause, told.said) == (Cause.DEVICE, "it needs an NVIDIA GPU, and the tensors are on cpu")
+    monkeypatch.setattr(support, "has_triton", lambda: False)
+    assert supports(*dense()).cause is Cause.NO_TRITON
+    assert supports_decode(*cached(), lengths()).cause is Cause.NO_TRITON
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_what_fits_is_served() -> None:
+    assert supports(*dense())
+    assert supports_decode(*cached(), lengths(), starts=lengths())
+    assert supports_decode(*cached(), lengths(1))
+    pool = torch.zeros(7, 64, 2, 64, dtype=torch.bfloat16)
+    assert supports_decode(cached()[0], pool, pool, lengths(), table=torch.zeros(2, 3, dtype=torch.int32))
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_every_reason_has_its_cause() -> None:
+    query, key, value = dense()
+    mask = torch.ones(5, 9, dtype=torch.bool)
+    assert supports(query, key, value, mask).cause is Cause.MASK
+    assert supports(query, key, value, dropout=0.1).cause is Cause.DROPOUT
+    assert supports(*dense(dtype=torch.float32)).cause is Cause.DTYPE
+    assert supports(query, key, value.half()).cause is Cause.DTYPE
+    assert supports(*dense(width=80)).cause is Cause.HEAD_DIM
+    assert supports(query.repeat(1, 1, 1, 2), key, value).cause is Cause.HEAD_DIM
+    assert supports(*dense(heads=5)).cause is Cause.SHAPE
+    assert supports(query, key, value[:, :, 1:]).cause is Cause.SHAPE
+    assert supports(query[0], key, value).cause is Cause.SHAPE
+    assert supports(query, key.mT.contiguous().mT, value).cause is Cause.LAYOUT
+    learned = query.clone().requires_grad_()
+    assert supports(learned, key, value).cause is Cause.GRADIENT
+    with torch.no_grad():
+        assert supports(learned, key, value)
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_decode_tells_of_caches_lengths_and_tables() -> None:
+    query, key, value = cached()
+    assert supports_decode(query[None], key, value, lengths()).cause is Cause.SHAPE
+    assert supports_decode(query, key[:1], value[:1], lengths()).cause is Cause.SHAPE
+    assert supports_decode(query, key, value, lengths(3)).cause is Cause.SHAPE
+    assert supports_decode(query, key, value, lengths(dtype=torch.int64)).cause is Cause.DTYPE
+    table = torch.zeros(2, 3, dtype=torch.int32)
+    assert supports_decode(query, key, value, lengths(), table=table).cause is Cause.LAYOUT  # pages of 70
+
+
+def test_require_raises_with_the_reason() -> None:
+    require(support.YES)
+    with pytest.raises(InvalidSetting, match="does not serve here: it takes lengths and starts, and no mask"):
+        require(supports(*dense(), torch.ones(5, 9, dtype=torch.bool)))
+
+
+def test_asking_loads_no_triton() -> None:
+    code = "import sys, inference_pio.kernels.triton.support as s; s.has_triton(); sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.gpu
+def test_gpu_is_served() -> None:
+    assert supports(*(tensor.cuda() for tensor in dense()))
+    assert supports(*dense()).cause is Cause.DEVICE
