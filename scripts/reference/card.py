@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import transformers
 
-from .attention_mass import BLOCK, block_shares
+from inference_pio.calibration import CalibrationSource, collect_attention_mass
+
 from .baselines import losses
 from .caption_quality import caption_quality
 from .corpus import HELD_OUT
@@ -56,8 +57,9 @@ def measure(name: str, folder: Path, ready: Prepared, device: str, effort: Effor
 
 def _blocks(model: Any, lines: Lines, held_out: np.ndarray, length: int) -> dict[str, Any]:
     prompt = needle(length, 0.5, lines, held_out, np.random.default_rng(5), others=False).prompt
-    shares = block_shares(model, prompt)
-    return {"length": length, "block": BLOCK, "mean": float(np.mean(shares)), "heads": np.round(shares, 4).tolist()}
+    source = CalibrationSource("one needle", ({"input_ids": torch.from_numpy(prompt[None])},))
+    shares = [layer.blocks_needed().tolist() for layer in collect_attention_mass(model, source)]
+    return {"length": length, "block": 64, "mean": float(np.mean(shares)), "heads": np.round(shares, 4).tolist()}
 
 
 def write(name: str, folder: Path, ready: Prepared, progress: Progress, options: argparse.Namespace) -> dict[str, Any]:
