@@ -110,6 +110,7 @@ def plateau(curve: list[list[float]]) -> dict[str, float]:
 def page(facts: dict[str, Any]) -> str:
     """The card for readers."""
     text, training, blocks = facts["text"], facts["training"], facts["blocks_for_95_percent"]
+    side = f"{blocks['block']}x{blocks['block']}"
     rows = [
         f"# {facts['name']}: a reference model for tests",
         "",
@@ -125,7 +126,7 @@ def page(facts: dict[str, Any]) -> str:
         f"| bits per byte | {text['bits_per_byte']:.3f} |",
         f"| gap to training text, nats per token | {text['gap_nats']:.3f} |",
         f"| fall of the text loss within the last quarter, nats | {training['plateau']['fall']:.3f} |",
-        f"| blocks of {BLOCK}x{BLOCK} that hold 95% of attention at {blocks['length']} | {blocks['mean']:.1%} |",
+        f"| blocks of {side} that hold 95% of attention at {blocks['length']} | {blocks['mean']:.1%} |",
         f"| SHA-256 of the weights | `{facts['sha256']}` |",
         "",
     ]
