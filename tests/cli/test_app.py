@@ -16,6 +16,8 @@ from inference_pio.cli import app
 
 COMMANDS = ["list", "plan", "optimize", "generate", "compare", "doctor", "migrate"]
 PIO = "import sys; from inference_pio.cli import main; main()"
+HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+"""A run of the tests in the background is started with the signal ignored, and children inherit that."""
 
 
 def pio(*words: str, **how: object) -> subprocess.CompletedProcess[str]:
@@ -78,7 +80,7 @@ def test_a_real_ctrl_c_ends_with_code_130_and_leaves_no_file(llama_folder: Path,
     place = tmp_path / "place"
     words = ["optimize", str(llama_folder), "--json", str(place / "report.json"), "--save", str(place / "saved")]
     with subprocess.Popen(
-        [sys.executable, "-c", PIO, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HEEDS_CTRL_C + PIO, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("plan for tiny-llama")
