@@ -39,6 +39,13 @@ def add_attention_function(name: str, function: Any) -> None:
         AttentionMaskInterface.register(name, sdpa_mask)
 
 
+def attention_function(name: str) -> Any:
+    """The attention function of a name; SDPA's for "eager", which takes its masks in another form than ours."""
+    from transformers.modeling_utils import AttentionInterface
+
+    return library_attention() if name == "eager" else AttentionInterface._global_mapping[name]
+
+
 def library_attention() -> Any:
     """transformers' own SDPA function, for calls with arguments that only it knows."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -1,0 +1,92 @@
+"""Which attention function a module runs: a dense one, and at most one pattern over it, each switched by itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import Tensor, nn
+
+from inference_pio.anatomy.walk import attention_modules
+from inference_pio.compat import ATTENTION_KEY, add_attention_function, attention_function, attention_name
+from inference_pio.undo.journal import Journal
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+"""`attend(module, query, key, value, mask, **rest)`, in transformers' signature."""
+Pattern = Callable[..., tuple[Tensor, Tensor | None]]
+"""`pattern(attend, module, query, key, value, mask, **rest)`; what it leaves alone goes to the dense one."""
+
+OVER = "_over_"
+_PATTERNS: dict[str, Pattern] = {}
+_CHAINS: dict[str, Attend] = {}
+
+
+def dense_part(name: str) -> str:
+    """The dense function in the name of what a module runs.
+
+    >>> dense_part("window_over_sdpa"), dense_part("sdpa")
+    ('sdpa', 'sdpa')
+    """
+    return name.rpartition(OVER)[2]
+
+
+def pattern_part(name: str) -> str | None:
+    """The pattern over it, or None.
+
+    >>> pattern_part("window_over_sdpa"), pattern_part("sdpa")
+    ('window', None)
+    """
+    return name.rpartition(OVER)[0] or None
+
+
+def add_pattern(name: str, pattern: Pattern) -> None:
+    """Make a pattern known, once; a name holds neither "flash" nor "sdpa", which the library reads a meaning into."""
+    _PATTERNS[name] = pattern
+
+
+def run_dense(journal: Journal, model: nn.Module, paths: Collection[str], dense: str) -> None:
+    """Let the attention modules at `paths` run a dense function (known to the library), under their pattern if any."""
+    _switch(journal, model, paths, lambda now: _named(pattern_part(now), dense))
+
+
+def run_pattern(journal: Journal, model: nn.Module, paths: Collection[str], pattern: str) -> None:
+    """Let the attention modules at `paths` run a pattern over the dense function that they run now."""
+    _switch(journal, model, paths, lambda now: _named(pattern, dense_part(now)))
+
+
+def _named(pattern: str | None, dense: str) -> str:
+    """The name under which the library finds a pattern over a dense function; made and added at first use."""
+    if pattern is None:
+        return dense
+    name = f"{pattern}{OVER}{dense}"
+    add_attention_function(name, _CHAINS.setdefault(name, _chain(pattern, dense)))
+    return name
+
+
+def _chain(pattern: str, dense: str) -> Attend:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        attend = attention_function(dense)
+        return _PATTERNS[pattern](attend, module, query, key, value, attention_mask, **rest)
+
+    return attention
+
+
+def _switch(journal: Journal, model: nn.Module, paths: Collection[str], change: Callable[[str], str]) -> None:
+    """Rename what modules run: in a configuration that all its users share, else in single modules' own copies."""
+    users: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module, _ in attention_modules(model):
+        users.setdefault(id(module.config), []).append((path, module))
+    for modules in users.values():
+        config: Any = modules[0][1].config
+        acting = [module for path, module in modules if path in paths]
+        name = change(attention_name(config) or "eager")
+        if len(acting) == len(modules):
+            journal.set(config, ATTENTION_KEY, name)
+            continue
+        for module in acting:
+            own = copy.copy(config)
+            vars(own)[ATTENTION_KEY] = name
+            journal.set(module, "config", own)
