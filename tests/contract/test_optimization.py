@@ -50,7 +50,9 @@ def test_the_plain_answers_of_an_optimization() -> None:
     (site,) = optimization.sites(model)
     assert (site.path, site.acts) == ("", True)
     assert optimization.decide(model, [site]) == {}
+    assert optimization.decide_from_data(model, [site], {"size": 1}) == {"size": 1}
     assert optimization.preflight(model, [site]) is None
+    assert optimization.report(model) == {}
     assert Labels.unavailable() is None
     assert optimization.stage is Stage.COMPUTATION
 

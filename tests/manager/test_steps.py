@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
-from inference_pio.errors import InvalidModel
-from tests.sweep import Case
+from inference_pio.contract.site import Site
+from inference_pio.errors import InvalidModel, NoEffect, NothingApplied
+from inference_pio.undo.fingerprint import fingerprint
+from tests import tiny
+from tests.sweep import Case, Marker
 
 
 def test_a_receipt_counts_bytes_before_and_after() -> None:
@@ -30,4 +37,55 @@ def test_preflight_refuses_before_the_first_write() -> None:
         case.apply("tensor_compression")
     with torch.no_grad():
         weight[3, 3] = kept
+    case.check_untouched()
+
+
+class Choosing(Marker):
+    """Chooses by what the live model does, and never on a plan."""
+
+    name = "choosing"
+    useful = True
+
+    def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+        return {"kind": "by data"}
+
+    def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
+        if not self.useful:
+            raise NoEffect("choosing: the data leave nothing to do.")
+        return {**decision, "chosen": tiny.logits(model, "llama").argmax().item()}
+
+
+class Useless(Choosing):
+    name = "useless"
+    useful = False
+
+
+def test_what_only_data_can_tell_is_decided_on_the_live_model_alone() -> None:
+    case = Case("llama")
+    case.manager.register_optimization(Choosing)
+    assert case.manager.plan(case.model, ["choosing"]).steps[0].decision == {"kind": "by data"}
+    case.apply("choosing")
+    (receipt,) = case.manager.get_receipts(case.model)
+    assert receipt.decision == {"kind": "by data", "chosen": case.logits.argmax().item()}
+    before = fingerprint(case.model)
+    case.apply("choosing")
+    assert before.differences(fingerprint(case.model)) == []
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_an_order_that_the_data_leave_nothing_to_do_for_raises_and_a_wish_is_left_out_with_the_reason() -> None:
+    case = Case("llama")
+    case.manager.register_optimization(Useless)
+    assert not case.apply("useless")
+    assert not case.apply("flash_attention", "useless")
+    case.check_untouched()
+    case.manager.set_target(case.model, ["flash_attention", case.manager.wanted("useless", order=False)])
+    status = case.manager.get_optimization_status(case.model)
+    assert (status["applied"], status["skipped"][0]["name"]) == (["flash_attention"], "useless")
+    assert "nothing to do" in status["skipped"][0]["reason"]
+    with pytest.raises(NothingApplied, match="nothing to do"):
+        case.manager.set_target(case.model, [case.manager.wanted("useless", order=False)])
+    assert case.manager.get_model_optimizations(case.model) == ["flash_attention"]
+    case.manager.remove_optimizations(case.model)
     case.check_untouched()

@@ -79,6 +79,13 @@ class OptimizationInterface(ABC):
         """What it chooses for these sites, as JSON; enough to rebuild the structure. Looks only."""
         return {}
 
+    def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
+        """`decision`, and with it what only the live model can tell: it may run the model, but edits nothing.
+
+        What `decide` said stays, since a plan has shown it. Raise NoEffect where the data leave nothing to do.
+        """
+        return decision
+
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
         """Checks that need the weights' values, made just before the first write; raise to refuse."""
         return
@@ -86,6 +93,10 @@ class OptimizationInterface(ABC):
     @abstractmethod
     def apply(self, model: nn.Module) -> nn.Module:
         """Act on `self.step.sites` through `self.journal`; return the model."""
+
+    def report(self, model: nn.Module) -> dict[str, Any]:
+        """What its parts in this model have counted since they were put there, as JSON; status and reports show it."""
+        return {}
 
     def remove(self, model: nn.Module) -> nn.Module:
         """Take this optimization back exactly. The journal knows how; few need to override this."""

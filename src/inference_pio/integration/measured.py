@@ -107,12 +107,13 @@ def held_bytes(model: nn.Module) -> int:
 def status_for_report(model: nn.Module) -> dict[str, Any]:
     """What `get_model_optimization_status` says, without the receipts: those stand beside it in a report."""
     status = get_optimization_manager().get_optimization_status(model)
-    applied = [{key: one[key] for key in ("name", "type", "stage", "parameters") if key in one}
+    applied = [{key: one[key] for key in ("name", "type", "stage", "parameters", "counted") if key in one}
                for one in status["applied_optimizations"]]  # fmt: skip
     kept = {key: value for key, value in status.items() if key not in ("applied", "optimizations")}
     return {**kept, "applied_optimizations": applied}
 
 
 def receipts_of(model: nn.Module) -> list[dict[str, Any]]:
-    """The receipts of what stands on a model, as plain data."""
-    return [receipt.to_json() for receipt in get_optimization_manager().get_receipts(model)]
+    """The receipts of what stands on a model, each with what it has `counted` since, as plain data."""
+    applied = get_optimization_manager().get_optimization_status(model)["applied_optimizations"]
+    return [one["receipt"] | {key: one[key] for key in ("counted",) if key in one} for one in applied]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from torch import nn
 
 from inference_pio.contract.optimization import OptimizationInterface
 from inference_pio.contract.registry import OptimizationRegistry
+from inference_pio.errors import NoEffect, NothingApplied
 from inference_pio.manager.guards import install_guards
 from inference_pio.manager.session import Applied, Session, session_of
 from inference_pio.manager.steps import take_step
 from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.plan.make import make_plan
 from inference_pio.plan.moves import Moves
-from inference_pio.plan.plan import Plan
+from inference_pio.plan.plan import Left, Plan, PlannedStep
 from inference_pio.plan.skeleton import device_of
 from inference_pio.plan.target import Supply, TargetSet, Wanted, with_dependencies
 from inference_pio.sources.cache import cache_folder
@@ -43,7 +45,8 @@ def reach(
     with session.gate.writing(timeout_s):
         if moves.made or moves.removed:
             standing_before = list(session.applied)
-            transaction = _move(model, session, plan, moves, registry, remover, keep_originals, on_drift)
+            orders = {member.name for member in whole_target.values() if member.order}
+            transaction, plan = _move(model, session, plan, moves, registry, remover, keep_originals, on_drift, orders)
             _record(session, plan, whole_target)  # before the commit: a Ctrl-C in it must not leave an old target
             transaction.commit()
             if _bytes_moved(standing_before, session.applied):
@@ -57,9 +60,9 @@ def reach(
 
 def _move(
     model: nn.Module, session: Session, plan: Plan, moves: Moves, registry: OptimizationRegistry, remover: Remover,
-    keep: KeepOriginals, on_drift: OnDrift,
-) -> Transaction:  # fmt: skip
-    """Make the moves, or put everything back and raise; the caller commits."""
+    keep: KeepOriginals, on_drift: OnDrift, orders: Collection[str],
+) -> tuple[Transaction, Plan]:  # fmt: skip
+    """Make the moves, or put everything back and raise; the caller commits. Returns the plan as it was carried out."""
     applied_before, owned_before = list(session.applied), session.owned
     had_session = SESSION in model.__dict__
     transaction = Transaction(session.journal)
@@ -77,7 +80,7 @@ def _move(
         transaction.undo(frames, on_drift, owned)
         session.applied = [step for step in session.applied if step not in going]
         if moves.made:
-            _make(model, session, plan, moves, registry, remover, keep)
+            plan = _make(model, session, plan, moves, registry, remover, keep, orders)
         elif last:
             session.owned = OwnConfigs()
             model.__dict__.pop(SESSION, None)
@@ -89,13 +92,14 @@ def _move(
         else:
             model.__dict__.pop(SESSION, None)
         raise
-    return transaction
+    return transaction, plan
 
 
 def _make(
     model: nn.Module, session: Session, plan: Plan, moves: Moves, registry: OptimizationRegistry, remover: Remover,
-    keep: KeepOriginals,
-) -> None:  # fmt: skip
+    keep: KeepOriginals, orders: Collection[str],
+) -> Plan:  # fmt: skip
+    """Make the new steps; a wish that the live model leaves nothing to do for is left out of the plan."""
     model.__dict__.setdefault(SESSION, session)
     session.open_vault(keep, model, cache_folder() / "undo")
     if not session.journal.base.entries:
@@ -103,11 +107,26 @@ def _make(
             session.owned = own_configs(session.journal, model)
             install_guards(session.journal, model)
     for planned in plan.steps:
-        if planned.name in moves.made:
-            optimization = registry.create(planned.name, planned.parameters, device_of(model))
+        if planned.name not in moves.made:
+            continue
+        optimization = registry.create(planned.name, planned.parameters, device_of(model))
+        try:
             session.applied.append(take_step(model, session, planned, optimization))
-            name = planned.name
-            optimization._remover = lambda model, name=name: remover(model, [name])
+        except NoEffect as error:
+            if planned.name in orders:
+                raise
+            plan = _without(plan, planned, str(error).rstrip("."))
+            continue
+        optimization._remover = lambda model, name=planned.name: remover(model, [name])
+    if not session.applied and not session.inherited:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in plan.left)
+        raise NothingApplied(f"nothing of what was asked for applies to this {type(model).__name__}: {reasons}.")
+    return plan
+
+
+def _without(plan: Plan, step: PlannedStep, reason: str) -> Plan:
+    left = Left(step.name, reason, step.source)
+    return replace(plan, steps=tuple(one for one in plan.steps if one is not step), left=(*plan.left, left))
 
 
 def _bytes_moved(before: list[Applied], after: list[Applied]) -> bool:

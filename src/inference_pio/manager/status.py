@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from inference_pio.configuration.families import family_of_model
 from inference_pio.contract.receipt import Receipt
 from inference_pio.contract.registry import OptimizationRegistry
+from inference_pio.manager.counted import counted_by
 from inference_pio.manager.session import Session, session_of
 from inference_pio.plan.make import name_of
 from inference_pio.plan.skeleton import tensor_bytes
@@ -22,6 +23,7 @@ def status_of(model: nn.Module, registry: OptimizationRegistry) -> dict[str, Any
     """
     session = session_of(model)
     receipts = session.receipts if session else ()
+    counted = counted_by(model, session, registry) if session else {}
     weight_bytes = tensor_bytes(model)
     held_bytes = session.held_bytes if session else 0
     return {
@@ -30,10 +32,12 @@ def status_of(model: nn.Module, registry: OptimizationRegistry) -> dict[str, Any
         "model_family": str(family_of_model(model)),
         "profile": session.profile if session else None,
         "applied": [receipt.name for receipt in receipts],
-        "applied_optimizations": [_applied(receipt) for receipt in receipts],
+        "applied_optimizations": [_applied(receipt) | _told(receipt.name, counted) for receipt in receipts],
         "skipped": [left.to_json() for left in session.left] if session else [],
         "total_optimizations_available": len(registry),
-        "optimizations": {cls.name: _one(cls.name, session) | _facts(cls) for cls in registry},
+        "optimizations": {
+            cls.name: _one(cls.name, session) | _facts(cls) | _told(cls.name, counted) for cls in registry
+        },
         "reversible": _reversible(session),
         "weight_bytes": weight_bytes,
         "held_bytes": held_bytes,
@@ -41,6 +45,10 @@ def status_of(model: nn.Module, registry: OptimizationRegistry) -> dict[str, Any
         "resident_bytes": weight_bytes + held_bytes,
         "counters": _counters(receipts, session),
     }
+
+
+def _told(name: str, counted: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"counted": counted[name]} if name in counted else {}
 
 
 def _applied(receipt: Receipt) -> dict[str, Any]:

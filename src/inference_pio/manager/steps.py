@@ -31,7 +31,8 @@ def take_step(model: nn.Module, session: Session, plan: PlannedStep, optimizatio
             raise NoEffect(f"{plan.name} was planned for this model, but finds no place in it any more.")
         before = tensor_bytes(model)
         optimization.preflight(model, acting)
-        step = Step(session.journal, acting, optimization.decide(model, acting))
+        decision = optimization.decide_from_data(model, acting, optimization.decide(model, acting))
+        step = Step(session.journal, acting, decision)
         frame = act(optimization, step, model)
     receipt = Receipt(
         name=plan.name, type=plan.type, stage=plan.stage, parameters=shown(optimization), sites=sites,

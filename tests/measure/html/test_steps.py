@@ -24,6 +24,12 @@ def test_a_step_that_was_done_tells_what_its_receipt_says() -> None:
     assert first.decision == (("format", "int8"), ("scale", "row"))
 
 
+def test_what_a_step_has_counted_stands_among_its_facts() -> None:
+    receipts = [{"name": "x", "counted": {"calls": 3, "why": {"short": 2}}}]
+    facts = dict(run_of("", None, receipts).steps[0].facts)
+    assert (facts["counted: calls"], facts["counted: why"]) == ("3", '{"short": 2}')
+
+
 def test_a_step_that_is_only_planned_tells_the_forecast() -> None:
     (step,) = run_of("", {"steps": [PLANNED]}, []).steps
     assert not step.done

@@ -134,7 +134,7 @@ def _facts(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts.append(("held in memory for undo", size(held)))
     facts.append(("parked for undo", f"{size(parked)}: {receipt.get('originals')}" if parked else "nothing"))
     facts.append(("can be taken back", "yes, exactly" if receipt.get("reversible") else "no"))
-    return facts
+    return [*facts, *((f"counted: {name}", value) for name, value in settings(receipt.get("counted") or {}))]
 
 
 def _forecast(planned: Mapping[str, Any]) -> list[tuple[str, str]]:
