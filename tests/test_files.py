@@ -152,3 +152,27 @@ def test_the_sum_of_a_file_is_its_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256_of(tmp_path / "file") == expected
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        files.write_atomically(pipe, "through")
+        assert os.read(reader, 100) == b"through"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_a_link_stays_a_link_to_the_file_that_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "shelf").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "shelf" / "note")
+    for text in ("new", "newer"):
+        files.write_atomically(link, text)
+        assert link.is_symlink()
+        assert (tmp_path / "shelf" / "note").read_text() == text
+    assert names(tmp_path / "shelf") == ["note"]

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # how the safetensors library t
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Put `data` at `path` (text as UTF-8), replacing what is there; the folder is made when missing.
 
+    A link stays one: the file that it leads to is replaced. A device or a pipe is written to, never replaced.
+
     Raises `DiskFull` or `StorageError`; then the old file is untouched.
 
     >>> import tempfile
@@ -38,6 +41,11 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     path = Path(path)
     raw = data.encode("utf-8") if isinstance(data, str) else data
     with storage_errors(path):
+        if is_stream(path):
+            with path.open("wb") as stream:
+                stream.write(raw)
+            return
+        path = path.resolve() if path.is_symlink() else path
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_beside(path)
         try:
@@ -49,6 +57,31 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
         finally:
             partial.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path leads to a device, a pipe or a socket: a rename over one would destroy it for all who use it.
+
+    >>> is_stream(Path("/dev/null")), is_stream(Path("/nowhere"))
+    (True, False)
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder lies at a path; none does where the system takes no such name (too long, a zero byte in it).
+
+    >>> is_folder("/"), is_folder(300 * "x")
+    (True, False)
+    """
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def replace_folder_atomically(built: str | os.PathLike[str], final: str | os.PathLike[str]) -> None:

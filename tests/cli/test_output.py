@@ -130,6 +130,17 @@ def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_pipe_may_be_written_to_and_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    require_writable(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    Output(str(pipe), quiet=True).finish({"answer": 42})
+    assert json.loads(os.read(reader, 100)) == {"answer": 42}
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
 def test_only_a_new_or_empty_folder_or_an_older_save_is_savable(tmp_path: Path) -> None:
     for name in ("empty", "ours", "theirs"):
         (tmp_path / name).mkdir()

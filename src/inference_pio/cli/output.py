@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 
-from inference_pio.errors import ArtifactError, InvalidSetting, StorageError
-from inference_pio.files import storage_errors, write_atomically
+from inference_pio.errors import InvalidSetting, StorageError
+from inference_pio.files import is_stream, storage_errors, write_atomically
 from inference_pio.partials import partial_beside
 
 UNSEEN_WIDTH = 120
@@ -79,7 +81,16 @@ def require_writable(path: Path) -> None:
     with storage_errors(path):
         if path.is_dir():
             raise StorageError(f"cannot write {path}: it is a folder. Give the name of a file.")
-        _try_to_write(path)
+        if is_stream(path):
+            _require_writable_stream(path)
+        else:
+            _try_to_write(path.resolve() if path.is_symlink() else path)
+
+
+def _require_writable_stream(path: Path) -> None:
+    """A device or a pipe is asked, not opened: that could wait for a reader."""
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _require_page(html_file: Path, json_file: str | None) -> None:
@@ -95,11 +106,10 @@ def _require_page(html_file: Path, json_file: str | None) -> None:
 
 def require_savable(folder: Path) -> None:
     """Raise unless a model could be saved to `folder`; nothing is left there."""
-    from inference_pio.artifact.manifest import FILE
+    from inference_pio.artifact.save import refuse_foreign
 
+    refuse_foreign(folder)
     with storage_errors(folder):
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file()):
-            raise ArtifactError(f"{folder} exists and is no model saved by inference-pio: choose another folder.")
         _try_to_write(folder)
 
 
