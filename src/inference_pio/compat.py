@@ -90,10 +90,10 @@ def meta_model(folder: Any, class_name: str) -> Any:
         config = build.config_class.from_pretrained(str(folder), local_files_only=True)
         with torch.device("meta"):
             model = build(config)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # a damaged configuration breaks the library in every way there is
         raise ArtifactError(f"{folder} does not describe a {class_name} that can be built: {error}") from error
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     return model
 
 

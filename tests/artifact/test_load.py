@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from inference_pio.artifact import load, save
 from inference_pio.artifact.manifest import FILE, TENSORS
-from inference_pio.errors import ArtifactError, InferencePioError
+from inference_pio.errors import ArtifactError, InferencePioError, InvalidModel, InvalidSetting
 from inference_pio.manager import get_optimization_manager
 from tests import tiny
 from tests.sweep import NAMES, Case
@@ -119,6 +120,53 @@ def test_a_manifest_that_does_not_fit_builds_nothing(change: dict[str, object], 
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(ArtifactError, match=said):
         load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d["receipts"][0].pop("stage"),
+        lambda d: d["receipts"][0].pop("sites"),
+        lambda d: d["receipts"][0].update(skipped=3),
+        lambda d: d["ties"].update({"model.norm.weight": "nowhere"}),
+        lambda d: d["steps"][0].update(sites=["model.nowhere"]),
+        lambda d: d.clear(),
+    ],
+)
+def test_a_damaged_manifest_is_one_typed_error(damage: Any, tmp_path: Path) -> None:
+    saved("llama", tmp_path / "saved")
+    file = tmp_path / "saved" / FILE
+    document = json.loads(file.read_text())
+    damage(document)
+    file.write_text(json.dumps(document))
+    with pytest.raises(ArtifactError):
+        load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", [FILE, "config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["", "[" * 100_000, '{"max_new_tokens": -4, "num_attention_heads": 0}', "\x00"])
+def test_a_damaged_configuration_is_one_typed_error(name: str, text: str, tmp_path: Path) -> None:
+    saved("llama", tmp_path / "saved")
+    (tmp_path / "saved" / name).write_text(text)
+    with pytest.raises(ArtifactError):
+        load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ({"device": "moon"}, InvalidSetting),
+        ({"device": 3.5}, InvalidSetting),
+        ({"model": "llama"}, InvalidModel),
+        ({"checkpoint": 3}, InvalidSetting),
+    ],
+)
+def test_what_is_no_device_model_or_folder_is_told(how: Any, error: type[Exception], tmp_path: Path) -> None:
+    saved("llama", tmp_path / "saved")
+    with pytest.raises(error):
+        load(tmp_path / "saved", **how)
+    with pytest.raises(InvalidSetting):
+        load(None)  # type: ignore[arg-type]
 
 
 def test_an_unknown_step_is_named(tmp_path: Path) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from inference_pio.artifact import load, save
-from inference_pio.artifact.manifest import TENSORS, read_manifest
-from inference_pio.errors import ArtifactError, DiskFull, StorageError
+from inference_pio.artifact.manifest import FILE, TENSORS, read_manifest
+from inference_pio.errors import ArtifactError, DiskFull, InvalidModel, InvalidSetting, StorageError
 from inference_pio.plan.skeleton import tensor_bytes
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
@@ -61,6 +62,37 @@ def test_an_older_save_is_replaced_as_a_whole(tmp_path: Path) -> None:
     save(case.model, tmp_path / "saved")
     assert [step.name for step in read_manifest(tmp_path / "saved").steps] == ["tensor_compression"]
     load(tmp_path / "saved")
+
+
+def test_files_of_the_users_beside_an_older_save_are_not_lost(tmp_path: Path) -> None:
+    case = optimized()
+    folder = save(case.model, tmp_path / "saved")
+    (folder / "thesis.txt").write_text("years of work")
+    before = (folder / FILE).read_bytes()
+    with pytest.raises(ArtifactError, match=r"thesis\.txt \(1 in all\)"):
+        save(case.model, folder)
+    assert (folder / FILE).read_bytes() == before
+    (folder / "thesis.txt").unlink()
+    (folder / FILE).write_text("{}")
+    with pytest.raises(ArtifactError, match=r"config\.json"):
+        save(case.model, folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "tokenizer", "error"),
+    [
+        ("llama", "saved", None, InvalidModel),
+        (None, None, None, InvalidSetting),
+        (None, "saved", "gpt2", InvalidSetting),
+        (None, 300 * "x", None, StorageError),
+    ],
+)
+def test_what_is_no_model_folder_or_tokenizer_is_told(
+    model: Any, folder: Any, tokenizer: Any, error: type[Exception], tmp_path: Path
+) -> None:
+    with pytest.raises(error):
+        save(model or optimized().model, folder and tmp_path / folder, tokenizer)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

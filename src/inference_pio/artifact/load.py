@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from inference_pio.artifact.manifest import TENSORS, Manifest, read_manifest
+from inference_pio.artifact.manifest import TENSORS, Manifest, folder_named, read_manifest
 from inference_pio.compat import ATTENTION_KEY, EXPERTS_KEY, meta_model
 from inference_pio.contract.optimization import Stage, Step
 from inference_pio.contract.receipt import Receipt
@@ -19,8 +19,10 @@ from inference_pio.errors import ArtifactError, InferencePioError, VaultError
 from inference_pio.files import sha256_of
 from inference_pio.manager.adopt import adopt
 from inference_pio.manager.manager import ModularOptimizationManager, get_optimization_manager
+from inference_pio.plan.make import check_model
 from inference_pio.plan.rehearse import act
 from inference_pio.plan.skeleton import skeleton_of
+from inference_pio.sources.open import device_named, open_model
 from inference_pio.undo.checkpoint import read_header
 from inference_pio.undo.journal import Journal
 from inference_pio.undo.places import configs_of
@@ -39,19 +41,23 @@ def load(
 
     `model` gives the architecture of a model that is not of the transformers library. `checkpoint` names the
     original's folder: then the model is optimized anew from it by the recorded decisions, and can be taken back.
-    `verify` holds the tensor file against its recorded SHA-256. Raises ArtifactError.
+    `verify` holds the tensor file against its recorded SHA-256. Raises ArtifactError; InvalidModel and InvalidSetting
+    for what is no model, folder or device.
     """
-    folder = Path(folder).absolute()
+    target = device_named(device)
+    if model is not None:
+        check_model(model)
+    folder = folder_named(folder).absolute()
     manifest = read_manifest(folder)
     manager = manager or get_optimization_manager()
     tensors = _read_tensors(folder, manifest, verify)
     if checkpoint is not None:
-        return _reload(folder, manifest, Path(checkpoint), tensors, torch.device(device), manager)
+        return _reload(folder, manifest, folder_named(checkpoint), tensors, target, manager)
     bones = skeleton_of(model) if model is not None else _skeleton_from(folder, manifest)
-    _rebuild(bones, manifest, manager.registry, torch.device(device))
+    _rebuild(bones, manifest, manager.registry, target)
     _fill(bones, tensors, manifest)
     bones.train(manifest.training)
-    bones.to(device)
+    bones.to(target)
     adopt(bones, [Receipt.from_json(entry) for entry in manifest.receipts if entry["stage"] in REBUILT], NOT_HERE)
     return _apply_the_rest(bones, manifest, manager)
 
@@ -89,7 +95,7 @@ def _rebuild(bones: nn.Module, manifest: Manifest, registry: OptimizationRegistr
             optimization = registry.create(saved.name, saved.parameters, device)
             try:
                 act(optimization, Step(journal, sites, saved.decision, forecast=True), bones)
-            except (AttributeError, KeyError, RuntimeError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 raise ArtifactError(f"{saved.name} cannot be rebuilt from its recorded decision: {error}.") from error
 
 
@@ -99,6 +105,8 @@ def _fill(bones: nn.Module, tensors: dict[str, torch.Tensor], manifest: Manifest
     if names != set(slots):
         wrong = sorted(names ^ set(slots))
         raise ArtifactError(f"the saved tensors are not those of this model: {', '.join(wrong[:5])} do not match.")
+    if astray := sorted(set(manifest.ties.values()) - set(tensors)):
+        raise ArtifactError(f"the manifest ties tensors to {astray[0]}, which is not saved: save the model again.")
     trainable = set(manifest.trainable)
     filled: dict[str, torch.Tensor] = {}
     for name, (owner, table, key) in slots.items():
@@ -135,8 +143,6 @@ def _reload(
     manager: ModularOptimizationManager,
 ) -> nn.Module:  # fmt: skip
     """Open the original and optimize it again; the result must be what was saved, bit for bit."""
-    from inference_pio.sources.open import open_model
-
     dtypes = {tensor.dtype for name, tensor in tensors.items() if name in manifest.trainable}
     dtype: torch.dtype | Literal["auto"] = dtypes.pop() if len(dtypes) == 1 else "auto"
     model: nn.Module = open_model(checkpoint, dtype=dtype, progress=False).model.to(device)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
+from inference_pio.contract.receipt import Receipt
 from inference_pio.contract.settings import Settings
-from inference_pio.errors import ArtifactError
+from inference_pio.errors import ArtifactError, InvalidSetting
 
 FILE = "inference_pio.json"
 TENSORS = "model.safetensors"
@@ -45,24 +47,36 @@ class Manifest(Settings):
     trainable: list[str]
     tensors_sha256: str
     weight_bytes: int
+    files: list[str] = Field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         return json.dumps(self.model_dump(mode="json"), indent=1).encode()
+
+
+def folder_named(folder: str | os.PathLike[str]) -> Path:
+    """A folder as `Path`. Raises InvalidSetting for what names none."""
+    if not isinstance(folder, str | os.PathLike):
+        raise InvalidSetting(f"a folder must be a str or a Path, not {folder!r}.")
+    return Path(folder)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The checked manifest of a saved model. Raises ArtifactError for what is not one."""
     file = folder / FILE
     try:
-        return Manifest.model_validate(json.loads(file.read_bytes()))
+        found = Manifest.model_validate(json.loads(file.read_bytes()))
+        for entry in found.receipts:
+            Receipt.from_json(entry)
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder} holds no model saved by inference-pio ({FILE} is missing). "
             "Give the folder that save() wrote; an ordinary checkpoint is opened with from_pretrained."
         ) from None
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{file} cannot be read ({_first_line(error)}): save the model again.") from error
+    return found
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    said = str(error).strip().splitlines()[0]
+    return f"{said} is missing" if isinstance(error, KeyError) else said

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from inference_pio.artifact.manifest import FILE, TENSORS, Manifest, SavedStep
+from inference_pio.artifact.manifest import FILE, TENSORS, Manifest, SavedStep, folder_named, read_manifest
 from inference_pio.compat import ATTENTION_KEY, EXPERTS_KEY
-from inference_pio.errors import ArtifactError
+from inference_pio.errors import ArtifactError, InvalidSetting
 from inference_pio.files import partial_folder, replace_folder_atomically, require_free_bytes, sha256_of, storage_errors
 from inference_pio.manager.session import Session, session_of
+from inference_pio.plan.make import check_model
 from inference_pio.undo.places import configs_of
 from inference_pio.undo.slots import storage_key
 
@@ -28,11 +29,14 @@ def save(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None
     Raises ArtifactError for a model that is not optimized or a folder that is something else, StorageError or
     DiskFull where it cannot be written; then nothing partial is left and an older save is as it was.
     """
+    check_model(model)
+    if tokenizer is not None and not callable(getattr(tokenizer, "save_pretrained", None)):
+        raise InvalidSetting(f"a tokenizer must have a save_pretrained, and {tokenizer!r} has none.")
     session = session_of(model)
     if session is None or not session.receipts:
         raise ArtifactError("this model is not optimized: save it with model.save_pretrained(folder).")
-    final = Path(folder).absolute()
-    _refuse_foreign(final)
+    final = folder_named(folder).absolute()
+    refuse_foreign(final)
     with session.gate.reading():
         tensors, ties = _tensors_of(model)
         require_free_bytes(final, sum(tensor.nbytes for tensor in tensors.values()) + SPARE_BYTES)
@@ -56,11 +60,11 @@ def _write(
         for extra in (getattr(model, "generation_config", None), tokenizer):
             if extra is not None:
                 extra.save_pretrained(built)
-        manifest = _manifest(model, session, ties, sha256_of(built / TENSORS), sum(t.nbytes for t in tensors.values()))
+        manifest = _manifest(model, session, ties, built, sum(t.nbytes for t in tensors.values()))
         (built / FILE).write_bytes(manifest.to_bytes())
 
 
-def _manifest(model: nn.Module, session: Session, ties: dict[str, str], sha256: str, weight_bytes: int) -> Manifest:
+def _manifest(model: nn.Module, session: Session, ties: dict[str, str], built: Path, weight_bytes: int) -> Manifest:
     receipts = session.receipts
     return Manifest(
         model_class=type(model).__name__,
@@ -77,7 +81,8 @@ def _manifest(model: nn.Module, session: Session, ties: dict[str, str], sha256: 
         receipts=[receipt.to_json() for receipt in receipts],
         plan={"profile": session.profile, "skipped": [left.to_json() for left in session.left]},
         ties=ties, trainable=[name for name, parameter in model.named_parameters() if parameter.requires_grad],
-        tensors_sha256=sha256, weight_bytes=weight_bytes,
+        tensors_sha256=sha256_of(built / TENSORS), weight_bytes=weight_bytes,
+        files=sorted(path.name for path in built.iterdir()),
     )  # fmt: skip
 
 
@@ -116,9 +121,28 @@ def _library_names(session: Session, model: nn.Module, key: str) -> dict[str, st
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
-def _refuse_foreign(final: Path) -> None:
-    if final.is_file() or (final.is_dir() and any(final.iterdir()) and not (final / FILE).is_file()):
+def refuse_foreign(final: Path) -> None:
+    """Raise ArtifactError for a place that a save would not only fill, or replace an older save in: nothing is lost."""
+    with storage_errors(final):
+        if not final.is_file() and not (final.is_dir() and any(final.iterdir())):
+            return
+        if final.is_file() or not (final / FILE).is_file():
+            raise ArtifactError(
+                f"{final} exists and is not a model saved by inference-pio, so it is not overwritten: "
+                "choose another folder."
+            )
+        ours = {FILE, *_files_of(final)}
+        foreign = sorted(path.name for path in final.iterdir() if path.name not in ours)
+    if foreign:
         raise ArtifactError(
-            f"{final} exists and is not a model saved by inference-pio, so it is not overwritten: "
-            "choose another folder."
+            f"{final} holds a saved model and {', '.join(foreign[:3])} ({len(foreign)} in all) that is not of it and "
+            "would be lost: move that away, or choose another folder."
         )
+
+
+def _files_of(folder: Path) -> list[str]:
+    """What an older save wrote; a manifest that cannot be read vouches for nothing but the tensors."""
+    try:
+        return read_manifest(folder).files
+    except ArtifactError:
+        return [TENSORS]

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from inference_pio.errors import InvalidSetting, SourceError
+from inference_pio.files import is_folder
 from inference_pio.sources import demo
 from inference_pio.sources.folder import read_folder
 from inference_pio.sources.gguf import converted
@@ -48,7 +49,7 @@ def open_model(
     inference_pio.errors.SourceError: there is no folder or file ./nowhere. ...
     """
     _check_dtype(dtype)
-    target = _device(device)
+    target = None if device is None else device_named(device)
     found = _find(spec, trust_remote_code=trust_remote_code, progress=progress)
     read = read_folder(found.folder, dtype=dtype, trust_remote_code=trust_remote_code)
     model = read.model if target is None else read.model.to(target)
@@ -61,18 +62,25 @@ def _find(spec: str | os.PathLike[str], *, trust_remote_code: bool, progress: bo
     if spec == "demo":
         copy = demo.demo_folder(demo.DEMO, progress=progress)
         return _Found(demo.NAME, demo.ORIGIN, copy.folder, demo.NOTES + copy.notes)
-    path = Path(spec).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111 - pathlib's own raises where a user has no home
+    if is_folder(path):
         return _Found(path.resolve().name, f"folder {path}", path.resolve())
     if path.suffix.lower() == ".gguf":
         copy = converted(path, progress=progress)
         return _Found(path.stem, f"file {path}", copy.folder, copy.notes)
-    if path.exists() or _is_meant_as_path(spec):
-        what = f"{path} is neither a folder nor a .gguf file" if path.exists() else f"there is no folder or file {spec}"
+    if _exists(path) or _is_meant_as_path(spec):
+        what = f"{path} is neither a folder nor a .gguf file" if _exists(path) else f"there is no folder or file {spec}"
         raise SourceError(f"{what}. {KINDS}")
     model_id = os.fspath(spec)
     folder = hub_folder(model_id, trust_remote_code=trust_remote_code, progress=progress)
     return _Found(model_id, f"hub {model_id}", folder)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # the system takes no such name
+        return False
 
 
 def _is_meant_as_path(spec: str | os.PathLike[str]) -> bool:
@@ -85,12 +93,11 @@ def _check_dtype(dtype: object) -> None:
         raise InvalidSetting(f"dtype={dtype!r}: give 'auto' or a floating-point torch.dtype, as in torch.bfloat16.")
 
 
-def _device(device: str | None) -> torch.device | None:
-    if device is None:
-        return None
+def device_named(device: str | torch.device) -> torch.device:
+    """A device that is there, on this machine, in this build of torch. Raises InvalidSetting."""
     try:
         target = torch.device(device)
-        torch.empty(1, device=target)  # is it there, on this machine, in this build of torch?
+        torch.empty(1, device=target)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         said = str(error).splitlines()[0].rstrip(".")
         raise InvalidSetting(f"device={device!r} cannot be used with torch {torch.__version__}: {said}.") from error
