@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from inference_pio.manager.session import session_of
 from inference_pio.undo.places import SESSION
 from tests.sweep import NAMES, Case
@@ -29,3 +33,33 @@ def test_held_and_parked_bytes_follow_keep_originals() -> None:
     assert figures["disk"][0] == 0
     assert figures["disk"][1] > 0
     assert figures["host"] == figures["device"] == (figures["disk"][1], 0)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
+def test_switching_one_step_while_another_stands_keeps_no_folder_or_file_open(tmp_path: Path) -> None:
+    case = Case("llama")
+    case.apply("flash_attention")
+    case.apply("tensor_compression", keep_originals="disk")
+    case.manager.remove_optimizations(case.model, ["tensor_compression"])
+    before = open_files()
+    for _ in range(5):
+        case.apply("tensor_compression", keep_originals="disk")
+        case.manager.remove_optimizations(case.model, ["tensor_compression"])
+    assert open_files() == before
+    assert len(list((tmp_path / "cache" / "undo").iterdir())) == 1
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_a_name_that_is_no_path_is_no_checkpoint() -> None:
+    for name in (5000 * "x", "a\0b"):
+        case = Case("llama")
+        case.model.config._name_or_path = name
+        assert case.apply("tensor_compression")
+        assert case.manager.get_receipts(case.model)[0].parked_bytes
+        case.manager.remove_optimizations(case.model)
+        assert case.model.config._name_or_path == name

@@ -11,6 +11,7 @@ from torch import nn
 from inference_pio.contract.optimization import OptimizationInterface
 from inference_pio.contract.receipt import Receipt
 from inference_pio.errors import RefusedOnOptimized
+from inference_pio.files import is_folder
 from inference_pio.plan.moves import Standing
 from inference_pio.plan.plan import Left
 from inference_pio.plan.skeleton import skeleton_of
@@ -55,7 +56,6 @@ class Session:
         self.profile: str | None = None
         self.inherited: tuple[Receipt, ...] = ()
         self.irreversible: str | None = None
-        self._vaults: list[Vault] = []
 
     def take_stock(self, model: nn.Module) -> None:
         """A copy of an optimized model starts from what it is when it is edited first."""
@@ -87,11 +87,10 @@ class Session:
         return any(receipt.changes_state_dict for receipt in self.receipts)
 
     def open_vault(self, keep: KeepOriginals, model: nn.Module, folder: Path) -> None:
-        """Park what the next steps replace as `keep` says; earlier vaults live as long as the session."""
+        """Park what the next steps replace as `keep` says; an earlier vault lives as long as something parked in it."""
         source = Path(str(getattr(getattr(model, "config", None), "name_or_path", "") or "."))
-        wanted = keep in ("auto", "checkpoint") and source.is_dir() and str(source) != "."
+        wanted = keep in ("auto", "checkpoint") and is_folder(source) and str(source) != "."
         self.journal.vault = Vault(keep, folder, Checkpoint(source) if wanted else None)
-        self._vaults.append(self.journal.vault)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         """A copied model is optimized as it stands, but owns no originals."""
@@ -99,7 +98,7 @@ class Session:
         memo[id(self)] = twin
         twin.__dict__.update(
             gate=Gate(), journal=Journal(nn.Module()), skeleton=None,
-            owned=OwnConfigs(), applied=[], target={}, left=(), order=[], profile=self.profile, _vaults=[],
+            owned=OwnConfigs(), applied=[], target={}, left=(), order=[], profile=self.profile,
             inherited=tuple(replace(receipt, reversible=False) for receipt in self.receipts), irreversible=COPIED,
         )  # fmt: skip
         return twin
