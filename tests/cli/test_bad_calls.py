@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import inference_pio
 from inference_pio.cli import app
 from inference_pio.integration.many_profiles import ManyProfiles
 from inference_pio.integration.side_by_side import SideBySide
+from tests import tiny
+from tests.model_folder import byte_tokenizer
 
-BAD_CALLS = [  # the words (M: a model's folder, D: an empty folder to write in), the exit code, what is told
+BAD_CALLS = [  # the words (M: a model, S: a saved one, D: an empty folder to write in), the exit code, what is told
     ("optimise M", 2, "optimise"),
     ("plan", 2, "MODEL"),
     ("plan M another", 2, "another"),
@@ -44,6 +47,13 @@ BAD_CALLS = [  # the words (M: a model's folder, D: an empty folder to write in)
     ("plan M --trust-remote-code=yes", 2, "--trust-remote-code"),
     ("optimize M --save /proc/saved", 1, "choose a folder that you may write to"),
     ("optimize M --save /usr", 1, "choose another folder"),
+    ("optimize M --no-measure --save D/x --json D/x", 1, "give them two places"),
+    ("optimize M --no-measure --save D/x --report D/x", 1, "give them two places"),
+    ("plan " + 300 * "x", 1, "a hub id looks otherwise"),
+    ("plan ~nobody/models", 1, "there is no folder or file"),
+    ("generate S --prompt x --device moon", 1, "device='moon'"),
+    ("generate S --prompt x --device cuda:99", 1, "device='cuda:99'"),
+    ("generate M --prompt \udcff", 1, "is no text"),
     ("optimize M --no-measure --check-targets", 2, "leave --no-measure out"),
     ("optimize M --no-measure --each-step", 2, "leave --no-measure out"),
     ("optimize M --report", 2, "--report"),
@@ -74,6 +84,14 @@ def test_there_are_forty_kinds_and_more() -> None:
     assert len({call for call, _, _ in BAD_CALLS}) >= 40
 
 
+@pytest.fixture(scope="module")
+def saved_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was saved optimized."""
+    model = tiny.build("llama")
+    inference_pio.optimize(model, "lossless")
+    return inference_pio.save(model, tmp_path_factory.mktemp("saved") / "llama", byte_tokenizer())
+
+
 @pytest.fixture(autouse=True)
 def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is wrong is told before the long work begins."""
@@ -82,21 +100,24 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("call", "code", "told"), BAD_CALLS, ids=[call for call, _, _ in BAD_CALLS])
-def test_it_is_told_and_nothing_is_touched(call: str, code: int, told: str, llama_folder: Path, tmp_path: Path) -> None:
+def test_it_is_told_and_nothing_is_touched(
+    call: str, code: int, told: str, llama_folder: Path, saved_folder: Path, tmp_path: Path
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     for name in ("old.txt", "old.json"):
         (tmp_path / name).write_text("just words")
     words = [word.replace("D", str(empty), 1) if word[0] == "D" else word for word in call.split()]
-    words = [str(llama_folder) if word == "M" else word for word in words]
-    before = everything_in(tmp_path, llama_folder)
+    folders = {"M": str(llama_folder), "S": str(saved_folder)}
+    words = [folders.get(word, word) for word in words]
+    before = everything_in(tmp_path, llama_folder, saved_folder)
     answer = CliRunner().invoke(app, words, env={"COLUMNS": "200", "HF_HUB_OFFLINE": "1"})
     assert answer.exit_code == code, answer.output
     assert told in " ".join(answer.stderr.split()), answer.stderr
     assert "Traceback" not in answer.output
     assert "should not happen" not in answer.output
     assert answer.stdout == ""
-    assert everything_in(tmp_path, llama_folder) == before
+    assert everything_in(tmp_path, llama_folder, saved_folder) == before
 
 
 def everything_in(*folders: Path) -> dict[str, bytes]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from inference_pio.cli.bars import working
+from inference_pio.files import is_folder
 
 if TYPE_CHECKING:
     from inference_pio.integration.asked import Asked
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def open_shown(asked: Asked, quiet: bool) -> OpenedModel:
     """The plain model."""
-    if not Path(asked.spec).expanduser().is_dir():
+    if not is_folder(os.path.expanduser(asked.spec)):  # noqa: PTH111 - pathlib's own raises where a user has no home
         return asked.open(progress=not quiet)
     with working(f"reading {asked.spec}", quiet):
         return asked.open(progress=False)

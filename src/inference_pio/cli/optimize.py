@@ -29,6 +29,7 @@ from inference_pio.cli.options import (
     ask,
 )  # fmt: skip
 from inference_pio.cli.output import Output, require_savable
+from inference_pio.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from inference_pio.integration.asked import Asked
@@ -57,6 +58,9 @@ def optimize(
         raise typer.BadParameter("steps are measured: leave --no-measure out.", param_hint="--each-step")
     if save is not None:
         require_savable(save)
+        for option, file in (("--json", json), ("--report", report)):
+            if file is not None and Path(file).absolute() == save.absolute():
+                raise InvalidSetting(f"--save and {option} both name {file}: give them two places.")
     asked = ask(model, profile, enable, disable, assign, dtype, device, trust_remote_code)
     outcome = _measured(asked, output, each_step) if measure else _unmeasured(asked, output)
     for receipt in outcome.report.receipts:

@@ -39,11 +39,12 @@ def generate_text(
 ) -> Generated:  # fmt: skip
     """Generate greedily after `prompt`, in the tokenizer's chat form where it has one; pieces go to `say`.
 
-    Raises SourceError for a model without a tokenizer, or a prompt without a token; InvalidSetting for more tokens than
-    the model has positions.
+    Raises SourceError for a model without a tokenizer, or a prompt without a token; InvalidSetting for a prompt that is
+    no text, or more tokens than the model has positions.
     """
     if opened.tokenizer is None:
         raise SourceError(f"{opened.name} has no tokenizer, so it cannot read a prompt: give a source that holds one.")
+    _check_text(prompt)
     given = _tokens(opened.tokenizer, prompt, chat).to(input_device(opened.model))
     if not given.shape[1]:
         raise SourceError("the prompt holds no token: give some text.")
@@ -92,6 +93,16 @@ def _tokens(tokenizer: Any, prompt: str, chat: bool) -> Tensor:
         found = tokenizer(prompt, return_tensors="pt")
     ids: Tensor = found["input_ids"]
     return ids.long()
+
+
+def _check_text(prompt: str) -> None:
+    """A shell hands on bytes that are no text as half characters, which no tokenizer takes."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidSetting(
+            f"the prompt is no text: character {error.start + 1} is half of one. Give it in UTF-8."
+        ) from error
 
 
 def _greedily(opened: OpenedModel) -> dict[str, Any]:
