@@ -62,6 +62,17 @@ def cpu_flash_serves(query: Any, key: Any, value: Any, *, causal: bool) -> bool:
     return bool(choice == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value)
 
 
+def codes_of_calls(model: Any) -> set[Any]:
+    """The code that runs while a model, or a module in it, computes: each has the module as its `self`."""
+    import inspect
+
+    from torch import nn
+
+    calls = [nn.Module._call_impl]
+    calls += [found for name in ("forward", "generate") if callable(found := getattr(type(model), name, None))]
+    return {call.__code__ for call in map(inspect.unwrap, calls) if hasattr(call, "__code__")}
+
+
 def torch_holds(tensor: Any) -> bool:
     """Whether torch itself keeps a tensor's bytes: for a backward pass yet to come, or as a view of another tensor."""
     count, is_view = getattr(tensor, "_use_count", None), getattr(tensor, "_is_view", None)

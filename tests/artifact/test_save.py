@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ def test_a_folder_with_something_else_in_it_is_not_overwritten(tmp_path: Path) -
     with pytest.raises(ArtifactError, match="not overwritten"):
         save(optimized().model, tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["thesis.txt"]
+
+
+def test_a_copys_manifest_names_the_librarys_functions_and_not_ours(tmp_path: Path) -> None:
+    case = optimized()
+    first = read_manifest(save(case.model, tmp_path / "first"))
+    twin = read_manifest(save(copy.deepcopy(case.model), tmp_path / "twin"))
+    assert twin.attention == first.attention == {"config": "sdpa"}
 
 
 def test_an_older_save_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import copy
 import inspect
 import io
 import pickle
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -218,3 +220,36 @@ def test_no_guard_stands_on_a_model_that_has_nothing_applied() -> None:
     case = optimized()
     ModularOptimizationManager().remove_optimizations(case.model)
     assert not {"forward", "generate", "save_pretrained", "load_state_dict", "_apply"} & set(vars(case.model))
+
+
+def test_a_forward_of_the_users_own_follows_a_deepcopy() -> None:
+    case = Case("llama")
+    calls: list[nn.Module] = []
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        calls.append(self)
+        return type(self).forward(self, *args, **kwargs)
+
+    case.model.forward = types.MethodType(forward, case.model)
+    case.apply(*NAMES)
+    twin = copy.deepcopy(case.model)
+    twin(**tiny.inputs("llama", twin))
+    assert calls == [twin]
+
+
+def test_the_first_edit_from_inside_generate_is_refused_at_once_too() -> None:
+    case = Case("llama")
+    told: list[str] = []
+
+    def meddle(*_: object) -> None:
+        for edited in (case.model, case.model.model):  # the model, or the part of it that is computing
+            with pytest.raises(ModelBusy, match="inside the model's own forward") as caught:
+                case.manager.apply_optimizations(edited, [WEIGHTS])
+            told.append(str(caught.value))
+
+    handle = case.model.model.layers[0].register_forward_hook(meddle)
+    tiny.generate(case.model, "llama", new_tokens=2)
+    handle.remove()
+    assert len(told) == 4
+    case.check_untouched()
+    assert case.apply(*NAMES)

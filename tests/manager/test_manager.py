@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from inference_pio.errors import (
     NothingApplied,
     RequiredByOthers,
     UnknownName,
+    VaultError,
 )
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.undo.fingerprint import fingerprint
@@ -282,6 +284,20 @@ def test_status_tells_what_is_applied_skipped_and_held(manager: ModularOptimizat
         (lambda m, x: OptimizationConfig(name="tag", priorty=1), UnknownName, "'priority'"),
         (lambda m, x: OptimizationConfig(name="tag", priority="first"), InvalidSetting, "priority"),
         (lambda m, x: m.register_optimization(nn.Linear), InvalidSetting, "OptimizationInterface"),
+        (lambda m, x: m.apply_optimizations(x, None), InvalidSetting, "a list"),
+        (lambda m, x: m.apply_optimizations(x, ["tag"], parameters=["tag"]), InvalidSetting, "a mapping"),
+        (lambda m, x: m.apply_optimizations(x, ["tag"], parameters={"tag": 3}), InvalidSetting, "a mapping"),
+        (lambda m, x: m.apply_optimizations(x, ["tag"], timeout_s="long"), InvalidSetting, "timeout_s"),
+        (lambda m, x: m.apply_optimizations(x, ["tag"], timeout_s=float("nan")), InvalidSetting, "timeout_s"),
+        (lambda m, x: m.remove_optimizations(x, 5), InvalidSetting, "a list"),
+        (lambda m, x: m.remove_optimizations(x, [[]]), InvalidSetting, "a list"),
+        (lambda m, x: m.remove_optimizations(x, on_drift="discrad"), InvalidSetting, "raise, discard"),
+        (lambda m, x: m.set_target(x, None), InvalidSetting, "a list"),
+        (lambda m, x: m.set_target(x, "tag"), InvalidSetting, "a list"),
+        (lambda m, x: m.configure_optimization(["tag"], OptimizationConfig(name="tag")), UnknownName, "Known"),
+        (lambda m, x: m.update_optimization_config("tag", name="early"), InvalidSetting, "named 'early'"),
+        (lambda m, x: m.get_receipts("model"), InvalidModel, "a str"),
+        (lambda m, x: m.get_model_optimizations(None), InvalidModel, "a NoneType"),
     ],
 )
 def test_bad_input_is_one_clear_typed_error_and_the_model_is_as_before(
@@ -291,6 +307,29 @@ def test_bad_input_is_one_clear_typed_error_and_the_model_is_as_before(
     with pytest.raises(error, match=said):
         call(manager, model)
     assert before.differences(fingerprint(model)) == []
+
+
+def test_a_mistyped_word_is_no_leave_to_discard_what_the_user_changed(
+    manager: ModularOptimizationManager, model: nn.Module
+) -> None:
+    manager.apply_optimizations(model, ["tag"])
+    model[0].tag = "the user's"
+    with pytest.raises(InvalidSetting, match="on_drift='discrad' is not one of raise, discard"):
+        manager.remove_optimizations(model, on_drift="discrad")  # type: ignore[arg-type]
+    assert model[0].tag == "the user's"
+
+
+def test_what_a_copy_cannot_give_back_is_told(
+    manager: ModularOptimizationManager, model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.apply_optimizations(model, ["tag"])
+    twin = copy.deepcopy(model)
+    with caplog.at_level(logging.WARNING, "inference_pio"):
+        manager.remove_optimizations(twin)
+    assert "tag cannot be taken back: this is a copy" in caplog.text
+    with pytest.raises(VaultError, match="tag cannot be taken back: this is a copy"):
+        manager.remove_optimizations(twin, ["tag"])
+    assert manager.get_model_optimizations(twin) == ["tag"]
 
 
 def test_an_order_for_what_is_switched_off_contradicts_itself(

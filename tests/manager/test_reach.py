@@ -90,3 +90,52 @@ def test_an_edit_waits_for_a_reader_and_gives_up_after_its_timeout() -> None:
     reader.join()
     handle.remove()
     case.check_untouched()
+
+
+@pytest.mark.parametrize("standing", [(), ("flash_attention",)], ids=["plain", "optimized"])
+@pytest.mark.parametrize("names", [("tensor_compression",) * 2, ("tensor_compression", "flash_attention")], ids=str)
+def test_edits_of_several_threads_follow_one_another(standing: tuple[str, ...], names: tuple[str, ...]) -> None:
+    case = Case("llama")
+    if standing:
+        case.apply(*standing)
+    begin = threading.Barrier(len(names))
+    problems: list[BaseException] = []
+
+    def edit(name: str) -> None:
+        begin.wait()
+        try:
+            case.manager.apply_optimizations(case.model, [name])
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=edit, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert sorted(case.manager.get_model_optimizations(case.model)) == sorted({*standing, *names})
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_the_first_apply_waits_for_a_running_call_and_gives_up_after_its_timeout() -> None:
+    case = Case("llama")
+    inside, leave = threading.Event(), threading.Event()
+
+    def linger(*_: object) -> None:
+        inside.set()
+        leave.wait(20)
+
+    handle = case.model.model.layers[0].register_forward_hook(linger)
+    reader = threading.Thread(target=tiny.generate, args=(case.model, "llama", 1))
+    reader.start()
+    assert inside.wait(20)
+    with pytest.raises(ModelBusy, match="still computing"):
+        case.manager.apply_optimizations(case.model, ["tensor_compression"], timeout_s=0.1)
+    threading.Thread(target=lambda: (time.sleep(0.1), leave.set())).start()
+    case.manager.apply_optimizations(case.model, ["tensor_compression"], timeout_s=20)
+    reader.join()
+    handle.remove()
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()

@@ -116,7 +116,7 @@ def _original_config(model: nn.Module, session: Session) -> Any:
 
 def _library_names(session: Session, model: nn.Module, key: str) -> dict[str, str]:
     """Which of the library's functions each configuration asked for before we did."""
-    bones = session.skeleton if session.skeleton is not None else model
+    bones = session.born if session.born is not None else model
     found = {name: vars(config).get(key) for name, config in configs_of(bones)}
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
@@ -143,6 +143,6 @@ def refuse_foreign(final: Path) -> None:
 def _files_of(folder: Path) -> list[str]:
     """What an older save wrote; a manifest that cannot be read vouches for nothing but the tensors."""
     try:
-        return read_manifest(folder).files
+        return read_manifest(folder).files or [path.name for path in folder.iterdir()]  # saved before files were listed
     except ArtifactError:
         return [TENSORS]

@@ -47,7 +47,7 @@ class OptimizationRegistry:
 
     def get(self, name: str) -> type[OptimizationInterface]:
         """The class of a name. Raises UnknownName with the nearest known names."""
-        if name not in self._classes:
+        if not isinstance(name, str) or name not in self._classes:
             raise UnknownName("optimization", name, self._classes)
         return self._classes[name]
 

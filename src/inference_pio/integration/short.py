@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, overload
 
@@ -63,7 +63,7 @@ def plan(
     """What a profile, or else optimizations by name on top of what stands, would do; nothing is touched."""
     if names is None:
         return create_optimization_pipeline(family, profile).plan(model)
-    if isinstance(names, str):
+    if isinstance(names, str) or not isinstance(names, Iterable):
         raise InvalidSetting(f"names must be a list of optimization names, not {names!r}.")
     standing = Standing.of(model)
     kept = [member for member in standing.target if member.name not in names]

@@ -35,7 +35,7 @@ def _guarded(model: nn.Module, name: str, around: Around) -> types.MethodType:
     Bound methods follow a deepcopy to the new model, closures over the model would not.
     """
     own = model.__dict__.get(name)
-    inner = getattr(type(model), name) if own is None else (lambda _model, *args, **kwargs: own(*args, **kwargs))
+    inner = _of_the_model(model, name, own)
 
     @functools.wraps(getattr(model, name))
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -49,6 +49,15 @@ def _guarded(model: nn.Module, name: str, around: Around) -> types.MethodType:
     parameters = [p.replace(kind=p.kind) for p in signature.parameters.values()]
     call.__signature__ = signature.replace(parameters=[me, *parameters])  # type: ignore[attr-defined]
     return types.MethodType(call, model)
+
+
+def _of_the_model(model: nn.Module, name: str, own: Callable[..., Any] | None) -> Callable[..., Any]:
+    """What stood there as a function of the model: a method of the user's own must follow a deepcopy as well."""
+    if own is None:
+        return getattr(type(model), name)  # type: ignore[no-any-return]
+    if isinstance(own, types.MethodType) and own.__self__ is model:
+        return own.__func__
+    return lambda _model, *args, **kwargs: own(*args, **kwargs)
 
 
 def _read(model: nn.Module, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import functools
 import logging
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -14,9 +14,9 @@ from inference_pio.contract.config import OptimizationConfig
 from inference_pio.contract.optimization import OptimizationInterface
 from inference_pio.contract.receipt import Receipt
 from inference_pio.contract.registry import OptimizationRegistry
-from inference_pio.errors import InvalidSetting, RequiredByOthers
-from inference_pio.manager.reach import reach
-from inference_pio.manager.session import session_of
+from inference_pio.errors import InvalidSetting, RequiredByOthers, VaultError
+from inference_pio.manager.reach import Aim, reach
+from inference_pio.manager.session import Session, session_of
 from inference_pio.manager.status import status_of
 from inference_pio.optimizations import built_in
 from inference_pio.plan.make import check_model, make_plan
@@ -56,7 +56,7 @@ class ModularOptimizationManager:
         self._check_config(name, config)
         self._configs[name] = config
 
-    def update_optimization_config(self, name: str, **changes: Any) -> OptimizationConfig:
+    def update_optimization_config(self, name: str, /, **changes: Any) -> OptimizationConfig:
         """Change single fields of an optimization's defaults, and return the new ones."""
         known = self._configs.get(name) or OptimizationConfig(name=name)
         self.configure_optimization(name, OptimizationConfig(**{**known.model_dump(), **changes}))
@@ -83,6 +83,8 @@ class ModularOptimizationManager:
     ) -> Wanted:  # fmt: skip
         """A member of a target set: the configured defaults under what is given here."""
         self.registry.get(name)
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise InvalidSetting(f"the parameters of {name} must be a mapping of names to values, not {parameters!r}.")
         config = self._configs.get(name) or OptimizationConfig(name=name)
         merged = {**config.parameters, **(parameters or {})}
         self.registry.create(name, merged)
@@ -113,15 +115,16 @@ class ModularOptimizationManager:
         keep_originals: KeepOriginals = "auto", timeout_s: float = 60.0,
     ) -> nn.Module:  # fmt: skip
         """Add optimizations, by name, to those the model has; each applies or the call raises and changes nothing."""
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise InvalidSetting(f"names must be a list of optimization names, not {names!r}.")
-        given = parameters or {}
+        names = _names(names)
+        given = {} if parameters is None else parameters
+        if not isinstance(given, Mapping):
+            raise InvalidSetting(f"parameters must be a mapping of names to parameters, not {given!r}.")
         for name in given:
             if name not in names:
                 raise InvalidSetting(f"parameters are given for {name!r}, which is not among {', '.join(names)}.")
         added = {name: self.wanted(name, given.get(name)) for name in names}
         return self._reach(
-            model, {**self._target(model), **added}, self._profile(model),
+            model, lambda: ({**self._target(model), **added}, self._profile(model)),
             keep_originals=keep_originals, timeout_s=timeout_s,
         )  # fmt: skip
 
@@ -130,9 +133,11 @@ class ModularOptimizationManager:
         keep_originals: KeepOriginals = "auto", timeout_s: float = 60.0, on_drift: OnDrift = "raise",
     ) -> nn.Module:  # fmt: skip
         """Give the model exactly these: what is not among them is removed, what is unchanged is not touched."""
+        if isinstance(wanted, str) or not isinstance(wanted, Iterable):
+            raise InvalidSetting(f"a target set must be a list of optimization names, not {wanted!r}.")
         target = {member.name: member for member in map(self._as_wanted, wanted)}
         return self._reach(
-            model, target, profile, keep_originals=keep_originals, timeout_s=timeout_s, on_drift=on_drift
+            model, lambda: (target, profile), keep_originals=keep_originals, timeout_s=timeout_s, on_drift=on_drift
         )  # fmt: skip
 
     def remove_optimizations(
@@ -142,25 +147,35 @@ class ModularOptimizationManager:
         """Take optimizations back exactly (all of them without `names`), in any order.
 
         Raises RequiredByOthers where others need them, unless `cascade`; ModelDrift where the model was changed
-        by somebody else, unless `on_drift="discard"`.
+        by somebody else, unless `on_drift="discard"`; VaultError for one whose originals are not here. Without `names`
+        those stay, which the log tells.
         """
         check_model(model)
-        target = self._target(model)
-        gone = list(target) if names is None else list(names)
-        if isinstance(names, str):
-            raise InvalidSetting(f"names must be a list of optimization names, not {names!r}.")
-        for name in gone:
-            if name not in target:
-                self.registry.get(name)
-                logger.warning("%s is not applied to this model: nothing to take back.", name)
-        left = _without(target, set(gone), cascade)
+        asked = None if names is None else _names(names)
         return self._reach(
-            model, left, self._profile(model) if left else None, timeout_s=timeout_s, on_drift=on_drift
+            model, lambda: self._remaining(model, asked, cascade), timeout_s=timeout_s, on_drift=on_drift
         )  # fmt: skip
 
-    def _reach(self, model: nn.Module, target: TargetSet, profile: str | None, **how: Any) -> nn.Module:
+    def _remaining(self, model: nn.Module, asked: Sequence[str] | None, cascade: bool) -> tuple[TargetSet, str | None]:
+        """The target set without some of its members, or without any."""
+        target, session = self._target(model), session_of(model)
+        inherited = [receipt.name for receipt in session.inherited] if session else []
+        if asked is None and session and inherited:
+            logger.warning("%s cannot be taken back: %s.", ", ".join(inherited), _why_not(session))
+        for name in asked or ():
+            if name in target:
+                continue
+            if session and name in inherited:
+                raise VaultError(f"{name} cannot be taken back: {_why_not(session)}.")
+            self.registry.get(name)
+            logger.warning("%s is not applied to this model: nothing to take back.", name)
+        left = _without(target, set(target if asked is None else asked), cascade)
+        return left, self._profile(model) if left else None
+
+    def _reach(self, model: nn.Module, aim: Aim, **how: Any) -> nn.Module:
         check_model(model)
-        reach(model, target, self.registry, profile, self.remove_optimizations, supply=self._needed, **how)
+        _check_how(**how)
+        reach(model, aim, self.registry, self.remove_optimizations, supply=self._needed, **how)
         if session_of(model) is None:
             self._models.discard(model)
         else:
@@ -191,6 +206,7 @@ class ModularOptimizationManager:
 
     def get_receipts(self, model: nn.Module) -> tuple[Receipt, ...]:
         """What each applied step did."""
+        check_model(model)
         session = session_of(model)
         return session.receipts if session else ()
 
@@ -202,6 +218,29 @@ class ModularOptimizationManager:
     def get_all_optimization_statuses(self) -> list[dict[str, Any]]:
         """The status of every living model that this manager has optimized."""
         return [status_of(model, self.registry) for model in list(self._models)]
+
+
+def _names(names: object) -> list[str]:
+    """Names in a list. Raises InvalidSetting for anything else."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InvalidSetting(f"names must be a list of optimization names, not {names!r}.")
+    found = list(names)
+    if not all(isinstance(name, str) for name in found):
+        raise InvalidSetting(f"names must be a list of optimization names, not {found!r}.")
+    return found
+
+
+def _check_how(*, timeout_s: object, on_drift: object = "raise", keep_originals: object = "auto") -> None:
+    """Raise InvalidSetting before anything waits: a mistyped word must not be taken for leave to discard."""
+    for name, given, known in (("on_drift", on_drift, OnDrift), ("keep_originals", keep_originals, KeepOriginals)):
+        if given not in get_args(known):
+            raise InvalidSetting(f"{name}={given!r} is not one of {', '.join(get_args(known))}.")
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s >= 0:
+        raise InvalidSetting(f"timeout_s must be a number of seconds, 0 or more, not {timeout_s!r}.")
+
+
+def _why_not(session: Session) -> str:
+    return str(session.irreversible).removeprefix("no: ")
 
 
 def _without(target: TargetSet, gone: set[str], cascade: bool) -> TargetSet:

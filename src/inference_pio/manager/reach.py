@@ -11,7 +11,8 @@ from inference_pio.contract.optimization import OptimizationInterface
 from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.errors import NoEffect, NothingApplied
 from inference_pio.manager.guards import install_guards
-from inference_pio.manager.session import Applied, Session, session_of
+from inference_pio.manager.running import wait_until_idle
+from inference_pio.manager.session import Applied, Session, gate_of, session_of
 from inference_pio.manager.steps import take_step
 from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.plan.make import make_plan
@@ -26,24 +27,32 @@ from inference_pio.undo.transaction import OnDrift, Transaction
 from inference_pio.undo.vault import KeepOriginals
 
 Remover = Callable[..., nn.Module]
+Aim = Callable[[], tuple[TargetSet, str | None]]
 
 
 def reach(
-    model: nn.Module, target: TargetSet, registry: OptimizationRegistry, profile: str | None, remover: Remover, *,
+    model: nn.Module, aim: Aim, registry: OptimizationRegistry, remover: Remover, *,
     supply: Supply = Wanted, keep_originals: KeepOriginals = "auto", timeout_s: float = 60.0,
     on_drift: OnDrift = "raise",
 ) -> Plan:  # fmt: skip
-    """Plan, then edit as the only writer. Any exception, Ctrl-C included, leaves the model as before the call."""
-    session = session_of(model) or Session(model)
-    fresh = SESSION not in model.__dict__
-    session.take_stock(model)
-    plan, moves = make_plan(
-        model, target.values(), registry, profile=profile, standing=session.standing, skeleton=session.skeleton,
-        supply=supply,
-    )  # fmt: skip
-    whole_target = with_dependencies(target.values(), registry, supply)[0]
-    with session.gate.writing(timeout_s):
+    """Plan, then edit as the only writer. Any exception, Ctrl-C included, leaves the model as before the call.
+
+    `aim` tells the target set and its profile. It is asked when no other thread edits any more: what it adds to must
+    not be what stood before that edit.
+    """
+    with gate_of(model).writing(timeout_s):
+        target, profile = aim()
+        session = session_of(model) or Session(model)
+        fresh = SESSION not in model.__dict__
+        session.take_stock(model)
+        plan, moves = make_plan(
+            model, target.values(), registry, profile=profile, standing=session.standing, skeleton=session.skeleton,
+            supply=supply,
+        )  # fmt: skip
+        whole_target = with_dependencies(target.values(), registry, supply)[0]
         if moves.made or moves.removed:
+            if fresh:
+                wait_until_idle(model, timeout_s)
             standing_before = list(session.applied)
             orders = {member.name for member in whole_target.values() if member.order}
             transaction, plan = _move(model, session, plan, moves, registry, remover, keep_originals, on_drift, orders)
@@ -53,8 +62,8 @@ def reach(
                 return_freed_memory(collect=False)
         else:
             _record(session, plan, whole_target)
-    if fresh and not session.applied:
-        model.__dict__.pop(SESSION, None)
+        if fresh and not session.applied:
+            model.__dict__.pop(SESSION, None)
     return plan
 
 

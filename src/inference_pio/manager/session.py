@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,9 +47,11 @@ class Session:
     """All that is known about one optimized model."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.gate = Gate()
+        self.gate = gate_of(model)
         self.journal = Journal(model)
         self.skeleton: nn.Module | None = skeleton_of(model)
+        self.born = self.skeleton
+        """The model before any step, a copy's too: what the library had asked for stands in its configurations."""
         self.owned = OwnConfigs()
         self.applied: list[Applied] = []
         self.target: TargetSet = {}
@@ -97,7 +101,7 @@ class Session:
         twin = Session.__new__(Session)
         memo[id(self)] = twin
         twin.__dict__.update(
-            gate=Gate(), journal=Journal(nn.Module()), skeleton=None,
+            gate=Gate(), journal=Journal(nn.Module()), skeleton=None, born=self.born,
             owned=OwnConfigs(), applied=[], target={}, left=(), order=[], profile=self.profile,
             inherited=tuple(replace(receipt, reversible=False) for receipt in self.receipts), irreversible=COPIED,
         )  # fmt: skip
@@ -108,6 +112,19 @@ class Session:
             "an optimized model cannot be pickled: it holds the way back to its originals. "
             "Use inference_pio.save(model, folder), or reset_model_optimizations(model) first."
         )
+
+
+_gates: weakref.WeakKeyDictionary[nn.Module, Gate] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def gate_of(model: nn.Module) -> Gate:
+    """The one gate of a model, whether it is optimized or not: two threads that both begin must meet at it."""
+    session = session_of(model)
+    if session is not None:
+        return session.gate
+    with _making:
+        return _gates.setdefault(model, Gate())
 
 
 def session_of(model: nn.Module) -> Session | None:

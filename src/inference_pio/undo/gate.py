@@ -12,6 +12,19 @@ from inference_pio.errors import ModelBusy
 READS, WAITS, WRITES = "reads", "waits", "writes"
 LOOK_AGAIN_S = 1.0  # should a Ctrl-C have eaten the call that wakes those who wait
 
+INSIDE = (
+    "this thread is inside the model's own forward or generate: "
+    "an edit from there would pull the floor away. Edit it after the call has returned."
+)
+
+
+def still_computing(timeout_s: float) -> str:
+    """Why an edit was given up after waiting."""
+    return (
+        f"the model was still computing in another thread after {timeout_s:g} s. "
+        "Wait for that call to return, or give a longer timeout_s."
+    )
+
 
 class Gate:
     """Any number of readers (`forward`, `generate`) or one writer (an edit); both may enter again from inside.
@@ -48,10 +61,7 @@ class Gate:
         try:
             with self._changed:
                 if me in self._threads(READS) - self._threads(WRITES):
-                    raise ModelBusy(
-                        "this thread is inside the model's own forward or generate: "
-                        "an edit from there would pull the floor away. Edit it after the call has returned."
-                    )
+                    raise ModelBusy(INSIDE)
                 self._visits[visit] = WAITS, me
                 self._wait_for_all_others(me, timeout_s)
                 self._visits[visit] = WRITES, me
@@ -68,10 +78,7 @@ class Gate:
         while self._threads(READS, WRITES) - {me}:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise ModelBusy(
-                    f"the model was still computing in another thread after {timeout_s:g} s. "
-                    "Wait for that call to return, or give a longer timeout_s."
-                )
+                raise ModelBusy(still_computing(timeout_s))
             self._changed.wait(min(left_s, LOOK_AGAIN_S))
 
     def _wake(self) -> None:
