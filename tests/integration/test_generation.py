@@ -56,6 +56,16 @@ def test_without_a_tokenizer_or_a_token_it_is_refused(opened: OpenedModel) -> No
         generate_text(opened, "", chat=False)
 
 
+def test_a_chat_form_that_fails_is_told_with_the_way_round_it(
+    opened: OpenedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for form, said in (("{{ raise_exception('not today') }}", "not today"), ("{{ 1 / 0 }}", "division by zero")):
+        monkeypatch.setattr(opened.tokenizer, "chat_template", form)
+        with pytest.raises(SourceError, match=rf"{said}.*--no-chat"):
+            generate_text(opened, "hello", max_new_tokens=1)
+        assert generate_text(opened, "hello", max_new_tokens=1, chat=False).new_tokens == 1
+
+
 def test_more_tokens_than_the_model_has_positions_are_refused_before_the_first(opened: OpenedModel) -> None:
     said: list[str] = []
     with pytest.raises(InvalidSetting, match=r"takes 512 tokens in all.*ask for at most 494 new ones"):

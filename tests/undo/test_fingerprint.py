@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from inference_pio.undo.fingerprint import digest, fingerprint
 from tests import tiny
@@ -94,6 +96,14 @@ def test_an_edited_class_is_seen() -> None:
     before = fingerprint(model)
     Mine.forward = lambda self: None  # type: ignore[method-assign]
     assert before.differences(fingerprint(model)) == ["modules: ''"]
+
+
+def test_the_note_that_copy_leaves_on_a_class_is_no_edit() -> None:
+    model = weight_norm(nn.Linear(2, 2))  # a class of its own, which nobody has copied yet
+    before = fingerprint(model)
+    copy.deepcopy(model)
+    assert "__slotnames__" in vars(type(model))
+    assert before.differences(fingerprint(model)) == []
 
 
 def test_differences_name_the_place() -> None:

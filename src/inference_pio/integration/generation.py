@@ -39,8 +39,8 @@ def generate_text(
 ) -> Generated:  # fmt: skip
     """Generate greedily after `prompt`, in the tokenizer's chat form where it has one; pieces go to `say`.
 
-    Raises SourceError for a model without a tokenizer, or a prompt without a token; InvalidSetting for a prompt that is
-    no text, or more tokens than the model has positions.
+    Raises SourceError for a model without a tokenizer, a chat form that fails, or a prompt without a token;
+    InvalidSetting for a prompt that is no text, or more tokens than the model has positions.
     """
     if opened.tokenizer is None:
         raise SourceError(f"{opened.name} has no tokenizer, so it cannot read a prompt: give a source that holds one.")
@@ -84,15 +84,23 @@ class _Ear(TextStreamer):
 
 
 def _tokens(tokenizer: Any, prompt: str, chat: bool) -> Tensor:
-    if chat and getattr(tokenizer, "chat_template", None):
-        messages = [{"role": "user", "content": prompt}]
-        found = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    else:
-        found = tokenizer(prompt, return_tensors="pt")
+    in_form = chat and getattr(tokenizer, "chat_template", None)
+    found = _in_chat_form(tokenizer, prompt) if in_form else tokenizer(prompt, return_tensors="pt")
     ids: Tensor = found["input_ids"]
     return ids.long()
+
+
+def _in_chat_form(tokenizer: Any, prompt: str) -> Any:
+    messages = [{"role": "user", "content": prompt}]
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    except Exception as error:  # the form is a program of the model's, and may fail as it likes
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SourceError(
+            f"the chat form of this model's tokenizer fails ({told}): do without it (chat=False, --no-chat)."
+        ) from error
 
 
 def _check_text(prompt: str) -> None:

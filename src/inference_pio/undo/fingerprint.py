@@ -83,8 +83,8 @@ def _ties(tensors: dict[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
 
 
 def _class(kind: type) -> tuple[Any, ...]:
-    """A class and what stands in it: an edit of a class would reach other models."""
-    return kind, tuple(sorted((key, id(value)) for key, value in vars(kind).items()))
+    """A class and what stands in it: an edit of a class would reach other models. A note that `copy` leaves is none."""
+    return kind, tuple(sorted((key, id(value)) for key, value in vars(kind).items() if key != "__slotnames__"))
 
 
 def _tables(module: nn.Module) -> tuple[Any, ...]:

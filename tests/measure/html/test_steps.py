@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from inference_pio.measure.html.steps import SHOWN_PATHS, paths_of, run_of, weights_by_step
 from tests.measure.html.sample import recorded
 
@@ -69,3 +71,8 @@ def test_of_many_paths_the_first_are_shown_and_the_rest_counted() -> None:
     found = paths_of("places", [f"layer.{n}" for n in range(1000)], 1000)
     assert (len(found.shown), found.more) == (SHOWN_PATHS, 1000 - SHOWN_PATHS)
     assert paths_of("places", ["a", "..."], 30).more == 29
+
+
+@pytest.mark.parametrize("count", ["inf", "nan", None, 10**400])
+def test_a_count_that_is_none_is_taken_from_what_is_shown(count: object) -> None:
+    assert paths_of("places", ["a", "b"], count).count == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -66,6 +68,16 @@ def test_a_layer_that_shares_its_weights_or_carries_hooks_is_passed_over() -> No
     assert "shares its weights" in reasons["1"]
     assert "hooks" in reasons["2"]
     assert reasons["3"] is None
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [(lambda: nn.Linear(8, 8), "the model itself"), (lambda: nn.Sequential(nn.Linear(0, 4)), "is empty")],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_bare_linear_and_an_empty_weight_are_passed_over(model: Callable[[], nn.Module], reason: str) -> None:
+    with pytest.raises(NoEffect, match=reason):
+        ModularOptimizationManager().apply_optimizations(model(), ["tensor_compression"])
 
 
 def test_a_module_that_two_parents_hold_is_compressed_once_for_both() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,8 @@ def paths_of(heading: str, sites: Sequence[Any], count: Any) -> Paths:
     """The first of some places; a record that was cut says so with a last `...`, which is no place."""
     paths = [str(site["path"] if isinstance(site, Mapping) else site) for site in sites]
     shown = tuple(path or "the whole model" for path in paths if path != "...")[:SHOWN_PATHS]
-    return Paths(heading, max(int(number(count) or 0), len(shown)), shown)
+    told = number(count)
+    return Paths(heading, max(int(told) if told is not None and math.isfinite(told) else 0, len(shown)), shown)
 
 
 def _facts(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:

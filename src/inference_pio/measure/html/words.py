@@ -20,7 +20,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number of more than 308 digits
         return None
 
 

@@ -99,12 +99,16 @@ def _weight_sites(model: nn.Module) -> Iterator[Site]:
 
 def _site(path: str, module: nn.Module, role: str, skip: str | None) -> Site:
     nbytes = sum(parameter.nbytes for parameter in module.parameters())
+    if not skip and not path:
+        skip = "it is the model itself, which has no place to put another module in"
     return Site(path, role, claims=frozenset({"weights.storage"}), skip=skip, nbytes=nbytes)
 
 
 def _why_not(module: nn.Module, role: str) -> str | None:
     if role in KEPT_ROLES:
         return KEPT_ROLES[role]
+    if any(parameter.dim() > 1 and not parameter.numel() for parameter in module.parameters()):
+        return "its weight is empty"
     if not all(parameter.is_floating_point() and parameter.element_size() > 1 for parameter in module.parameters()):
         return "its weights are stored in fewer bits already"
     if any(value for key, value in module.__dict__.items() if "_hooks" in key and not key.startswith("_is")):
