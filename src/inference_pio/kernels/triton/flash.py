@@ -189,7 +189,10 @@ def flash_attention(
     batch, heads, queries, width = query.shape
     key_heads, keys = key.shape[1:3]
     launch = launch or choose_flash_launch(
-        device_limits(query.device), width, aligned=_aligned(key) and _aligned(value)
+        device_limits(query.device),
+        width,
+        aligned=_aligned(key) and _aligned(value),
+        padded=starts is not None or ends is not None,
     )
     parts = _parts(lists, launch)
     if out is None:
