@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
 
 from inference_pio import compat
 from inference_pio.errors import ArtifactError
@@ -84,3 +87,171 @@ def test_whether_triton_interprets_is_read_from_the_environment(
 def test_triton_is_found_without_being_loaded() -> None:
     code = "import sys; from inference_pio.compat import has_triton; has_triton(); sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class _Reads(TorchDispatchMode):
+    """Counts how often a number is fetched from a tensor: on a GPU, the host waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def _padding(*starts: int, columns: int) -> torch.Tensor:
+    return torch.arange(columns) >= torch.tensor(starts)[:, None]
+
+
+OFFSET = torch.tensor(4)
+ASKED: dict[str, tuple[dict[str, Any], compat.SeenKeys | None]] = {
+    "nothing hidden": ({"q_length": 5, "kv_length": 5}, None),
+    "a mask of ones": ({"q_length": 5, "kv_length": 5, "attention_mask": _padding(0, 0, columns=5)}, None),
+    "left padding": (
+        {"q_length": 5, "kv_length": 5, "attention_mask": _padding(2, 0, columns=5)},
+        compat.SeenKeys(torch.tensor([2, 0]), length=5),
+    ),
+    "a row of padding alone": (
+        {"q_length": 5, "kv_length": 5, "attention_mask": _padding(5, 0, columns=5)},
+        compat.SeenKeys(torch.tensor([5, 0]), length=5),
+    ),
+    "a chunk": ({"q_length": 3, "kv_length": 7, "q_offset": 4}, compat.SeenKeys(length=7)),
+    "a padded chunk": (
+        {"q_length": 3, "kv_length": 7, "q_offset": 4, "attention_mask": _padding(1, 3, columns=7)},
+        compat.SeenKeys(torch.tensor([1, 3]), length=7),
+    ),
+    "padded decode": (
+        {"q_length": 1, "kv_length": 7, "q_offset": 6, "attention_mask": _padding(1, 3, columns=7)},
+        compat.SeenKeys(torch.tensor([1, 3]), length=7),
+    ),
+    "static prefill": ({"q_length": 5, "kv_length": 9}, None),
+    "padded static prefill": (
+        {"q_length": 5, "kv_length": 9, "attention_mask": _padding(2, 0, columns=5)},
+        compat.SeenKeys(torch.tensor([2, 0]), length=5),
+    ),
+    "a static chunk": ({"q_length": 3, "kv_length": 9, "q_offset": OFFSET}, compat.SeenKeys(length=7)),
+    "a padded static chunk": (
+        {"q_length": 3, "kv_length": 9, "q_offset": OFFSET, "attention_mask": _padding(1, 0, columns=7)},
+        compat.SeenKeys(torch.tensor([1, 0]), length=7),
+    ),
+    "static decode": (
+        {"q_length": 1, "kv_length": 9, "q_offset": OFFSET, "allow_is_causal_skip": False},
+        compat.SeenKeys(ends=torch.tensor([5, 5])),
+    ),
+    "padded static decode": (
+        {
+            "q_length": 1, "kv_length": 9, "q_offset": OFFSET, "attention_mask": _padding(1, 0, columns=5),
+            "allow_is_causal_skip": False,
+        },
+        compat.SeenKeys(torch.tensor([1, 0]), torch.tensor([5, 5])),
+    ),
+    "static decode, all ones": (
+        {
+            "q_length": 1, "kv_length": 9, "q_offset": OFFSET, "attention_mask": _padding(0, 0, columns=5),
+            "allow_is_causal_skip": False,
+        },
+        compat.SeenKeys(ends=torch.tensor([5, 5])),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_mask_tells_which_keys_plain_causal_attention_sees_and_is_the_librarys(name: str) -> None:
+    asked, expected = ASKED[name]
+    with _Reads() as reads:
+        mask = compat.telling_mask(batch_size=2, **asked)
+    theirs = masking_utils.sdpa_mask(batch_size=2, **asked)
+    assert (mask is None) == (theirs is None)
+    told = compat.seen_keys(mask)
+    assert reads.count <= 1
+    if expected is None:
+        assert mask is None
+        return
+    assert torch.equal(mask, theirs)
+    assert told is not None
+    assert told.length == expected.length
+    for ours, wanted in ((told.starts, expected.starts), (told.ends, expected.ends)):
+        assert (ours is None) == (wanted is None)
+        if ours is not None:
+            assert ours.dtype == torch.int32
+            assert ours.is_contiguous()
+            assert ours.tolist() == wanted.tolist()
+    assert torch.equal(_mask_of(told, mask.shape), mask)
+
+
+def _mask_of(told: compat.SeenKeys, shape: torch.Size) -> torch.Tensor:
+    batch, _, queries, keys = shape
+    places = torch.arange(keys)
+    ends = torch.full((batch,), told.length) if told.ends is None else told.ends
+    starts = torch.zeros(batch) if told.starts is None else told.starts
+    until = ends[:, None, None, None] - queries + 1 + torch.arange(queries)[:, None]
+    return (places < until) & (places >= starts[:, None, None, None])
+
+
+HOLES = torch.tensor([[True, False, True, True, True]] * 2)
+UNTOLD: dict[str, dict[str, Any]] = {
+    "a hole in the padding": {"attention_mask": HOLES},
+    "padding at the right": {"attention_mask": HOLES.flip(-1).logical_not().cumsum(-1) == 0},
+    "a sliding window": {
+        "mask_function": masking_utils.sliding_window_causal_mask_function(2), "local_size": 2,
+        "attention_mask": _padding(1, 0, columns=5),
+    },
+    "both directions": {
+        "mask_function": masking_utils.bidirectional_mask_function, "attention_mask": _padding(1, 0, columns=5)
+    },
+    "a function around the causal one": {
+        "mask_function": masking_utils.and_masks(
+            masking_utils.causal_mask_function,
+            masking_utils.packed_sequence_mask_function(torch.tensor([[0, 0, 1, 1, 1]] * 2)),
+        ),
+        "allow_is_causal_skip": False,
+    },
+    "an offset of the keys": {"kv_offset": 2, "q_offset": 2, "attention_mask": torch.ones(2, 7).bool()},
+    "a mask too short for the last query": {
+        "q_length": 3, "kv_length": 5, "q_offset": 2, "attention_mask": torch.ones(2, 4).bool()
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_other_masks_are_the_librarys_and_tell_nothing(name: str) -> None:
+    asked = {"batch_size": 2, "q_length": 5, "kv_length": 5, **UNTOLD[name]}
+    mask, theirs = compat.telling_mask(**asked), masking_utils.sdpa_mask(**asked)
+    assert (mask is None) == (theirs is None)
+    assert mask is None or torch.equal(mask, theirs)
+    assert compat.seen_keys(mask) is None
+
+
+def test_nothing_is_read_while_a_graph_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import import_utils
+
+    monkeypatch.setattr(import_utils, "is_tracing", lambda tensor=None: True)
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda tensor=None: True)
+    with _Reads() as reads:
+        padded = compat.telling_mask(2, 5, 5, attention_mask=_padding(1, 0, columns=5))
+        static = compat.telling_mask(2, 1, 9, q_offset=OFFSET, allow_is_causal_skip=False)
+    assert reads.count == 0
+    assert compat.seen_keys(padded) is None
+    assert compat.seen_keys(static).ends.tolist() == [5, 5]
+
+
+def test_compiling_for_the_cpu_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in str(compat.why_no_inductor("cpu"))
+
+
+def test_torchs_flash_operator_takes_packed_rows() -> None:
+    assert compat.has_varlen_attention()
+
+
+def test_a_wish_for_attention_weights_is_seen_in_arguments_and_in_what_the_library_collects() -> None:
+    from transformers.utils.output_capturing import _active_collector
+
+    assert compat.attention_weights_wanted({"output_attentions": True})
+    assert not compat.attention_weights_wanted({"output_attentions": False})
+    for name, wanted in (("attentions", True), ("hidden_states", False)):
+        token = _active_collector.set({name: []})
+        try:
+            assert compat.attention_weights_wanted({}) is wanted
+        finally:
+            _active_collector.reset(token)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -31,12 +34,107 @@ def add_attention_function(name: str, function: Any) -> None:
 
     A function without a mask of its name would silently receive no mask, even for padded batches.
     """
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface
 
     if AttentionInterface._global_mapping.get(name) is not function:
         AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, sdpa_mask)
+        AttentionMaskInterface.register(name, telling_mask)
+
+
+@dataclass(frozen=True)
+class SeenKeys:
+    """What a mask of plain causal attention says, for kernels that read no mask: row b of the batch sees keys from
+    `starts[b]` on (None: from the first) up to `length`, known here, or to `ends[b]`, known on the device alone. The
+    last query stands at the last key seen; `starts` and `ends` are int32 on the device.
+    """
+
+    starts: Any = None
+    ends: Any = None
+    length: int | None = None
+
+
+_TOLD = "_inference_pio_seen_keys"
+
+
+def seen_keys(mask: Any) -> SeenKeys | None:
+    """What `telling_mask` knew about a mask that it made; None for every other mask."""
+    told = getattr(mask, _TOLD, None)
+    return told if isinstance(told, SeenKeys) else None
+
+
+def telling_mask(
+    batch_size: int, q_length: int, kv_length: int, q_offset: Any = 0, kv_offset: Any = 0,
+    mask_function: Callable[..., Any] | None = None, attention_mask: Any = None, **rest: Any,
+) -> Any:  # fmt: skip
+    """The library's mask for SDPA; where it is plain causal with padding at the left alone, it tells its `SeenKeys`.
+
+    Reads the device once at most, where the library itself would, and never while a graph is traced or captured.
+    """
+    import torch
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+    from transformers.utils.import_utils import is_tracing
+
+    mask_function = mask_function or causal_mask_function
+    plain = mask_function is causal_mask_function and isinstance(kv_offset, int) and kv_offset == 0
+    plain = plain and rest.get("local_size") is None and not rest.get("use_vmap", False)
+    fits = attention_mask is None or (attention_mask.dim() == 2 and attention_mask.shape[0] == batch_size)
+    seen = None
+    if plain and fits and attention_mask is not None and not is_tracing(attention_mask):
+        seen, whole, q_offset = _padding_told(attention_mask, q_length, q_offset)
+        if seen is not None and seen.length is not None and whole:
+            attention_mask = None  # what it hides comes after the last query anyhow
+        elif seen is not None:
+            rest["allow_is_causal_skip"] = False  # the library would read the padding again
+    elif plain and attention_mask is None:
+        if q_length > 1 and isinstance(q_offset, torch.Tensor) and not is_tracing(q_offset):
+            q_offset = int(q_offset)
+        seen = _unpadded(batch_size, q_length, q_offset)
+    made = sdpa_mask(
+        batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
+        mask_function=mask_function, attention_mask=attention_mask, **rest,
+    )  # fmt: skip
+    if made is not None and seen is not None:
+        if seen.length != kv_length:  # a static cache: what generate does next would make a copy that tells nothing
+            made = made.contiguous()
+        setattr(made, _TOLD, seen)
+    return made
+
+
+def _unpadded(batch_size: int, q_length: int, q_offset: Any) -> SeenKeys:
+    import torch
+
+    if not isinstance(q_offset, torch.Tensor):
+        return SeenKeys(length=q_offset + q_length)
+    return SeenKeys(ends=(q_offset + q_length).to(torch.int32).expand(batch_size).contiguous())
+
+
+def _padding_told(mask: Any, q_length: int, q_offset: Any) -> tuple[SeenKeys | None, bool, Any]:
+    """What a 2-D padding mask leaves to see, whether that is every key, and the query's offset: read at one time.
+
+    None where padding is not at the left alone, or where the last queries would not see themselves.
+    """
+    import torch
+
+    mask, columns = mask.bool(), mask.shape[-1]
+    starts = (mask.cumsum(-1) == 0).sum(-1)
+    left = (starts + mask.sum(-1) == columns).all()
+    facts = left.long() + 2 * (left & (starts.sum() == 0)).long()
+    read_offset = q_length > 1 and isinstance(q_offset, torch.Tensor)
+    if read_offset:
+        facts = facts + 4 * q_offset.to(facts.device).long().reshape(())
+    known = int(facts)
+    if read_offset:
+        q_offset = known // 4
+    is_left, whole = bool(known & 1), bool(known & 2)
+    padded = None if whole else starts.to(torch.int32)
+    if not is_left:
+        return None, False, q_offset
+    if not isinstance(q_offset, torch.Tensor):
+        length = q_offset + q_length
+        return (SeenKeys(padded, length=length) if columns >= length else None), whole, q_offset
+    ends = (q_offset + q_length).clamp(max=columns).to(torch.int32).expand(mask.shape[0]).contiguous()
+    return SeenKeys(padded, ends), whole, q_offset
 
 
 def attention_function(name: str) -> Any:
@@ -152,3 +250,45 @@ def has_triton() -> bool:
 def triton_interprets() -> bool:
     """Whether Triton kernels are run by its interpreter, on the CPU: asked for before Triton is first loaded."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def why_no_inductor(device_type: str) -> str | None:
+    """Why torch cannot compile for a device here, or None: it wants Triton for a GPU, a C++ compiler for the CPU."""
+    if device_type == "cuda":
+        return None if has_triton() else "torch compiles for a GPU with the package triton, which is not installed"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"torch compiles for the CPU with a C++ compiler, and there is no {compiler} here (set CXX to another)"
+    return None
+
+
+@functools.cache
+def has_varlen_attention() -> bool:
+    """Whether torch's flash operator takes rows of many lengths, packed one behind another."""
+    import torch
+
+    operator = getattr(torch.ops.aten, "_flash_attention_forward", None)
+    wanted = {"cum_seq_q", "cum_seq_k", "max_q", "max_k", "is_causal", "scale"}
+    return operator is not None and wanted <= {argument.name for argument in operator.default._schema.arguments}
+
+
+def varlen_attention(query: Any, key: Any, value: Any, bounds: Any, longest: int, scale: float | None) -> Any:
+    """[T, H, D] packed rows, row i from `bounds[i]` to `bounds[i + 1]` (int32): each sees itself whole. [T, H, D]."""
+    import torch
+
+    operator = torch.ops.aten._flash_attention_forward
+    return operator(query, key, value, bounds, bounds, longest, longest, 0.0, False, False, scale=scale)[0]
+
+
+def attention_weights_wanted(given: dict[str, Any]) -> bool:
+    """Whether a forward asks for the weights of its attention: by an argument, or by what the library collects now."""
+    import torch
+
+    if given.get("output_attentions"):
+        return True
+    if torch.compiler.is_compiling():
+        return False  # the library's own note of it cannot be traced
+    from transformers.utils import output_capturing
+
+    collector = getattr(output_capturing, "_active_collector", None)
+    return any(name.endswith("attentions") for name in (collector.get() if collector is not None else None) or ())
