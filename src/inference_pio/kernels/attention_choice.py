@@ -1,0 +1,98 @@
+"""Which backend serves exact attention, as data: by device, phase, width of the heads and number of keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+FUSED, FLASH, CUDNN, EFFICIENT, TRITON, FLEX = "fused", "flash", "cudnn", "efficient", "triton", "flex"
+
+
+class Phase(StrEnum):
+    """What a call asks for, as far as kernels differ in it. Decoding is one query a row."""
+
+    PREFILL = "prefill"
+    """Causal, as many queries as keys, nothing hidden."""
+    PADDED_PREFILL = "padded prefill"
+    """Causal, padding at the left, with or without keys from before."""
+    CHUNK = "chunk"
+    """Causal, after keys from before, nothing hidden."""
+    DECODE = "decode"
+    PADDED_DECODE = "padded decode"
+    STATIC_DECODE = "static decode"
+    """Over a cache that holds more places than keys; their number is on the device."""
+    MASKED = "masked"
+    """Any other boolean mask."""
+    BIASED = "biased"
+    """An additive mask."""
+    MASKED_DECODE = "masked decode"
+    VISION = "vision"
+    """Every query sees every key of its picture."""
+
+
+DECODING = frozenset({Phase.DECODE, Phase.PADDED_DECODE, Phase.STATIC_DECODE, Phase.MASKED_DECODE})
+CAUSAL = frozenset({Phase.PREFILL, Phase.PADDED_PREFILL, Phase.CHUNK})
+READ_A_MASK = frozenset({Phase.MASKED, Phase.BIASED, Phase.MASKED_DECODE})
+
+
+@dataclass(frozen=True)
+class Row:
+    """`backends`, best first, for `phases` of at least `keys` keys, on GPUs of a compute capability (90 for 9.0) and
+    heads of a width from the first to the second number."""
+
+    phases: tuple[Phase, ...]
+    backends: tuple[str, ...]
+    capability: tuple[int, int]
+    widths: tuple[int, int] = (1, 256)
+    keys: int = 0
+
+    def fits(self, capability: int, phase: Phase, width: int) -> bool:
+        in_range = self.capability[0] <= capability <= self.capability[1]
+        return in_range and phase in self.phases and self.widths[0] <= width <= self.widths[1]
+
+
+HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
+
+TABLE = (
+    # Measured on an H100, causal, 32 heads over 8 of 128: cuDNN 595/677/567 TFLOP/s at 8K/32K/128K keys, where the
+    # built-in flash kernel reaches 317/359/338.
+    Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),
+    # Predicted: 509 against 298 TFLOP/s were published for heads of 256, where this cuDNN has such a kernel; if it has
+    # none, the check drops it.
+    Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(129, 256)),
+    # Predicted: cuDNN is not tried of itself elsewhere; on Blackwell it is reported to corrupt fewer than 8 key heads.
+    Row((Phase.PREFILL,), (FLASH, TRITON, EFFICIENT), NVIDIA),
+    # Predicted: cuDNN would read a mask of queries x keys, and repeat the key heads; the Triton kernel reads neither.
+    Row((Phase.PADDED_PREFILL,), (TRITON, CUDNN, EFFICIENT), HOPPER),
+    Row((Phase.PADDED_PREFILL,), (TRITON, EFFICIENT), NVIDIA),
+    # Predicted: the flash kernel's own lower-right causal form; cuDNN would need a mask.
+    Row((Phase.CHUNK,), (FLASH, TRITON, EFFICIENT), NVIDIA),
+    # Predicted: both split the keys among programs; two Triton launches cost the host more than one operator, which
+    # shows until reading the keys takes longer than that. cuDNN would build a plan for each new length.
+    Row((Phase.DECODE,), (TRITON, FLASH, EFFICIENT), NVIDIA, keys=16384),
+    Row((Phase.DECODE,), (FLASH, TRITON, EFFICIENT), NVIDIA),
+    # Predicted: the only kernel that takes starts and lengths; the others read a mask and every place of the cache.
+    Row((Phase.PADDED_DECODE, Phase.STATIC_DECODE), (TRITON, EFFICIENT), NVIDIA),
+    # Predicted: cuDNN with a mask from where its plan, built for each new shape, is paid back.
+    Row((Phase.MASKED, Phase.BIASED), (CUDNN, EFFICIENT), HOPPER, keys=2048),
+    Row((Phase.MASKED, Phase.BIASED, Phase.MASKED_DECODE), (EFFICIENT,), NVIDIA),
+    # Predicted: sizes of pictures vary from call to call, and cuDNN builds a plan for each; flash takes all at once.
+    Row((Phase.VISION,), (FLASH, CUDNN, EFFICIENT), HOPPER),
+    Row((Phase.VISION,), (FLASH, EFFICIENT), NVIDIA),
+    # Predicted: GPUs before sm_80 have no other kernel of these.
+    Row(tuple(Phase), (EFFICIENT,), ANY),
+)
+"""The first row that fits counts; what torch chooses by itself stands behind every row."""
+
+
+def candidates(capability: int, phase: Phase, width: int) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """From how many keys on which backends, best first; capability 0 is a device that is no NVIDIA GPU.
+
+    >>> candidates(0, Phase.PREFILL, 128)
+    ((0, ('fused',)),)
+    >>> candidates(90, Phase.DECODE, 128)
+    ((0, ('flash', 'triton', 'efficient', 'fused')), (16384, ('triton', 'flash', 'efficient', 'fused')))
+    """
+    rows = [row for row in TABLE if row.fits(capability, phase, width)]
+    steps = sorted({0, *(row.keys for row in rows)})
+    return tuple((step, (*next((row.backends for row in rows if row.keys <= step), ()), FUSED)) for step in steps)

@@ -1,0 +1,48 @@
+"""The table of backends: every device, phase and width finds a row, and what is measured stands as measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference_pio.kernels.attention_backends import BACKENDS
+from inference_pio.kernels.attention_choice import CUDNN, DECODING, FLASH, FUSED, TABLE, TRITON, Phase, candidates
+
+
+@pytest.mark.parametrize("capability", [75, 80, 89, 90, 100, 120])
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("width", [24, 64, 128, 256])
+def test_every_call_has_a_backend_before_what_torch_chooses(capability: int, phase: Phase, width: int) -> None:
+    steps = candidates(capability, phase, width)
+    assert steps[0][0] == 0
+    assert [keys for keys, _ in steps] == sorted({keys for keys, _ in steps})
+    for _, backends in steps:
+        assert len(backends) > 1
+        assert backends[-1] == FUSED
+        assert set(backends) <= set(BACKENDS)
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_without_an_nvidia_gpu_torch_chooses(phase: Phase) -> None:
+    assert candidates(0, phase, 128) == ((0, (FUSED,)),)
+
+
+def test_prefill_is_cudnns_on_hopper_as_measured_and_flashs_elsewhere() -> None:
+    assert candidates(90, Phase.PREFILL, 128)[0][1][:2] == (CUDNN, FLASH)
+    for capability in (80, 100):
+        assert [backends[0] for _, backends in candidates(capability, Phase.PREFILL, 128)] == [FLASH]
+        assert all(CUDNN not in backends for _, backends in candidates(capability, Phase.PREFILL, 128))
+
+
+def test_no_decode_goes_to_cudnn_which_builds_a_plan_for_each_length() -> None:
+    for phase in DECODING:
+        for capability in (80, 90, 100):
+            assert all(CUDNN not in backends for _, backends in candidates(capability, phase, 128))
+    assert candidates(90, Phase.DECODE, 128)[-1][1][0] == TRITON
+
+
+def test_longer_calls_stand_before_shorter_ones_in_the_table() -> None:
+    for place, row in enumerate(TABLE):
+        for later in TABLE[place + 1 :]:
+            overlap = set(row.phases) & set(later.phases)
+            if overlap and row.capability == later.capability and row.widths == later.widths:
+                assert row.keys > later.keys, (row, later)

@@ -1,0 +1,81 @@
+"""What serves which phase: the best that lacks nothing and passes its check, in order, with reasons for the others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels import attention_serving
+from inference_pio.kernels.attention_backends import HeadShape
+from inference_pio.kernels.attention_choice import Phase
+from inference_pio.kernels.attention_serving import Serving, choose_serving, notes_of
+
+SHAPE = HeadShape(32, 8, 128, 128)
+CPU = torch.device("cpu")
+PHASES = tuple(Phase)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, Phase], str]:
+    """The choice as an H100 makes it, with checks that fail as told."""
+    faults: dict[tuple[str, Phase], str] = {}
+    monkeypatch.setattr(attention_serving, "capability_of", lambda device: 90)
+    monkeypatch.setattr(
+        attention_serving, "lacks", lambda backend, phase, *_: "it takes no mask" if _no_mask(backend, phase) else None
+    )
+    monkeypatch.setattr(attention_serving, "why_it_fails", lambda backend, phase, *_: faults.get((backend, phase)))
+    return faults
+
+
+def _no_mask(backend: str, phase: Phase) -> bool:
+    return backend == "flash" and phase not in (Phase.PREFILL, Phase.CHUNK, Phase.DECODE, Phase.VISION)
+
+
+def test_the_table_decides_by_phase_and_length(hopper: dict[tuple[str, Phase], str]) -> None:
+    serving, passed = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES, check=True)
+    assert passed == []
+    assert serving.backend(Phase.PREFILL, 8) == "cudnn"
+    assert serving.backend(Phase.PADDED_DECODE, 8) == "triton"
+    assert [serving.backend(Phase.DECODE, keys) for keys in (16383, 16384)] == ["flash", "triton"]
+    assert "decode flash, triton from 16384 keys; padded decode triton" in serving.said(PHASES)
+    assert Serving.from_json(json.loads(json.dumps(serving.to_json()))) == serving
+
+
+def test_one_that_fails_its_check_is_dropped_with_the_reason_and_the_next_serves(
+    hopper: dict[tuple[str, Phase], str],
+) -> None:
+    hopper["cudnn", Phase.PREFILL] = "it is off by 3 from the float32 reference with 4 key heads"
+    serving, passed = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES, check=True)
+    assert serving.backend(Phase.PREFILL, 8) == "flash"
+    assert [(one.backend, one.phase, one.checked) for one in passed] == [("cudnn", Phase.PREFILL, True)]
+    assert notes_of(passed) == [
+        "cudnn is passed over at prefill: it is off by 3 from the float32 reference with 4 key heads."
+    ]
+    predicted, nothing = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES)
+    assert (predicted.backend(Phase.PREFILL, 8), nothing) == ("cudnn", [])
+
+
+def test_what_stands_first_serves_where_it_can_and_the_table_elsewhere(hopper: dict[tuple[str, Phase], str]) -> None:
+    serving, passed = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES, first="flash", check=True)
+    assert serving.backend(Phase.PREFILL, 8) == "flash"
+    assert serving.steps[Phase.DECODE] == ((0, "flash"),)
+    assert serving.backend(Phase.PADDED_PREFILL, 8) == "triton"
+    assert {one.phase for one in passed} == {phase for phase in Phase if _no_mask("flash", phase)}
+    assert not any(one.checked for one in passed)
+
+
+def test_where_nothing_serves_the_reasons_are_told(hopper: dict[tuple[str, Phase], str]) -> None:
+    for backend in ("flash", "cudnn", "efficient", "fused"):
+        hopper[backend, Phase.VISION] = f"{backend} is broken"
+    with pytest.raises(InvalidSetting, match=r"no attention backend serves vision.*fused: fused is broken"):
+        choose_serving(SHAPE, torch.bfloat16, CPU, PHASES, check=True)
+
+
+def test_on_a_cpu_one_name_says_all() -> None:
+    serving, passed = choose_serving(SHAPE, torch.float32, CPU, PHASES, check=True)
+    assert passed == []
+    assert serving.said(PHASES) == "fused"
+    assert serving.backends == {"fused"}
