@@ -1,0 +1,134 @@
+"""The attention function, in transformers' signature, that runs each call on the backend chosen for its phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_pio.compat import (
+    attention_weights_wanted,
+    has_varlen_attention,
+    library_attention,
+    seen_keys,
+)
+from inference_pio.errors import RefusedOnOptimized
+from inference_pio.kernels.attention_backends import run
+from inference_pio.kernels.attention_choice import FLASH, FLEX, FUSED, TRITON, Phase
+from inference_pio.kernels.attention_serving import Serving
+from inference_pio.kernels.packed_attention import lengths_of, packed_attention, packed_varlen_attention
+
+Function = Callable[..., tuple[Tensor, None]]
+ONLY_THE_LIBRARY_KNOWS = ("softcap", "position_bias", "cache", "s_aux")
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+FOR_INFERENCE_ALONE = (TRITON, FLEX)
+"""With gradients or dropout, and inside torch.compile, torch's own choice stands in for these."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Which backends serve, and the tensors that they were chosen and checked for; others get torch's own choice."""
+
+    serving: Serving
+    dtype: torch.dtype
+    head_dim: int
+    value_dim: int
+
+    def backend(self, phase: Phase, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> str:
+        if (query.dtype, query.shape[-1], value.shape[-1]) != (self.dtype, self.head_dim, self.value_dim):
+            return FUSED
+        backend = self.serving.backend(phase, key.shape[2])
+        if backend in FOR_INFERENCE_ALONE:
+            trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+            if trained or dropout or torch.compiler.is_compiling():
+                return FUSED
+        return backend
+
+
+def exact_attention(served: Served) -> Function:
+    """A function that runs each call on the backend that serves its phase."""
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+        dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **rest: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        _refuse_weights(rest)
+        if any(rest.get(name) is not None for name in ONLY_THE_LIBRARY_KNOWS):
+            given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **rest}
+            return library_attention()(module, query, key, value, attention_mask, **given)  # type: ignore[no-any-return]
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        phase, key, value, how = sort(query, key, value, attention_mask, causal=bool(causal))
+        backend = served.backend(phase, query, key, value, dropout)
+        out = run(backend, phase, query, key, value, **how, scale=scaling, dropout=dropout)
+        return out.transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def exact_vision_attention(served: Served) -> Function:
+    """The same for a vision tower that packs its pictures in one row and tells their bounds: one call for all."""
+    plain = exact_attention(served)
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+        dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **rest: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        bounds, _, longest, _ = (rest.pop(name, None) for name in PACKING)
+        if bounds is None or attention_mask is not None:
+            given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **rest}
+            return plain(module, query, key, value, attention_mask, **given)
+        _refuse_weights(rest)
+        backend = served.backend(Phase.VISION, query, key, value, dropout)
+        lengths = lengths_of(bounds)
+        if backend == FLASH and len(set(lengths)) > 1 and has_varlen_attention():
+            out = packed_varlen_attention(query, key, value, bounds, longest or max(lengths), scaling)
+        else:
+            attend = partial(run, backend, Phase.VISION, scale=scaling, dropout=dropout)
+            out = packed_attention(attend, query, key, value, lengths)
+        return out[None], None
+
+    return attention
+
+
+def sort(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
+) -> tuple[Phase, Tensor, Tensor, dict[str, Tensor | None]]:
+    """The phase of a call, its keys and values without those at the end that nobody sees, and what hides others.
+
+    Without a mask a causal call sees as many keys as there are queries: the rest is room in a static cache.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        if queries == 1:
+            return Phase.DECODE, key, value, {}
+        if not causal:
+            return Phase.VISION, key, value, {}
+        return Phase.PREFILL, key[:, :, :queries], value[:, :, :queries], {}
+    seen = seen_keys(mask)
+    if seen is None or mask.shape[0] != query.shape[0] or tuple(mask.shape[-2:]) != (queries, keys):
+        phase = Phase.BIASED if mask.dtype != torch.bool else Phase.MASKED
+        return (Phase.MASKED_DECODE if queries == 1 else phase), key, value, {"mask": mask}
+    if seen.length is not None and seen.length < keys:
+        key, value, mask = key[:, :, : seen.length], value[:, :, : seen.length], mask[..., : seen.length]
+    hidden: dict[str, Tensor | None] = {"mask": mask, "starts": seen.starts, "ends": seen.ends}
+    if seen.ends is not None:
+        return (Phase.STATIC_DECODE if queries == 1 else Phase.MASKED), key, value, hidden
+    if seen.starts is not None:
+        return (Phase.PADDED_DECODE if queries == 1 else Phase.PADDED_PREFILL), key, value, hidden
+    if queries == 1:
+        return Phase.DECODE, key, value, {}
+    if queries == key.shape[2]:
+        return Phase.PREFILL, key, value, {}
+    return Phase.CHUNK, key, value, hidden
+
+
+def _refuse_weights(given: dict[str, Any]) -> None:
+    if attention_weights_wanted(given):
+        raise RefusedOnOptimized(
+            "output_attentions=True asks for attention weights, which no fused kernel makes: take flash_attention off "
+            "first (remove_optimizations(model, ['flash_attention'])), and give the model eager attention."
+        )
