@@ -1,35 +1,40 @@
-"""`flash_attention`: exact attention through a fused kernel that is chosen by name and said in the receipt."""
+"""`flash_attention`: exact attention, each phase on a backend that a table names and a check here confirms."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
 from torch import nn
 
-from inference_pio.anatomy.walk import attention_modules
-from inference_pio.compat import (
-    ATTENTION_KEY,
-    add_attention_function,
-    attention_name,
-    cpu_flash_serves,
-    library_attention,
+from inference_pio.anatomy.attention_function import run_dense
+from inference_pio.anatomy.attention_kind import AttentionKind, attention_kinds, word
+from inference_pio.anatomy.exact_attention import (
+    FOR_INFERENCE_ALONE,
+    Function,
+    Served,
+    exact_attention,
+    exact_vision_attention,
 )
+from inference_pio.anatomy.walk import attention_modules
+from inference_pio.compat import add_attention_function, attention_name, cpu_flash_serves
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.attention import KERNELS, naive_attention
+from inference_pio.kernels.attention_backends import HeadShape
+from inference_pio.kernels.attention_choice import FUSED, TRITON
+from inference_pio.kernels.attention_serving import PassedOver, Serving, choose_serving, notes_of
 
 OURS = "inference_pio_exact"
-ONLY_THE_LIBRARY_KNOWS = ("softcap", "position_bias", "cache", "s_aux")
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-Backend = Literal["auto", "cudnn", "flash", "efficient", "fused"]
+OURS_PACKED = "inference_pio_vision_flash"
+"""The library hands the pictures of a vision tower over in one call only to a function with "flash" in its name."""
+Backend = Literal["auto", "cudnn", "flash", "efficient", "flex", "triton", "fused"]
 
 
 class FlashAttentionParameters(Settings):
@@ -40,152 +45,142 @@ class FlashAttentionParameters(Settings):
 
     @model_validator(mode="after")
     def _one_wish(self) -> FlashAttentionParameters:
-        if self.use_triton and self.backend != "auto":
+        if self.use_triton and self.backend not in ("auto", TRITON):
             raise ValueError(f"use_triton=True and backend={self.backend!r} contradict each other: give one of them")
         return self
 
-
-@dataclass(frozen=True)
-class Choice:
-    """Which kernel serves attention without a mask and which with one, and why."""
-
-    plain: str
-    masked: str
-    reason: str
-
     @property
-    def name(self) -> str:
-        return f"{OURS}_{self.plain}_{self.masked}"
-
-    def __str__(self) -> str:
-        return self.plain if self.plain == self.masked else f"{self.plain}, {self.masked} where there is a mask"
+    def first(self) -> str | None:
+        """The backend that stands before the table."""
+        if self.backend != "auto":
+            return self.backend
+        return TRITON if self.use_triton else None
 
 
 class FlashAttention(OptimizationInterface):
-    """Attention through a fused kernel: never the plain one by accident, exact up to rounding.
+    """Attention through fused kernels: never the plain one by accident, exact up to rounding.
 
-    The choice is tried on odd shapes against a float32 reference before the model is touched.
+    Before the model is touched, each backend that a table names for this device, these heads and a phase of inference
+    is held against a float32 reference here; one that fails is dropped with its reason, and the next best serves.
     """
 
     name = "flash_attention"
     optimization_type = OptimizationType.ATTENTION
     stage = Stage.COMPUTATION
-    summary = "exact attention through a fused kernel chosen by name"
+    summary = "exact attention, each phase on the best kernel that passes a check here"
     exactness = "exact up to rounding"
     Parameters: ClassVar[type[Settings]] = FlashAttentionParameters
+    _checked: dict[str, Any] | None = None
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
-        return [Site(path, role, skip=_why_not(module), whole=False) for path, module, role in attention_modules(model)]
+        return [_site(path, module, role, model) for path, module, role in attention_modules(model)]
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
-        choice = choose_backend(self.device, self.parameters.backend)
-        return {"plain": choice.plain, "masked": choice.masked, "reason": choice.reason}
+        return self._checked or self._choose(model, sites, check=False)
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
-        choice = choose_backend(self.device, self.parameters.backend)
-        self_test(choice, self.device, next(model.parameters()).dtype)
+        self._checked = self._choose(model, sites, check=True)
 
     def apply(self, model: nn.Module) -> nn.Module:
-        choice = Choice(**self.step.decision)
-        add_attention_function(choice.name, _attention_through(choice))
-        acting = {site.path for site in self.step.sites}
-        configs: dict[int, tuple[Any, list[tuple[str, nn.Module]]]] = {}
-        for path, module, _ in attention_modules(model):
-            configs.setdefault(id(module.config), (module.config, []))[1].append((path, module))
-        for config, users in configs.values():
-            self._switch(config, [pair for pair in users if pair[0] in acting], len(users), choice.name)
-        self.say(backend=str(choice), note=choice.reason)
-        if self.parameters.use_triton:
-            self.say(note=f"use_triton is a preference: no Triton kernel serves here, {choice} does.")
+        choices = self.step.decision["choices"]
+        kinds = attention_kinds(model, {site.path for site in self.step.sites})
+        for (kind, paths), choice in zip(kinds.items(), choices, strict=True):
+            run_dense(self.journal, model, paths, _function_for(kind, Serving.from_json(choice["serves"])))
+        self._tell(list(kinds), choices)
         return model
 
-    def _switch(self, config: Any, acting: list[tuple[str, nn.Module]], users: int, name: str) -> None:
-        """Switch a configuration that all its users share, or give single modules their own copy of it."""
-        if len(acting) == users:
-            self.journal.set(config, ATTENTION_KEY, name)
-            return
-        for _, module in acting:
-            own = copy.copy(config)
-            vars(own)[ATTENTION_KEY] = name
-            self.journal.set(module, "config", own)
+    def _choose(self, model: nn.Module, sites: Sequence[Site], *, check: bool) -> dict[str, Any]:
+        """The choice for every kind of attention there is. Raises InvalidSetting for an order that cannot be kept."""
+        choices: list[dict[str, Any]] = []
+        served: set[str] = set()
+        passed: list[PassedOver] = []
+        for kind in attention_kinds(model, {site.path for site in sites}):
+            serving, over = _serving(kind, self.device, self.parameters.first, check=check)
+            notes = notes_of(over) + _plain_note(kind, self.device)
+            choices.append({**kind.to_json(), "serves": serving.to_json(), "passed_over": notes})
+            served |= serving.backends
+            passed += over
+        order = self.parameters.backend
+        if broken := [one for one in passed if one.backend == order and (one.checked or order not in served)]:
+            raise InvalidSetting(_cannot_be_kept(order, broken))
+        return {"choices": choices}
+
+    def _tell(self, kinds: Sequence[AttentionKind], choices: Sequence[dict[str, Any]]) -> None:
+        servings = [Serving.from_json(choice["serves"]) for choice in choices]
+        names = set().union(*(serving.backends for serving in servings))
+        parts = [_said(kind, serving) for kind, serving in zip(kinds, servings, strict=True)]
+        backend = next(iter(names)) if len(names) == 1 else "; ".join(dict.fromkeys(parts))
+        self.say(backend=backend)
+        for note in dict.fromkeys(note for choice in choices for note in choice["passed_over"]):
+            self.say(note=note)
+        if self.parameters.use_triton and TRITON not in names:
+            self.say(note=f"use_triton is a preference: no Triton kernel serves here, {backend} does.")
+        for name in sorted(names & set(FOR_INFERENCE_ALONE)):
+            self.say(note=f"{name} serves inference: with gradients, dropout or torch.compile torch's own choice does.")
 
 
-def choose_backend(device: torch.device, backend: str) -> Choice:
-    """The kernels that serve on a device. Raises InvalidSetting for an order that cannot be kept there."""
-    if device.type != "cuda":
-        if backend in ("cudnn", "flash", "efficient"):
-            raise InvalidSetting(
-                f"backend={backend!r} needs an NVIDIA GPU, and this model is on {device.type}: "
-                "use backend='auto' (or 'fused')."
-            )
-        return Choice("fused", "fused", "torch's fused attention; on the CPU it is a flash kernel")
-    if backend == "auto":
-        return Choice("flash", "efficient", "the flash kernel takes no mask; masked calls go to the efficient kernel")
-    masked = "efficient" if backend == "flash" else backend
-    return Choice(backend, masked, f"ordered by backend={backend!r}")
+def _site(path: str, module: nn.Module, role: str, model: nn.Module) -> Site:
+    return Site(path, role, skip=_why_not(module, model), whole=False)
 
 
-def self_test(choice: Choice, device: torch.device, dtype: torch.dtype) -> None:
-    """Hold the chosen kernels against the float32 reference on odd shapes. Raises InvalidSetting where they differ."""
-    generator = torch.Generator().manual_seed(0)
-    for heads, key_heads, queries, keys in ((4, 2, 37, 37), (8, 4, 1, 33), (6, 6, 5, 5)):
-        shapes = ((1, heads, queries, 64), (1, key_heads, keys, 64), (1, key_heads, keys, 64))
-        q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
-        causal = queries == keys
-        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-        mask[..., 0] = queries != keys
-        mask[..., 0, 0] = True
-        for kernel, seen, is_causal in ((choice.plain, None, causal), (choice.masked, mask, False)):
-            _compare(kernel, (q, k, v), seen, is_causal, dtype)
-    if device.type == "cpu" and not cpu_flash_serves(q, k, v, causal=False):
-        raise InvalidSetting(f"torch's fused attention has no flash kernel for {dtype} on this CPU.")
-
-
-def _compare(
-    kernel: str,
-    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    mask: torch.Tensor | None,
-    causal: bool,
-    dtype: torch.dtype,
-) -> None:
-    got = KERNELS[kernel](*tensors, mask, causal=causal).float()
-    query, key, value = tensors
-    error = (got - naive_attention(query, key, value, mask, causal=causal)).abs().max().item()
-    if not error <= TOLERANCE.get(dtype, 1e-5):
-        raise InvalidSetting(
-            f"the {kernel!r} attention kernel is off by {error:.2g} from the reference in {dtype} on this machine "
-            f"(query {tuple(tensors[0].shape)}): choose another with parameters={{'backend': ...}}."
-        )
-
-
-_MADE: dict[str, Callable[..., Any]] = {}
-
-
-def _attention_through(choice: Choice) -> Callable[..., Any]:
-    """The attention function, in transformers' signature, of one choice; made once for each."""
-
-    def attention(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-        attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None,
-        is_causal: bool | None = None, **rest: Any,
-    ) -> tuple[torch.Tensor, None]:  # fmt: skip
-        if any(rest.get(name) is not None for name in ONLY_THE_LIBRARY_KNOWS):
-            given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **rest}
-            return library_attention()(module, query, key, value, attention_mask, **given)  # type: ignore[no-any-return]
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        causal = bool(causal) and attention_mask is None and query.shape[2] > 1
-        kernel = KERNELS[choice.plain if attention_mask is None else choice.masked]
-        out = kernel(query, key, value, attention_mask, causal=causal, scale=scaling, dropout=dropout)
-        return out.transpose(1, 2).contiguous(), None
-
-    return _MADE.setdefault(choice.name, attention)
-
-
-def _why_not(module: nn.Module) -> str | None:
+def _why_not(module: nn.Module, model: nn.Module) -> str | None:
     config = getattr(module, "config", None)
-    name = attention_name(config) if config is not None else None
     if config is None:
         return "its attention does not go through the library's attention interface"
+    name = attention_name(config)
     if name is not None and "flash_attention" in name:
         return f"it already runs {name}"
+    if any(getattr(one, "output_attentions", False) for one in (config, getattr(model, "config", None))):
+        return "its configuration asks for attention weights (output_attentions), which eager attention alone makes"
     return None
+
+
+def _serving(
+    kind: AttentionKind, device: torch.device, first: str | None, *, check: bool
+) -> tuple[Serving, list[PassedOver]]:
+    if kind.shape is not None:
+        return choose_serving(kind.shape, kind.dtype, device, kind.phases, first=first, check=check)
+    reason = "the width of its heads cannot be told from its attributes"
+    over = [] if first in (None, FUSED) else [PassedOver(str(first), phase, reason, False) for phase in kind.phases]
+    return Serving(dict.fromkeys(kind.phases, ((0, FUSED),))), over
+
+
+def _plain_note(kind: AttentionKind, device: torch.device) -> list[str]:
+    """Where the CPU's flash kernel is not for these heads, torch's plain kernel computes; that is said."""
+    if device.type != "cpu" or kind.shape is None:
+        return []
+    shape = kind.shape
+    sizes = ((shape.heads, shape.head_dim), (shape.key_heads, shape.head_dim), (shape.key_heads, shape.value_dim))
+    tensors = [torch.zeros(1, heads, 2, width, dtype=kind.dtype) for heads, width in sizes]
+    if cpu_flash_serves(*tensors, causal=True):
+        return []
+    heads = f"heads of {shape.head_dim} and values of {shape.value_dim} in {word(kind.dtype)}"
+    return [f"torch's flash kernel for the CPU does not take {heads}: its plain kernel computes these."]
+
+
+_MADE: dict[str, Function] = {}
+
+
+def _function_for(kind: AttentionKind, serving: Serving) -> str:
+    """The name of the function that serves a kind: made and added to the library's table at first use."""
+    told = json.dumps([kind.to_json(), serving.to_json()], sort_keys=True)
+    mark = FUSED if serving.backends == {FUSED} else hashlib.sha256(told.encode()).hexdigest()[:10]
+    name = f"{OURS_PACKED if kind.packed else OURS}_{mark}"
+    if name not in _MADE:
+        shape = kind.shape or HeadShape(1, 1, 0, 0)
+        served = Served(serving, kind.dtype, shape.head_dim, shape.value_dim)
+        _MADE[name] = exact_vision_attention(served) if kind.packed else exact_attention(served)
+    add_attention_function(name, _MADE[name])
+    return name
+
+
+def _said(kind: AttentionKind, serving: Serving) -> str:
+    said = serving.said(kind.shown)
+    return said if " " in said else f"{'vision' if kind.vision else 'text'} {said}"
+
+
+def _cannot_be_kept(order: str, broken: Sequence[PassedOver]) -> str:
+    reasons = "; ".join(dict.fromkeys(one.reason for one in broken))
+    phases = ", ".join(dict.fromkeys(one.phase for one in broken if one.checked))
+    at = f" at {phases}" if phases else ""
+    return f"backend={order!r} cannot serve{at} here: {reasons}. Use backend='auto' (or 'fused')."
