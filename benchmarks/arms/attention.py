@@ -65,11 +65,16 @@ def causal_blocks(length: int, device: torch.device) -> Any:
 
 
 def _pio(length: int, device: torch.device, smoke: bool) -> Attend:
-    from inference_pio.kernels.attention import KERNELS
-    from inference_pio.optimizations.attention.flash_attention import choose_backend
+    from inference_pio.kernels.attention_backends import HeadShape, run
+    from inference_pio.kernels.attention_choice import Phase
+    from inference_pio.kernels.attention_serving import choose_serving
 
-    kernel = KERNELS[choose_backend(device, "auto").plain]
-    return lambda query, key, value: kernel(query, key, value, None, causal=True)
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        shape = HeadShape(query.shape[1], key.shape[1], query.shape[-1], value.shape[-1])
+        serving, _ = choose_serving(shape, query.dtype, device, (Phase.PREFILL,))
+        return run(serving.backend(Phase.PREFILL, key.shape[2]), Phase.PREFILL, query, key, value)
+
+    return attend
 
 
 def _triton(launch: FlashLaunch | None = None) -> Callable[[int, torch.device, bool], Attend]:
