@@ -255,3 +255,14 @@ def test_a_wish_for_attention_weights_is_seen_in_arguments_and_in_what_the_libra
             assert compat.attention_weights_wanted({}) is wanted
         finally:
             _active_collector.reset(token)
+
+
+def test_whether_16_bits_are_multiplied_into_float32_is_tried() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        ones = torch.ones(2, 16, 16, dtype=dtype)
+        if compat.bmm_widens("cpu", dtype):
+            assert torch.bmm(ones, ones, out_dtype=torch.float32).dtype == torch.float32
+        else:
+            with pytest.raises((NotImplementedError, RuntimeError, TypeError)):
+                torch.bmm(ones, ones, out_dtype=torch.float32)
+    assert not compat.bmm_widens("cpu", torch.float32)

@@ -242,6 +242,21 @@ def has_fast_bfloat16_matmul() -> bool:
 
 
 @functools.cache
+def bmm_widens(device_type: str, dtype: Any) -> bool:
+    """Whether torch multiplies batches of 16-bit matrices straight into float32 on a kind of device."""
+    import torch
+
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    ones = torch.ones(1, 16, 16, dtype=dtype, device=device_type)
+    try:
+        wide = torch.bmm(ones, ones, out_dtype=torch.float32)
+    except (NotImplementedError, RuntimeError, TypeError):
+        return False
+    return bool(wide.dtype == torch.float32)
+
+
+@functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed (it is made for Linux alone); it is not loaded to find out."""
     return importlib.util.find_spec("triton") is not None
