@@ -11,9 +11,11 @@ from inference_pio.kernels.triton.launch import (
     HEAD_DIMS,
     HOPPER,
     MOST_SPLITS,
+    PAGE,
     Limits,
     choose_decode_launch,
     choose_flash_launch,
+    choose_latent_launch,
     device_limits,
     on_device,
 )
@@ -49,6 +51,24 @@ def test_small_caches_and_large_batches_get_few_splits() -> None:
     assert choose_decode_launch(HOPPER, 1, 8, 128, 1).splits == 1
     assert choose_decode_launch(HOPPER, 256, 8, 128, 2**17).splits == 1
     assert choose_decode_launch(HOPPER, 1, 1, 128, 2**20).splits == MOST_SPLITS
+
+
+@pytest.mark.parametrize("limits", [HOPPER, AMPERE, CONSUMER])
+@pytest.mark.parametrize(("width", "rope"), [(64, 32), (256, 64), (512, 64)])
+@pytest.mark.parametrize("heads", [4, 20, 128])
+def test_latent_programs_fill_the_gpu_and_fit_its_shared_memory(
+    limits: Limits, width: int, rope: int, heads: int
+) -> None:
+    launch = choose_latent_launch(limits, 1, heads, width, rope, 2**17)
+    assert PAGE % launch.block == 0
+    held = ((launch.stages - 1) * launch.block + launch.rows) * (width + rope) * 2
+    assert held <= limits.shared_bytes
+    assert limits.multiprocessors * 0.7 < launch.splits * -(-heads // launch.rows) <= limits.multiprocessors
+
+
+def test_small_latent_caches_and_large_batches_get_few_splits() -> None:
+    assert choose_latent_launch(HOPPER, 1, 20, 512, 64, 100).splits == 2
+    assert choose_latent_launch(HOPPER, 300, 20, 512, 64, 2**17).splits == 1
 
 
 def test_the_cpu_stands_in_for_an_h100() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton import support
-from inference_pio.kernels.triton.support import Cause, require, supports, supports_decode
+from inference_pio.kernels.triton.support import Cause, require, supports, supports_decode, supports_latent_decode
 
 
 @pytest.fixture
@@ -97,3 +97,37 @@ def test_asking_loads_no_triton() -> None:
 def test_gpu_is_served() -> None:
     assert supports(*(tensor.cuda() for tensor in dense()))
     assert supports(*dense()).cause is Cause.DEVICE
+
+
+def latents(width=512, rope=64, dtype=torch.bfloat16):  # type: ignore[no-untyped-def]
+    shapes = ((2, 128, width), (2, 128, rope), (2, 70, width), (2, 70, rope))
+    return [torch.zeros(shape, dtype=dtype) for shape in shapes]
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_a_latent_cache_is_served_in_one_tensor_or_two_and_by_pages() -> None:
+    query, query_rope, latent, rope = latents()
+    assert supports_latent_decode(query, query_rope, latent, rope, lengths(), lengths())
+    whole = torch.zeros(2, 70, 576, dtype=torch.bfloat16)
+    assert supports_latent_decode(query, query_rope, whole[..., :512], whole[..., 512:], lengths(1))
+    pool, table = torch.zeros(7, 64, 576, dtype=torch.bfloat16), torch.zeros(2, 3, dtype=torch.int32)
+    assert supports_latent_decode(query, query_rope, pool[..., :512], pool[..., 512:], lengths(), table=table)
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_every_reason_against_a_latent_cache_has_its_cause() -> None:
+    query, query_rope, latent, rope = latents()
+    assert supports_latent_decode(query[:, 0], query_rope, latent, rope, lengths()).cause is Cause.SHAPE
+    assert supports_latent_decode(query, query_rope[:, 1:], latent, rope, lengths()).cause is Cause.SHAPE
+    assert supports_latent_decode(query, query_rope, latent[:, 1:], rope, lengths()).cause is Cause.SHAPE
+    assert supports_latent_decode(query, query_rope, latent[:1], rope[:1], lengths()).cause is Cause.SHAPE
+    assert supports_latent_decode(query, query_rope, latent, rope, lengths(3)).cause is Cause.SHAPE
+    assert supports_latent_decode(query, query_rope, latent, rope, lengths(dtype=torch.int64)).cause is Cause.DTYPE
+    assert supports_latent_decode(*latents(dtype=torch.float32), lengths()).cause is Cause.DTYPE
+    assert supports_latent_decode(query, query_rope.half(), latent, rope, lengths()).cause is Cause.DTYPE
+    assert supports_latent_decode(*latents(width=96), lengths()).cause is Cause.HEAD_DIM
+    assert supports_latent_decode(*latents(rope=8), lengths()).cause is Cause.HEAD_DIM
+    turned = rope.transpose(1, 2).contiguous().transpose(1, 2)
+    assert supports_latent_decode(query, query_rope, latent, turned, lengths()).cause is Cause.LAYOUT
+    table = torch.zeros(2, 3, dtype=torch.int32)
+    assert supports_latent_decode(query, query_rope, latent, rope, lengths(), table=table).cause is Cause.LAYOUT

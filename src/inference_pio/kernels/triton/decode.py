@@ -13,7 +13,14 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.compat import triton_interprets
-from inference_pio.kernels.triton.launch import PAGE, DecodeLaunch, choose_decode_launch, device_limits, on_device
+from inference_pio.kernels.triton.launch import (
+    PAGE,
+    DecodeLaunch,
+    LatentLaunch,
+    choose_decode_launch,
+    device_limits,
+    on_device,
+)
 from inference_pio.kernels.triton.support import require, supports_decode
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -39,13 +46,15 @@ class DecodeScratch:
     weight: torch.Tensor
 
     @classmethod
-    def of(cls, batch: int, heads: int, head_dim: int, launch: DecodeLaunch, device: torch.device) -> DecodeScratch:
+    def of(
+        cls, batch: int, heads: int, head_dim: int, launch: DecodeLaunch | LatentLaunch, device: torch.device
+    ) -> DecodeScratch:  # fmt: skip
         shape = (batch, heads, launch.splits)
         return cls(torch.empty(*shape, head_dim, device=device), torch.empty(shape, device=device))
 
 
 @triton.jit
-def _share(batch, key_head, key_heads, split, lengths, length_step, starts, counts, PAGE_SIZE: tl.constexpr,
+def share(batch, key_head, key_heads, split, lengths, length_step, starts, counts, PAGE_SIZE: tl.constexpr,
            SPLITS: tl.constexpr, HAS_STARTS: tl.constexpr, LISTED: tl.constexpr):  # fmt: skip
     """The pages (or list entries) from begin to end that each split takes: as even as whole pages allow."""
     length = tl.load(lengths + batch * length_step)
@@ -74,7 +83,7 @@ def decode_kernel(
 ):  # fmt: skip
     split, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     key_heads = heads // GROUP
-    begin, end, seen_from, seen_to = _share(
+    begin, end, seen_from, seen_to = share(
         batch, head, key_heads, split, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS, HAS_STARTS, LISTED
     )
     if begin >= end:
@@ -136,7 +145,7 @@ def join_kernel(
 ):  # fmt: skip
     head, batch = tl.program_id(0), tl.program_id(1)
     splits = tl.arange(0, SPLIT_ROWS)
-    begin, end, _seen_from, _seen_to = _share(
+    begin, end, _seen_from, _seen_to = share(
         batch, head // GROUP, heads // GROUP, splits, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS,
         HAS_STARTS, LISTED,
     )  # fmt: skip

@@ -16,10 +16,15 @@ from inference_pio.errors import InvalidSetting
 PAGE = 64
 """Tokens of a page of the cache; a block of the decode kernel."""
 HEAD_DIMS = (64, 128, 256)
+LATENT_WIDTHS = (64, 128, 256, 512)
+ROPE_WIDTHS = (16, 32, 64, 128)
+"""Widths of the two parts of a latent cache."""
 MOST_SPLITS = 128
 MOST_RESIDENT = 4
 DECODE_EXTRA_BYTES = 8 * 1024
 """Shared bytes of a decode program beside its pages: 6 KB are used at heads of 128."""
+MOST_LATENT_BUFFERS = 3
+"""Blocks of a latent cache that lie in shared memory at a time: one is read while the others come."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,17 @@ class DecodeLaunch:
     splits: int
     warps: int = 4
     stages: int = 3
+
+
+@dataclass(frozen=True)
+class LatentLaunch:
+    """`splits` programs share the tokens of one row of the batch, for `rows` of its heads, `block` tokens a step."""
+
+    splits: int
+    rows: int
+    block: int
+    warps: int
+    stages: int
 
 
 FLASH_DESCRIBED = {
@@ -115,6 +131,24 @@ def choose_decode_launch(limits: Limits, batch: int, key_heads: int, head_dim: i
     wanted = _resident(limits, head_dim, stages) * limits.multiprocessors // (batch * key_heads)
     splits = max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE)))
     return DecodeLaunch(splits, stages=stages)
+
+
+def choose_latent_launch(
+    limits: Limits, batch: int, heads: int, width: int, rope: int, capacity: int
+) -> LatentLaunch:  # fmt: skip
+    """The launch of the latent decode kernel, fixed for a cache of `capacity` tokens whatever it holds.
+
+    >>> choose_latent_launch(HOPPER, batch=1, heads=20, width=512, rope=64, capacity=32768)
+    LatentLaunch(splits=128, rows=32, block=64, warps=8, stages=3)
+    """
+    rows = 16 if heads <= 16 else 32
+    token_bytes = 2 * (width + rope)
+    room = limits.shared_bytes - rows * token_bytes - DECODE_EXTRA_BYTES  # the queries stay in shared memory
+    block = next((block for block in (64, 32) if room >= 2 * block * token_bytes), 16)
+    stages = 1 + max(1, min(room // (block * token_bytes), MOST_LATENT_BUFFERS))
+    wanted = limits.multiprocessors // (batch * -(-heads // rows))
+    splits = max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE)))
+    return LatentLaunch(splits, rows, block, 8 if width > 128 else 4, stages)
 
 
 def _resident(limits: Limits, head_dim: int, stages: int) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from inference_pio.compat import has_triton, triton_interprets
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.triton.launch import HEAD_DIMS, PAGE, device_limits
+from inference_pio.kernels.triton.launch import HEAD_DIMS, LATENT_WIDTHS, PAGE, ROPE_WIDTHS, device_limits
 
 DTYPES = (torch.bfloat16, torch.float16)
 OLDEST = 80
@@ -78,13 +78,30 @@ def supports_decode(
     batch = query.shape[0]
     if query.dim() != 3 or key.dim() != 4 or key.shape != value.shape or (table is None and key.shape[0] != batch):
         return _shapes(query, key, value)
-    if table is not None and (key.shape[1] != PAGE or table.shape[0] != batch or table.stride(-1) != 1):
-        return Support(Cause.LAYOUT, f"a pool has pages of {PAGE} tokens and a table of one row for each of the batch")
-    if lengths.numel() not in (1, batch) or (starts is not None and starts.numel() != batch):
-        return Support(Cause.SHAPE, f"{lengths.numel()} lengths do not fit a batch of {batch}")
-    if any(counted is not None and counted.dtype != torch.int32 for counted in (lengths, starts, table)):
-        return Support(Cause.DTYPE, "lengths, starts and page tables are int32")
-    return _common(query, key, value, query.shape[1], key.shape[2])
+    counted = _counted(batch, key, lengths, starts, table)
+    return _common(query, key, value, query.shape[1], key.shape[2]) if counted else counted
+
+
+def supports_latent_decode(
+    query: torch.Tensor,
+    query_rope: torch.Tensor,
+    latent: torch.Tensor,
+    rope: torch.Tensor,
+    lengths: torch.Tensor,
+    starts: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
+) -> Support:
+    """Whether the latent decode kernel serves absorbed queries `[B, H, C]` and `[B, H, R]` over their cache."""
+    batch = query.shape[0]
+    fits = query.dim() == latent.dim() == 3 and query.shape[:2] == query_rope.shape[:2]
+    if not fits or latent.shape[:2] != rope.shape[:2] or (table is None and latent.shape[0] != batch):
+        return _shapes(query, latent, rope)
+    counted = _counted(batch, latent, lengths, starts, table)
+    if not counted:
+        return counted
+    if query_rope.dtype != query.dtype:
+        return Support(Cause.DTYPE, f"queries of {query.dtype} and {query_rope.dtype} do not belong together")
+    return _common(query, latent, latent, 1, 1, LATENT_WIDTHS) and _common(query_rope, rope, rope, 1, 1, ROPE_WIDTHS)
 
 
 def require(support: Support) -> None:
@@ -98,7 +115,18 @@ def _shapes(query, key, value):
     return Support(Cause.SHAPE, f"query, key and value of shapes {shapes} do not belong together")
 
 
-def _common(query, key, value, heads, key_heads):
+def _counted(batch, cached, lengths, starts, table):
+    """Whether lengths, starts and a table of pages belong to a batch."""
+    if table is not None and (cached.shape[1] != PAGE or table.shape[0] != batch or table.stride(-1) != 1):
+        return Support(Cause.LAYOUT, f"a pool has pages of {PAGE} tokens and a table of one row for each of the batch")
+    if lengths.numel() not in (1, batch) or (starts is not None and starts.numel() != batch):
+        return Support(Cause.SHAPE, f"{lengths.numel()} lengths do not fit a batch of {batch}")
+    if any(counted is not None and counted.dtype != torch.int32 for counted in (lengths, starts, table)):
+        return Support(Cause.DTYPE, "lengths, starts and page tables are int32")
+    return YES
+
+
+def _common(query, key, value, heads, key_heads, known=HEAD_DIMS):
     tensors = (query, key, value)
     if not has_triton():
         return Support(Cause.NO_TRITON, "the package triton is not installed (it is made for Linux alone)")
@@ -108,9 +136,9 @@ def _common(query, key, value, heads, key_heads):
         return Support(Cause.DEVICE, "query, key and value are on different devices")
     if query.dtype not in DTYPES or any(tensor.dtype != query.dtype for tensor in tensors):
         return Support(Cause.DTYPE, f"it is for bfloat16 or float16, all alike, and not {query.dtype}")
-    if query.shape[-1] not in HEAD_DIMS or key.shape[-1] != query.shape[-1]:
+    if query.shape[-1] not in known or key.shape[-1] != query.shape[-1]:
         widths = f"{query.shape[-1]} and {key.shape[-1]}" if key.shape[-1] != query.shape[-1] else query.shape[-1]
-        return Support(Cause.HEAD_DIM, f"heads are {widths} wide, and it knows {', '.join(map(str, HEAD_DIMS))}")
+        return Support(Cause.HEAD_DIM, f"heads are {widths} wide, and it knows {', '.join(map(str, known))}")
     if key_heads == 0 or heads % key_heads or heads // key_heads > MOST_SHARING:
         return Support(Cause.SHAPE, f"{heads} query heads cannot share {key_heads} key heads")
     if any(tensor.stride(-1) != 1 for tensor in tensors):
