@@ -266,3 +266,16 @@ def test_whether_16_bits_are_multiplied_into_float32_is_tried() -> None:
             with pytest.raises((NotImplementedError, RuntimeError, TypeError)):
                 torch.bmm(ones, ones, out_dtype=torch.float32)
     assert not compat.bmm_widens("cpu", torch.float32)
+
+
+def test_an_attention_class_that_uses_what_it_expands_in_another_way_is_told_by_its_code() -> None:
+    kind: Any = type(tiny.build("glm4_moe_lite").model.layers[0].self_attn)
+    assert compat.why_expansion_is_needed(kind) is None
+
+    class Clamped(kind):  # type: ignore[misc]
+        def forward(self, latent: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+            key, value = self.expand_kv(latent, rope)
+            return key.clamp(-1, 1) @ value  # type: ignore[no-any-return]
+
+    assert compat.why_expansion_is_needed(Clamped) == "its forward does more with what it expands (clamp)"
+    assert "without a method of its own" in str(compat.why_expansion_is_needed(torch.nn.Linear))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import os
 import shutil
 from collections.abc import Callable
@@ -149,6 +150,39 @@ def library_attention() -> Any:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward
+
+
+LATENT_EXPANSION = "expand_kv"
+"""The method by which transformers' latent attention makes keys and values of all that its cache holds."""
+EXPANSION_READS = frozenset(
+    {"shape", "qk_nope_head_dim", "v_head_dim", "kv_b_proj", "view", "transpose", "torch", "split", "expand"}
+    | {"new_empty", "qk_rope_head_dim", "copy_"}
+)
+"""The names in it, where it does nothing but that."""
+READ_AFTER_EXPANSION = frozenset(
+    {"ALL_ATTENTION_FUNCTIONS", "get_interface", "config", "_attn_implementation", "eager_attention_forward"}
+    | {"training", "attention_dropout", "scaling", "reshape", "contiguous", "o_proj"}
+    | {"sigmoid", "g_proj", "float", "to", "dtype", "unsqueeze"}  # a gate on the result
+)
+"""The names that a forward may come to after it, if keys and values are to reach the attention function untouched."""
+
+
+@functools.cache
+def why_expansion_is_needed(kind: Any) -> str | None:
+    """Why the latents of an attention class cannot reach its attention function as they are cached; None if they can.
+
+    Told from the names in its code, in the order in which they are first used.
+    """
+    expand = getattr(kind, LATENT_EXPANSION, None)
+    names = inspect.unwrap(kind.forward).__code__.co_names
+    if expand is None or LATENT_EXPANSION not in names:
+        return "its forward expands the cache in place, without a method of its own for that"
+    if frozenset(inspect.unwrap(expand).__code__.co_names) != EXPANSION_READS:
+        return "it expands the cache in a way that is not known here"
+    after = names[names.index(LATENT_EXPANSION) + 1 :]
+    if foreign := [name for name in after if name not in READ_AFTER_EXPANSION]:
+        return f"its forward does more with what it expands ({', '.join(foreign[:3])})"
+    return None
 
 
 def cpu_flash_serves(query: Any, key: Any, value: Any, *, causal: bool) -> bool:

@@ -60,7 +60,7 @@ def latent_attention(
     batch, heads, queries, _ = q_nope.shape
     scale = (q_nope.shape[3] + q_rope.shape[3]) ** -0.5 if scale is None else scale
     absorbed = absorb_queries(q_nope, up)
-    cached = latent if bmm_widens(latent.device.type, latent.dtype) else _wide(latent)  # cast once, for both products
+    cached = latent if _widens(latent.device.type, latent.dtype) else _wide(latent)  # cast once, for both products
     scores = _product(absorbed.flatten(1, 2), cached.transpose(1, 2))
     scores += _product(q_rope.flatten(1, 2), k_rope.transpose(1, 2))
     scores = scores.mul_(scale).view(batch, heads, queries, -1)
@@ -100,9 +100,14 @@ def _per_head(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Batches of matrices multiplied into float32, also where they hold 16 bits."""
-    if left.dtype == right.dtype and bmm_widens(left.device.type, left.dtype):
+    if left.dtype == right.dtype and _widens(left.device.type, left.dtype):
         return torch.bmm(left, right, out_dtype=torch.float32)
     return torch.bmm(_wide(left), _wide(right))
+
+
+@torch.compiler.assume_constant_result
+def _widens(device_type: str, dtype: torch.dtype) -> bool:
+    return bmm_widens(device_type, dtype)
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
