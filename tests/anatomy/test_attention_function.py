@@ -7,14 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from inference_pio.anatomy.attention_function import (
-    OVER,
-    add_pattern,
-    dense_part,
-    pattern_part,
-    run_dense,
-    run_pattern,
-)
+from inference_pio.anatomy.attention_function import add_pattern, run_dense, run_pattern
+from inference_pio.anatomy.attention_name import OVER
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import add_attention_function, library_attention
 from inference_pio.undo.journal import Journal
@@ -96,8 +90,3 @@ def test_a_pattern_over_eager_attention_gets_its_masks_in_the_form_it_reads() ->
     with journal.step("pattern"):
         run_pattern(journal, model, _paths(model), PATTERN)
     torch.testing.assert_close(model(**given).logits[:, -1], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_names_come_apart_as_they_were_joined() -> None:
-    assert (pattern_part("a_over_b"), dense_part("a_over_b")) == ("a", "b")
-    assert (pattern_part("b"), dense_part("b")) == (None, "b")

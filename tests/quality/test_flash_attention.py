@@ -30,3 +30,26 @@ def test_128_greedy_tokens_are_those_of_plain_attention_in_float32(name: str) ->
     reference = GreedyReference.record(model, reference_models.draw(1, 2, 64))
     ModularOptimizationManager().apply_optimizations(model, ["flash_attention"])
     assert reference.compare(model).identical.share == 1.0
+
+
+@torch.no_grad()
+def decoded(model: torch.nn.Module, tokens: torch.Tensor, prompt: int = 192) -> torch.Tensor:
+    """Log-probabilities of the next token, each step after a prompt given its true token."""
+    out = model(tokens[:, :prompt], use_cache=True)
+    steps = [out.logits[:, -1]]
+    for place in range(prompt, tokens.shape[1]):
+        out = model(tokens[:, place : place + 1], past_key_values=out.past_key_values)
+        steps.append(out.logits[:, -1])
+    return torch.stack(steps[1:]).double().log_softmax(-1)
+
+
+def test_absorbed_decode_over_int8_weights_strays_no_further_than_expanding_them() -> None:
+    model = reference_models.load("glm4_moe_lite", torch.float32)
+    tokens, manager = reference_models.draw(2, 4, 256), ModularOptimizationManager()
+    original = decoded(model, tokens)
+    manager.apply_optimizations(model, ["tensor_compression"])
+    expanding = decoded(model, tokens)
+    manager.apply_optimizations(model, ["flash_attention"])
+    absorbed = decoded(model, tokens)
+    lost = [(original.exp() * (original - found)).sum(-1).mean().item() for found in (expanding, absorbed)]
+    assert 0 < lost[1] <= 1.1 * lost[0]

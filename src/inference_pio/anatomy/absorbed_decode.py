@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from inference_pio.anatomy.attention_name import dense_part
 from inference_pio.anatomy.latent_attention import OUT_OF_LATENT, latent_attention_of, readable_weight, why_unreadable
 from inference_pio.compat import LATENT_EXPANSION, attention_name
 from inference_pio.errors import InvalidModel, InvalidSetting
@@ -103,7 +104,7 @@ def _hands_on(through: str) -> Callable[[nn.Module, torch.Tensor, torch.Tensor],
     """The method that stands in for the library's: keys' place takes the rotated part, values' place the latents."""
 
     def hand_on(self: nn.Module, latent: torch.Tensor, rope: torch.Tensor) -> Pair:
-        if attention_name(self.config) == through:
+        if dense_part(attention_name(self.config) or "") == through:
             return rope, latent
         return expanded(self, rope, latent)
 

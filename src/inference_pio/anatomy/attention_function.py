@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from inference_pio.anatomy.absorbed_decode import MOST_QUERIES, expanded, is_unexpanded
+from inference_pio.anatomy.attention_name import OVER, dense_part, pattern_part
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import ATTENTION_KEY, add_attention_function, attention_function, attention_name
 from inference_pio.undo.journal import Journal
@@ -17,27 +19,8 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 Pattern = Callable[..., tuple[Tensor, Tensor | None]]
 """`pattern(attend, module, query, key, value, mask, **rest)`; what it leaves alone goes to the dense one."""
 
-OVER = "_over_"
 _PATTERNS: dict[str, Pattern] = {}
 _CHAINS: dict[str, Attend] = {}
-
-
-def dense_part(name: str) -> str:
-    """The dense function in the name of what a module runs.
-
-    >>> dense_part("window_over_sdpa"), dense_part("sdpa")
-    ('sdpa', 'sdpa')
-    """
-    return name.rpartition(OVER)[2]
-
-
-def pattern_part(name: str) -> str | None:
-    """The pattern over it, or None.
-
-    >>> pattern_part("window_over_sdpa"), pattern_part("sdpa")
-    ('window', None)
-    """
-    return name.rpartition(OVER)[0] or None
 
 
 def add_pattern(name: str, pattern: Pattern) -> None:
@@ -68,8 +51,13 @@ def _chain(pattern: str, dense: str) -> Attend:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
     ) -> tuple[Tensor, Tensor | None]:
-        attend = attention_function(dense)
-        return _PATTERNS[pattern](attend, module, query, key, value, attention_mask, **rest)
+        attend: Attend = attention_function(dense)
+        if is_unexpanded(query, key):  # a latent cache that the dense function decodes as it is
+            if query.shape[2] <= MOST_QUERIES:
+                return attend(module, query, key, value, attention_mask, **rest)
+            key, value = expanded(module, key, value)
+        run = _PATTERNS[pattern]
+        return run(attend, module, query, key, value, attention_mask, **rest)
 
     return attention
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference_pio.anatomy.absorbed_decode import attend_absorbed, expanded, is_unexpanded
 from inference_pio.compat import (
     attention_weights_wanted,
     has_varlen_attention,
@@ -57,7 +58,14 @@ def exact_attention(served: Served) -> Function:
         dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **rest: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         _refuse_weights(rest)
-        if any(rest.get(name) is not None for name in ONLY_THE_LIBRARY_KNOWS):
+        theirs = any(rest.get(name) is not None for name in ONLY_THE_LIBRARY_KNOWS)
+        if is_unexpanded(query, key):
+            latent = (query, key, value, attention_mask)
+            absorbed = None if theirs else attend_absorbed(module, *latent, scale=scaling, dropout=dropout)
+            if absorbed is not None:
+                return absorbed, None
+            key, value = expanded(module, key, value)
+        if theirs:
             given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **rest}
             return library_attention()(module, query, key, value, attention_mask, **given)  # type: ignore[no-any-return]
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

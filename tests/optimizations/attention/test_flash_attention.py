@@ -84,6 +84,11 @@ def test_padded_batches_are_masked(name: str, phases: list[Phase]) -> None:
     assert set(phases) == {Phase.PADDED_PREFILL}
 
 
+def _expanded(name: str, phases: list[Phase], prefill: Phase, later: Phase) -> bool:
+    """Whether these phases reached a backend; where a latent cache is attended as it is, few new tokens do not."""
+    return set(phases) <= {prefill} if name == "glm4_moe_lite" else set(phases) == {prefill, later}
+
+
 @pytest.mark.parametrize("name", HF)
 def test_chunks_see_what_came_before(name: str, phases: list[Phase]) -> None:
     case = Case(name)
@@ -94,7 +99,7 @@ def test_chunks_see_what_came_before(name: str, phases: list[Phase]) -> None:
         cache = case.model(input_ids=tokens[:, :5], use_cache=True).past_key_values
         got = case.model(input_ids=tokens[:, 5:], past_key_values=cache).logits
     torch.testing.assert_close(got, expected, **CLOSE)
-    assert set(phases) == {Phase.PREFILL, Phase.CHUNK}
+    assert _expanded(name, phases, Phase.PREFILL, Phase.CHUNK)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -107,7 +112,7 @@ def test_static_caches_are_read_to_their_true_length(name: str, padded: bool, ph
     expected = case.model.generate(**given, **how)
     case.apply("flash_attention")
     assert torch.equal(case.model.generate(**given, **how), expected)
-    assert set(phases) == {Phase.PADDED_PREFILL if padded else Phase.PREFILL, Phase.STATIC_DECODE}
+    assert _expanded(name, phases, Phase.PADDED_PREFILL if padded else Phase.PREFILL, Phase.STATIC_DECODE)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -120,7 +125,8 @@ def test_generating_goes_through_prefill_and_decode(name: str, padded: bool, pha
     expected = case.model.generate(**given, **how)
     case.apply("flash_attention")
     assert torch.equal(case.model.generate(**given, **how), expected)
-    assert set(phases) == ({Phase.PADDED_PREFILL, Phase.PADDED_DECODE} if padded else {Phase.PREFILL, Phase.DECODE})
+    met = (Phase.PADDED_PREFILL, Phase.PADDED_DECODE) if padded else (Phase.PREFILL, Phase.DECODE)
+    assert _expanded(name, phases, *met)
 
 
 def test_a_static_chunk_is_cut_to_what_is_there(phases: list[Phase]) -> None:
@@ -351,6 +357,58 @@ def _wide(dtype: torch.dtype) -> Case:
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 4, 64
     case.model = tiny.build("qwen3", dtype, config=config).cuda()
     return case
+
+
+def test_latent_attention_decodes_absorbed_and_the_receipt_says_so() -> None:
+    case = Case("glm4_moe_lite")
+    ids = tiny.inputs("glm4_moe_lite", case.model)["input_ids"]
+    with torch.no_grad():
+        wanted = case.model(ids).logits[:, -1]
+        case.apply("flash_attention")
+        receipt = case.manager.get_receipts(case.model)[0]
+        assert all(site.claims == {"attention.mla_decode"} for site in receipt.acted)
+        assert any("decodes absorbed in 2 layers" in note for note in receipt.notes)
+        cache = case.model(ids[:, :-1]).past_key_values
+        expanding = [module.kv_b_proj for _, module, _ in attention_modules(case.model)]
+        seen: list[int] = []
+        handles = [layer.register_forward_hook(lambda *given: seen.append(1)) for layer in expanding[:1]]
+        got = case.model(ids[:, -1:], past_key_values=cache).logits[:, -1]
+        assert seen == [1]  # a hook put there later is still met
+        handles[0].remove()
+        again = case.model(ids[:, :-1]).past_key_values
+        direct = case.model(ids[:, -1:], past_key_values=again).logits[:, -1]
+        assert seen == [1]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(direct, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(got, direct)  # two orders of arithmetic
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_latent_attention_that_cannot_be_absorbed_is_served_as_before_and_told() -> None:
+    case = Case("glm4_moe_lite")
+    handle = case.model.model.layers[1].self_attn.kv_b_proj.register_forward_hook(lambda *given: None)
+    case.apply("flash_attention")
+    receipt = case.manager.get_receipts(case.model)[0]
+    assert len(receipt.acted) == 2
+    assert any("decodes absorbed in 1 layers" in note for note in receipt.notes)
+    assert any("expands its cache each step in 1 layers: the layer that expands" in note for note in receipt.notes)
+    assert torch.allclose(tiny.logits(case.model, "glm4_moe_lite"), case.logits, atol=1e-4)
+    case.manager.remove_optimizations(case.model)
+    handle.remove()
+    case.check_untouched()
+
+
+def test_latent_attention_is_absorbed_over_compressed_weights_too() -> None:
+    case = Case("glm4_moe_lite")
+    assert case.apply("tensor_compression", "flash_attention")
+    notes = case.manager.get_receipts(case.model)[1].notes
+    assert any("decodes absorbed in 2 layers" in note for note in notes)
+    case.manager.remove_optimizations(case.model, ["tensor_compression"])
+    assert any("decodes absorbed" in note for note in case.manager.get_receipts(case.model)[0].notes)
+    assert torch.allclose(tiny.logits(case.model, "glm4_moe_lite"), case.logits, atol=1e-4)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ import torch
 from pydantic import model_validator
 from torch import nn
 
+from inference_pio.anatomy.absorbed_decode import absorb, check_absorbed
 from inference_pio.anatomy.attention_function import run_dense
 from inference_pio.anatomy.attention_kind import AttentionKind, attention_kinds, word
 from inference_pio.anatomy.exact_attention import (
@@ -20,6 +21,7 @@ from inference_pio.anatomy.exact_attention import (
     exact_attention,
     exact_vision_attention,
 )
+from inference_pio.anatomy.latent_attention import latent_sites
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import add_attention_function, attention_name, cpu_flash_serves
 from inference_pio.contract.config import OptimizationType
@@ -32,6 +34,7 @@ from inference_pio.kernels.attention_choice import FUSED, TRITON
 from inference_pio.kernels.attention_serving import PassedOver, Serving, choose_serving, notes_of
 
 OURS = "inference_pio_exact"
+MLA_DECODE = frozenset({"attention.mla_decode"})
 OURS_PACKED = "inference_pio_vision_flash"
 """The library hands the pictures of a vision tower over in one call only to a function with "flash" in its name."""
 Backend = Literal["auto", "cudnn", "flash", "efficient", "flex", "triton", "fused"]
@@ -73,20 +76,29 @@ class FlashAttention(OptimizationInterface):
     _checked: dict[str, Any] | None = None
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
-        return [_site(path, module, role, model) for path, module, role in attention_modules(model)]
+        absorbed = {path for path, _, reason in latent_sites(model) if reason is None}
+        return [
+            Site(path, role, MLA_DECODE if path in absorbed else frozenset(), _why_not(module, model), whole=False)
+            for path, module, role in attention_modules(model)
+        ]
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         return self._checked or self._choose(model, sites, check=False)
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
         self._checked = self._choose(model, sites, check=True)
+        for site in [site for site in sites if site.claims][:1]:
+            check_absorbed(model.get_submodule(site.path))
 
     def apply(self, model: nn.Module) -> nn.Module:
         choices = self.step.decision["choices"]
         kinds = attention_kinds(model, {site.path for site in self.step.sites})
         for (kind, paths), choice in zip(kinds.items(), choices, strict=True):
-            run_dense(self.journal, model, paths, _function_for(kind, Serving.from_json(choice["serves"])))
+            name = _function_for(kind, Serving.from_json(choice["serves"]))
+            run_dense(self.journal, model, paths, name)
+            self._absorb(model, paths, name)
         self._tell(list(kinds), choices)
+        self._tell_of_latents(model)
         return model
 
     def _choose(self, model: nn.Module, sites: Sequence[Site], *, check: bool) -> dict[str, Any]:
@@ -118,9 +130,22 @@ class FlashAttention(OptimizationInterface):
         for name in sorted(names & set(FOR_INFERENCE_ALONE)):
             self.say(note=f"{name} serves inference: with gradients, dropout or torch.compile torch's own choice does.")
 
+    def _absorb(self, model: nn.Module, paths: Sequence[str], name: str) -> None:
+        """Let the caches of latent attention reach our function as they are."""
+        claimed = {site.path for site in self.step.sites if site.claims}
+        for path in paths:
+            if path in claimed:
+                absorb(self.journal, model.get_submodule(path), name)
 
-def _site(path: str, module: nn.Module, role: str, model: nn.Module) -> Site:
-    return Site(path, role, skip=_why_not(module, model), whole=False)
+    def _tell_of_latents(self, model: nn.Module) -> None:
+        acting = {site.path: site for site in self.step.sites}
+        reasons = [str(reason) for path, _, reason in latent_sites(model) if path in acting and not acting[path].claims]
+        if absorbed := sum(bool(site.claims) for site in self.step.sites):
+            layers = f"in {absorbed} layers"
+            self.say(note=f"latent attention decodes absorbed {layers}: the cache is not expanded again each step")
+        for reason in dict.fromkeys(reasons):
+            layers = f"in {reasons.count(reason)} layers"
+            self.say(note=f"latent attention expands its cache each step {layers}: {reason}")
 
 
 def _why_not(module: nn.Module, model: nn.Module) -> str | None:
