@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import time
@@ -31,11 +32,12 @@ def measure(device: torch.device, *, smoke: bool = False) -> Ceilings:
     if device.type == "cuda":
         for pinned in (True, False):
             word = "pinned" if pinned else "pageable"
-            _note(found, f"host to device, {word}", "GB/s", lambda p=pinned: link(device, block // 4, p, True, seconds))
-        _note(found, "device to host, pinned", "GB/s", lambda: link(device, block // 4, True, False, seconds))
-    disk_bytes = MEGABYTE if smoke else 512 * MEGABYTE
-    _note(found, "disk write", "GB/s", lambda: disk(disk_bytes)[0])
-    _note(found, "disk read", "GB/s", lambda: disk(disk_bytes)[1])
+            _note(found, f"host to device, {word}", "GB/s", lambda p=pinned: link(device, block // 8, p, True, seconds))
+        _note(found, "device to host, pinned", "GB/s", lambda: link(device, block // 8, True, False, seconds))
+        torch.cuda.empty_cache()
+    both = functools.cache(lambda: disk(MEGABYTE if smoke else 512 * MEGABYTE))
+    _note(found, "disk write", "GB/s", lambda: both()[0])
+    _note(found, "disk read", "GB/s", lambda: both()[1])
     return found
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # started as a file: its folder is on the path, the repository is not
-    sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+# started as a file: its folder is on the path, the repository may not be
+sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "src")) if path not in sys.path]
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -15,16 +14,15 @@ from torch import Tensor, nn
 
 from benchmarks import faithful, real_models, weights
 from benchmarks.arms import attention, prefill
+from benchmarks.arms.problem import Unavailable
 from benchmarks.arms.room import Room
 from benchmarks.arms.table import ARMS
 from benchmarks.ceilings import seconds_of
+from benchmarks.kernel_job import KernelJob, family_of
 from benchmarks.suites import SUITES, Suite
 from inference_pio.measure import peak_bytes, weight_bytes
 
 Answer = dict[str, Any]
-MARGIN_TOKENS = 8
-ROUND_SECONDS = 0.1
-"""How long attention of one length is repeated in one round."""
 
 
 class Job(Protocol):
@@ -38,17 +36,13 @@ def make_job(suite_name: str, arm: str, *, device: str, smoke: bool) -> Job:
     suite = SUITES[suite_name].smoked() if smoke else SUITES[suite_name]
     if suite.threads and not smoke:
         torch.set_num_threads(suite.threads)
-    kinds: dict[str, Any] = {"decode": DecodeJob, "prefill": PrefillJob, "attention": AttentionJob}
+    kinds: dict[str, Any] = {"decode": DecodeJob, "prefill": PrefillJob, "kernels": KernelJob}
     return kinds[suite.kind](suite, arm, torch.device(device), smoke)  # type: ignore[no-any-return]
 
 
-class Unavailable(Exception):
-    """This system cannot run on this machine; the message says why."""
-
-
 def label_of(suite: Suite, arm: str) -> str:
-    if suite.kind == "attention":
-        return attention.ARMS[arm][0]
+    if suite.kind == "kernels":
+        return str(family_of(suite).ARMS[arm].label)
     return prefill.ARMS[arm].label if suite.kind == "prefill" else ARMS[arm].label
 
 
@@ -117,7 +111,7 @@ class PrefillJob:
         self.run = self.arm.make(model, room)
         got = {length: self.run(tokens, keep).float().cpu() for length, tokens in self.prompts.items()}
         for tokens in self.prompts.values():
-            self._time(tokens)  # one logit kept is another shape than the check's
+            self._time(tokens)
         warm_s = time.perf_counter() - start
         errors = {str(length): faithful.relative_error(got[length], wanted[length]) for length in got}
         tolerance = faithful.tolerance_of(noise)
@@ -146,79 +140,14 @@ class PrefillJob:
         """Nothing outlives the process."""
 
     def _time(self, tokens: Tensor) -> float:
-        return seconds_of(lambda: self.run(tokens, 1), self.device)
+        """As many logits are kept as in the check: another number would be compiled anew, and costs no less."""
+        return seconds_of(lambda: self.run(tokens, self.suite.check_tokens), self.device)
 
     def _flops(self, model: nn.Module) -> dict[int, float]:
         config = model.config.get_text_config()
         per_token = weights.flops_per_token(model)
         layers, heads, width = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         return {n: per_token * n + layers * attention.flops(n, heads, width) for n in self.suite.lengths}
-
-
-@dataclass
-class AttentionJob:
-    """TFLOP/s of one kernel at several lengths. A length that fails is left out with its reason; the others stand."""
-
-    suite: Suite
-    arm: str
-    device: torch.device
-    smoke: bool
-    runs: dict[int, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.arm.split("-")[0] in ("cudnn", "efficient", "triton") and self.device.type != "cuda":
-            raise Unavailable("needs an NVIDIA GPU")
-
-    def set_up(self) -> Answer:
-        label, make = attention.ARMS[self.arm]
-        errors: dict[str, float] = {}
-        failures: dict[str, str] = {}
-        start = time.perf_counter()
-        for length in self.suite.lengths:
-            try:
-                run = make(length, self.device, self.smoke)
-                tensors = attention.inputs(length, *self.suite.heads, self.device)
-                errors[str(length)] = attention.error_of(run(*tensors), *tensors)
-                self.runs[length] = run
-            except Exception as error:  # a kernel may refuse or run out of memory at one length and serve another
-                failures[str(length)] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            _forget(self.device)
-        wrong = {length: error for length, error in errors.items() if not error <= attention.TOLERANCE}
-        reasons = [f"at {length} its output is {error:.3g} off" for length, error in wrong.items()]
-        if not self.runs:
-            raise RuntimeError(f"failed at every length: {next(iter(failures.values()))}")
-        return {
-            "label": label, "right": not wrong, "reason": "; ".join(reasons), "warm_rounds": 0,
-            "warm_s": time.perf_counter() - start, "bytes": {},
-            "notes": [f"{length}: {reason}" for length, reason in failures.items()],
-            "check": {"error": errors, "tolerance": attention.TOLERANCE},
-            "units": {str(length): "TFLOP/s" for length in self.runs},
-            "shares": {
-                str(length): {"ceiling": "matmul bfloat16", "per_unit": 1.0, "unit": "TFLOP/s"} for length in self.runs
-            },
-        }  # fmt: skip
-
-    def round(self) -> Answer:
-        start, values = time.perf_counter(), {}
-        heads, _, width = self.suite.heads
-        with peak_bytes(self.device) as peak:
-            for length, run in self.runs.items():
-                tensors = attention.inputs(length, *self.suite.heads, self.device)
-                seconds = self._seconds(lambda run=run, tensors=tensors: run(*tensors))
-                values[str(length)] = attention.flops(length, heads, width) / seconds / 1e12
-                del tensors
-                _forget(self.device)  # neighbours need the room
-        return {"values": values, "seconds": time.perf_counter() - start, "peak_bytes": peak.peak_bytes}
-
-    def close(self) -> None:
-        """Nothing outlives the process."""
-
-    def _seconds(self, act: Any) -> float:
-        """Of one call among as many, one behind the other, as fill ROUND_SECONDS: a GPU is then never idle between."""
-        act()
-        once = max(seconds_of(act, self.device), 1e-7)
-        times = 1 if self.smoke else max(1, min(1000, int(ROUND_SECONDS / once)))
-        return seconds_of(lambda: [act() for _ in range(times)] and None, self.device) / times
 
 
 def digest(tokens: Tensor) -> str:
@@ -243,8 +172,3 @@ def _model(suite: Suite, device: torch.device, smoke: bool, options: dict[str, A
 def _available(reason: str | None) -> None:
     if reason:
         raise Unavailable(reason)
-
-
-def _forget(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # started as a file: its folder is on the path, the repository is not
-    sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+# started as a file: its folder is on the path, the repository may not be
+sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "src")) if path not in sys.path]
 
 from benchmarks import plots, results, tables  # noqa: E402
 from inference_pio.files import write_atomically  # noqa: E402

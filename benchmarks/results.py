@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from inference_pio.files import write_atomically
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent / "results"
+INTO = "INFERENCE_PIO_BENCHMARKS_INTO"
+"""The environment variable by which a run tells its processes the folder it writes to."""
 STATUSES = ("ok", "wrong", "failed", "unavailable")
 KEYS: dict[str, type | tuple[type, ...]] = {
     "schema": int, "suite": str, "title": str, "kind": str, "baseline": str, "device": str, "smoke": bool, "date": str,
@@ -37,6 +40,13 @@ class BadResults(ValueError):
 
 def path_of(suite: str, device: str, folder: Path = FOLDER) -> Path:
     return folder / f"{suite}-{slug(device)}.json"
+
+
+def known(suite: str, device: str) -> Path | None:
+    """Where a suite's results on a device lie: in the folder that this run writes to, else among the recorded ones."""
+    folders = [Path(given)] if (given := os.environ.get(INTO)) else []
+    paths = [path_of(suite, device, folder) for folder in (*folders, FOLDER)]
+    return next((path for path in paths if path.exists()), None)
 
 
 def slug(device: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Kind = Literal["decode", "prefill", "attention"]
+Kind = Literal["decode", "prefill", "kernels"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Suite:
     """`arms` maps a system to the seconds predicted for it, in one slice; `optional` ones run when named.
 
     `gigabytes` is what one system takes on the device; so many run in turn as fit. `baseline` is the system that ratios
-    are told against, `ceiling` the limit that shares are of.
+    are told against, `ceiling` the limit that shares are of. `family` is the module of `benchmarks.arms` that has the
+    kernels of a suite.
     """
 
     name: str
@@ -24,11 +25,13 @@ class Suite:
     optional: Mapping[str, float] = field(default_factory=dict)
     baseline: str = "plain"
     model: str = ""
+    family: str = ""
     gigabytes: float = 1.0
     prompt_tokens: int = 512
     new_tokens: int = 256
     check_tokens: int = 32
     lengths: tuple[int, ...] = ()
+    smoke_lengths: tuple[int, ...] = (32, 64)
     rounds: int = 5
     heads: tuple[int, int, int] = (32, 8, 128)
     ceiling: str = "memory copy"
@@ -37,14 +40,24 @@ class Suite:
 
     def smoked(self) -> Suite:
         """The same walk in seconds on a CPU."""
-        lengths = tuple(range(32, 32 * min(len(self.lengths), 2) + 1, 32))
+        lengths = self.smoke_lengths[: len(self.lengths)]
         return replace(
-            self, prompt_tokens=24, new_tokens=6, check_tokens=4, lengths=lengths, rounds=2, heads=(4, 2, 16)
+            self, prompt_tokens=24, new_tokens=6, check_tokens=4, lengths=lengths, rounds=2, heads=(4, 2, 64)
         )
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for two runs to be one."""
-        names = ("kind", "model", "prompt_tokens", "new_tokens", "check_tokens", "lengths", "heads", "threads")
+        names = (
+            "kind",
+            "model",
+            "family",
+            "prompt_tokens",
+            "new_tokens",
+            "check_tokens",
+            "lengths",
+            "heads",
+            "threads",
+        )
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
 
 
@@ -52,12 +65,48 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite(
-            "attention", "attention", "Causal attention, 32 query and 8 key heads of 128, bfloat16",
-            arms={"cudnn": 15, "flash": 15, "efficient": 18, "math": 12, "flex": 60, "pio": 15, "triton": 18},
-            optional={
-                "triton-128x64-alone": 18, "triton-128x128": 18, "triton-128x128-deep": 18, "triton-pointers": 18,
+            "tune-flash", "kernels", "Launches of the own prefill kernel, 16K tokens, 32 query and 8 key heads of 128",
+            arms={"described": 35, "pointers": 18, "padded": 15, "listed": 15},
+            baseline="described", family="tuning", gigabytes=6, lengths=(16384,), smoke_lengths=(200,),
+            rounds=3,
+        ),
+        Suite(
+            "tune-decode", "kernels", "Launches of the own decode kernel, 32K tokens, 32 query heads of 128",
+            arms={"4:1": 35, "8:1": 35},
+            baseline="4:1", family="tuning", gigabytes=6, lengths=(32768,), rounds=3,
+        ),
+        Suite(
+            "attention", "kernels", "Causal attention, 32 query and 8 key heads of 128, bfloat16",
+            arms={"cudnn": 12, "flash": 12, "efficient": 12, "flex": 35, "pio": 12, "triton": 12, "triton-best": 12},
+            optional={"math": 20},
+            baseline="cudnn", family="attention", gigabytes=10,
+            lengths=(1024, 4096, 8192, 16384, 32768, 65536, 131072),
+        ),
+        Suite(
+            "attention-decode", "kernels", "Attention of one new token, 32 query heads of 128, bfloat16",
+            arms={"default": 20, "flash": 20, "cudnn": 20, "pio": 20, "triton": 20, "triton-best": 20},
+            optional={"efficient": 25},
+            baseline="default", family="decode_attention", gigabytes=12, rounds=3,
+            lengths=(1024, 4096, 16384, 32768, 65536, 131072),
+        ),
+        Suite(
+            "attention-hard", "kernels", "Where the library's default attention is bad, bfloat16",
+            arms={"default": 30, "pio": 25},
+            baseline="default", family="hard_attention", gigabytes=20,
+        ),
+        Suite(
+            "attention-latent", "kernels", "Attention of one decode step of GLM-4.7-Flash, bfloat16",
+            arms={"library": 20, "pio": 20},
+            baseline="library", family="latent_attention", gigabytes=12, lengths=(4096, 32768),
+        ),
+        Suite(
+            "attention-sparse", "kernels", "Causal attention that leaves keys out: dense work over the time taken",
+            arms={
+                "cudnn": 20, "flash": 20, "triton": 20, "pio-built": 20, "pio-window": 20, "pio-selected": 20,
+                "pio-selection": 15,
             },
-            baseline="cudnn", gigabytes=20, lengths=(1024, 4096, 8192, 16384, 32768, 65536, 131072),
+            baseline="cudnn", family="sparse_attention", gigabytes=10, lengths=(4096, 32768, 131072),
+            smoke_lengths=(200, 384), rounds=3,
         ),
         Suite(
             "decode-qwen3-4b", "decode", "Qwen3-4B, decode at batch 1 behind 512 tokens",

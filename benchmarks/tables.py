@@ -18,7 +18,7 @@ def tables(found: Iterable[Results]) -> str:
 
 def table(found: Results) -> str:
     """One suite: a title, what it ran on, and its rows, ours in bold."""
-    write = {"decode": _decode, "prefill": _lengths, "attention": _lengths}[found["kind"]]
+    write = {"decode": _decode, "prefill": _lengths, "kernels": _kernels}[found["kind"]]
     head, rows = write(found)
     lines = [f"**{found['title']}** ({_device(found)})", "", _row(head), _row(["---"] * len(head))]
     return "\n".join(lines + [_row(row) for row in rows])
@@ -45,10 +45,9 @@ def _decode(found: Results) -> tuple[list[str], list[list[str]]]:
 
 def _lengths(found: Results) -> tuple[list[str], list[list[str]]]:
     lengths = [str(length) for length in found["settings"]["lengths"]]
-    unit = {"prefill": "tokens/s", "attention": "TFLOP/s"}[found["kind"]]
     head = [
         "system",
-        *[f"{_length(length)}, {unit}" for length in lengths],
+        *[f"{_length(length)}, tokens/s" for length in lengths],
         "share of matmul at most",
         "set-up",
         "peak",
@@ -63,6 +62,28 @@ def _lengths(found: Results) -> tuple[list[str], list[list[str]]]:
         share = "" if best is None else f"{best:.0%}"
         rows.append([_name(name, arm), *cells, share, f"{arm['set_up_s']:.0f} s", _size(arm["bytes"]["peak"])])
     return head, rows
+
+
+def _kernels(found: Results) -> tuple[list[str], list[list[str]]]:
+    """A row a size, a column a system; systems that served no size stand in rows of their own, with the reason."""
+    served = {name: arm for name, arm in found["arms"].items() if arm["status"] == "ok"}
+    head = ["", *[_name(name, arm) for name, arm in served.items()]]
+    rows = []
+    for case in dict.fromkeys(case for arm in served.values() for case in arm["cases"]):
+        base = _median(found, found["baseline"], case)
+        rows.append([_length(case), *[_against(arm["cases"].get(case), base) for arm in served.values()]])
+    for name, arm in found["arms"].items():
+        if name not in served:
+            rows.append([_name(name, arm), _why(arm), *[""] * (len(head) - 2)][: max(2, len(head))])
+    return head if len(head) > 1 else [*head, ""], rows
+
+
+def _against(row: dict[str, Any] | None, base: float | None) -> str:
+    if row is None:
+        return "-"
+    share = f", {_share(row)}" if "share" in row else ""
+    ratio = f", {row['median'] / base:.2f}x" if base else ""
+    return f"{row['median']:,.0f} {row['unit']}{share}{ratio}"
 
 
 def _device(found: Results) -> str:
@@ -100,7 +121,7 @@ def _figure(row: dict[str, Any] | None) -> str:
 
 
 def _length(length: str) -> str:
-    return f"{int(length) // 1024}K" if int(length) >= 1024 else length
+    return f"{int(length) // 1024}K" if length.isdecimal() and int(length) >= 1024 else length
 
 
 def _share(row: dict[str, Any]) -> str:

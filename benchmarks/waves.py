@@ -1,6 +1,7 @@
 """Systems in waves: as many as fit are set up, checked, and then timed in turn: A B C, A B C, ...
 
-A drift of the machine meets all systems of a wave; between waves the copy ceiling, measured anew, shows it.
+A drift of the machine meets all systems of a wave; between waves the copy ceiling, measured anew, shows it. What was
+found so far is saved after each set-up and after each turn: a run that is killed loses a turn.
 """
 
 from __future__ import annotations
@@ -33,9 +34,23 @@ class Clock:
         return self.ends - time.monotonic()
 
 
+@dataclass(frozen=True)
+class Walk:
+    """What all steps of a suite share. `save` writes what was found; `time_wrong`: wrong systems are timed too, and
+    what they took is kept beside, never among, the results. `side_by_side`: the systems have processes of their own."""
+
+    suite: Suite
+    into: results.Results
+    clock: Clock
+    say: Say
+    save: Callable[[], None] = lambda: None
+    time_wrong: bool = False
+    side_by_side: bool = True
+
+
 @dataclass
 class Timed:
-    """One system of a wave that passed its check: its worker, what it said at set-up, its rounds."""
+    """One system of a wave: its worker, what it said at set-up, its rounds."""
 
     arm: str
     worker: Worker
@@ -68,85 +83,110 @@ def form(suite: Suite, pending: list[str], free_gigabytes: float, left_s: float,
     return wave
 
 
-def run(
-    suite: Suite, wave: list[str], number: int, start: Start, into: results.Results, clock: Clock, say: Say
-) -> None:
+def run(walk: Walk, wave: list[str], number: int, start: Start) -> None:
     """Set up, check, time and record one wave; a system that no time was left for is not recorded."""
-    with ThreadPoolExecutor(len(wave)) as starting:
-        workers = dict(zip(wave, starting.map(start, wave), strict=True))  # they import at the same time
+    into, clock = walk.into, walk.clock
+    with ThreadPoolExecutor(len(wave)) as hands:
+        workers = dict(zip(wave, hands.map(start, wave), strict=True))  # they import at the same time
     timed: list[Timed] = []
     try:
-        for arm in wave:
-            said = _set_up(suite, arm, workers[arm], number, into, clock, say)
+
+        def set_up(arm: str) -> dict[str, Any] | None:
+            said = _set_up(walk, arm, workers[arm], number, first=arm == wave[0])
             if said is None:
-                workers.pop(arm).close()
-            else:
-                timed.append(Timed(arm, workers[arm], said))
+                workers.pop(arm).close()  # the next one needs the room
             clock.whole = False
-        _rounds(suite, timed, into, clock, say)
+            return said
+
+        # kernels compile side by side; a model's set-up is told in seconds, and needs the device to itself
+        together = walk.side_by_side and walk.suite.kind == "kernels"
+        with ThreadPoolExecutor(len(wave) if together else 1) as hands:
+            for arm, said in zip(wave, hands.map(set_up, wave), strict=True):
+                if said is not None:
+                    timed.append(Timed(arm, workers[arm], said))
+                walk.save()
+        for _ in range(walk.suite.rounds):
+            _turn(walk, timed, number)
         for one in timed:
-            if one.rounds:
-                into["arms"][one.arm] = _recorded(one, number, into["ceilings"])
-                say(f"  {one.arm}: {_told(into['arms'][one.arm])}")
+            if one.rounds and one.arm in into["arms"]:
+                walk.say(f"  {one.arm}: {_told(into['arms'][one.arm])}")
     finally:
-        for worker in workers.values():
-            worker.close()
+        with ThreadPoolExecutor(len(wave)) as hands:
+            list(hands.map(lambda worker: worker.close(), workers.values()))
 
 
-def _set_up(
-    suite: Suite, arm: str, worker: Worker, number: int, into: results.Results, clock: Clock, say: Say
-) -> dict[str, Any] | None:
-    """What a right system said, or None: then why is recorded, unless only time was missing."""
-    began = time.monotonic()
-    limit, whole = max(1.0, min(LONGEST_SET_UP_S, clock.left())), clock.whole
+def _set_up(walk: Walk, arm: str, worker: Worker, number: int, *, first: bool) -> dict[str, Any] | None:
+    """What a system to be timed said, or None: then why is recorded, unless only time was missing."""
+    began, into = time.monotonic(), walk.into
+    limit, whole = max(1.0, min(LONGEST_SET_UP_S, walk.clock.left())), first and walk.clock.whole
     try:
         said = worker.ask("set up", limit)
     except Fault as fault:
-        say(f"  {arm}: {fault.status}: {fault}")
+        walk.say(f"  {arm}: {fault.status}: {fault}")
         if fault.status == "timeout" and not whole:
             return None
         status = "failed" if fault.status == "timeout" else fault.status
-        into["arms"][arm] = _not_timed(label(suite, arm), status, str(fault), number)
+        into["arms"][arm] = _not_timed(label(walk.suite, arm), status, str(fault), number)
         return None
-    say(f"  {arm}: set up and checked in {time.monotonic() - began:.0f} s{'' if said['right'] else ': WRONG'}")
+    found = "" if said["right"] else f": WRONG, {said['reason']}"
+    walk.say(f"  {arm}: set up and checked in {time.monotonic() - began:.0f} s{found}")
+    for note in said["notes"]:
+        walk.say(f"    {note}")
     if not said["right"]:
-        into["arms"][arm] = _not_timed(said["label"], "wrong", said["reason"], number) | {
-            "check": said["check"], "notes": said["notes"],
-        }  # fmt: skip
-        return None
+        into["arms"][arm] = _wrong(said, number)
+        return said if walk.time_wrong and said["units"] else None
     return said
 
 
-def _rounds(suite: Suite, timed: list[Timed], into: results.Results, clock: Clock, say: Say) -> None:
-    last: dict[str, float] = {}
-    for _ in range(suite.rounds):
-        for one in list(timed):
-            if one.finished(suite.rounds) or clock.left() < 1.2 * last.get(one.arm, 0.0):
-                continue
-            try:
-                began = time.monotonic()
-                one.rounds.append(one.worker.ask("round", max(1.0, clock.left())))
-                last[one.arm] = time.monotonic() - began
-            except Fault as fault:
-                timed.remove(one)
-                if fault.status != "timeout":
-                    into["arms"][one.arm] = _not_timed(one.said["label"], "failed", f"while timed: {fault}", 0)
-                say(f"  {one.arm}: {fault.status} while timed: {fault}")
+def _turn(walk: Walk, timed: list[Timed], number: int) -> None:
+    """One round of each system that needs another and, by its last one, has the time."""
+    acted = False
+    for one in list(timed):
+        last = one.rounds[-1]["asked_s"] if one.rounds else 0.0
+        if one.finished(walk.suite.rounds) or walk.clock.left() < 1.2 * last:
+            continue
+        began = time.monotonic()
+        try:
+            answer = one.worker.ask("round", max(1.0, walk.clock.left()))
+        except Fault as fault:
+            timed.remove(one)
+            if fault.status != "timeout":
+                reason = f"while timed: {fault}"
+                walk.into["arms"][one.arm] = _not_timed(one.said["label"], "failed", reason, number)
+            walk.say(f"  {one.arm}: {fault.status} while timed: {fault}")
+            continue
+        one.rounds.append(answer | {"asked_s": time.monotonic() - began})
+        walk.into["arms"][one.arm] = _recorded(one, number, walk.into["ceilings"])
+        acted = True
+    if acted:
+        walk.save()
 
 
 def _recorded(one: Timed, number: int, ceilings: dict[str, Any]) -> dict[str, Any]:
     said, samples = one.said, one.samples()
     usual_s = statistics.median(row["seconds"] for row in one.rounds)
-    return {
+    cases = {
+        case: results.case(said["units"][case], values, said["shares"].get(case), ceilings)
+        | ({"facts": said["facts"][case]} if "facts" in said else {})
+        for case, values in samples.items()
+    }
+    if not said["right"]:
+        return _wrong(said, number) | {"timed although wrong": cases}
+    found = {
         "label": said["label"], "status": "ok", "reason": "", "wave": number, "rounds": len(one.rounds),
         "set_up_s": max(0.0, said["warm_s"] - said["warm_rounds"] * usual_s), "check": said["check"],
         "bytes": said["bytes"] | {"peak": max(row["peak_bytes"] for row in one.rounds)},
-        "repeatable": len({row.get("digest") for row in one.rounds}) == 1, "notes": said["notes"],
-        "cases": {
-            case: results.case(said["units"][case], values, said["shares"].get(case), ceilings)
-            for case, values in samples.items()
-        },
+        "repeatable": len({row.get("digest") for row in one.rounds}) == 1, "notes": said["notes"], "cases": cases,
     }  # fmt: skip
+    if said.get("choose_best"):
+        case, row = max(cases.items(), key=lambda pair: pair[1]["median"])
+        found["best"] = {"case": case, "value": row["median"], "launch": row["facts"]["launch"]}
+    return found
+
+
+def _wrong(said: dict[str, Any], number: int) -> dict[str, Any]:
+    found = _not_timed(said["label"], "wrong", said["reason"], number)
+    return found | {"check": said["check"], "notes": said["notes"]}
 
 
 def _not_timed(named: str, status: str, reason: str, number: int) -> dict[str, Any]:
@@ -154,11 +194,16 @@ def _not_timed(named: str, status: str, reason: str, number: int) -> dict[str, A
 
 
 def _told(arm: dict[str, Any]) -> str:
+    """A line a case, the fastest first where one is chosen; in one line where there are few."""
+    cases = arm["cases"] or arm.get("timed although wrong", {})
     rows = []
-    for case, row in arm["cases"].items():
+    for case, row in sorted(cases.items(), key=lambda pair: -pair[1]["median"] if "best" in arm else 0):
         share = f", {row['share']['value']:.0%} of {row['share']['of']}" if "share" in row else ""
         rows.append(f"{case} {row['median']:.4g} {row['unit']} ({row['low']:.4g}-{row['high']:.4g}{share})")
-    return "; ".join(rows) + f"; set-up {arm['set_up_s']:.1f} s, peak {arm['bytes']['peak'] / 1e9:.2f} GB"
+    told = "; ".join(rows) if len(rows) < 3 else "".join(f"\n    {row}" for row in rows)
+    if "bytes" not in arm:
+        return f"{told}; although {arm['status']}"
+    return f"{told}\n    set-up {arm['set_up_s']:.1f} s, peak {arm['bytes']['peak'] / 1e9:.2f} GB"
 
 
 def label(suite: Suite, arm: str) -> str:

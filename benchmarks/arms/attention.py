@@ -1,28 +1,29 @@
-"""Causal attention alone, bfloat16: torch's kernels by name, FlexAttention, and what flash_attention chooses."""
+"""Causal attention of a prompt, bfloat16: torch's kernels by name, FlexAttention, and what flash_attention chooses."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference_pio.kernels.triton.launch import FlashLaunch
+from benchmarks.arms import tuned
+from benchmarks.arms.problem import Inputs, KernelArm, Make, Problem, Run, Unavailable
+from benchmarks.suites import Suite
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 ROWS = 32
 BLOCK = 128
-TOLERANCE = 1e-2
-"""Relative error of bfloat16 outputs; two right kernels lie under 5e-3."""
+MOST_IN_GRAPH = 4096
+"""Up to here calling from Python costs as much as the kernel."""
 
 
-def _sdpa(name: str, *, share: bool) -> Callable[[int, torch.device, bool], Attend]:
+def sdpa(name: str, *, share: bool) -> Make:
     """`share`: the kernel reads each key head for its group; else the heads are repeated, inside the timed call."""
 
-    def make(length: int, device: torch.device, smoke: bool) -> Attend:
+    def make(problem: Problem, device: torch.device, smoke: bool) -> Run:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         backend = getattr(SDPBackend, name)
@@ -39,10 +40,10 @@ def _sdpa(name: str, *, share: bool) -> Callable[[int, torch.device, bool], Atte
     return make
 
 
-def _flex(length: int, device: torch.device, smoke: bool) -> Attend:
+def _flex(problem: Problem, device: torch.device, smoke: bool) -> Run:
     from torch.nn.attention.flex_attention import flex_attention
 
-    mask = causal_blocks(length, device)
+    mask = causal_blocks(problem["length"], device)
     # uncompiled it materializes the scores, and is for trying out only; a smoke run is content with that
     run = flex_attention if smoke else torch.compile(flex_attention, dynamic=False, fullgraph=True)
     return lambda query, key, value: run(query, key, value, block_mask=mask, enable_gqa=True)
@@ -64,50 +65,59 @@ def causal_blocks(length: int, device: torch.device) -> Any:
     return BlockMask.from_kv_blocks(ones, partial, rows[None, None].clone(), full, BLOCK_SIZE=BLOCK, mask_mod=causal)
 
 
-def _pio(length: int, device: torch.device, smoke: bool) -> Attend:
-    from inference_pio.kernels.attention_backends import HeadShape, run
-    from inference_pio.kernels.attention_choice import Phase
-    from inference_pio.kernels.attention_serving import choose_serving
+def _pio(problem: Problem, device: torch.device, smoke: bool) -> Run:
+    from benchmarks.arms import library
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        shape = HeadShape(query.shape[1], key.shape[1], query.shape[-1], value.shape[-1])
-        serving, _ = choose_serving(shape, query.dtype, device, (Phase.PREFILL,))
-        return run(serving.backend(Phase.PREFILL, key.shape[2]), Phase.PREFILL, query, key, value)
-
-    return attend
+    heads = problem["heads"]
+    attend = library.optimized(*heads, device).attention
+    return lambda query, key, value: attend(query, key, value, None).transpose(1, 2)
 
 
-def _triton(launch: FlashLaunch | None = None) -> Callable[[int, torch.device, bool], Attend]:
-    def make(length: int, device: torch.device, smoke: bool) -> Attend:
-        from inference_pio.kernels.triton.flash import flash_attention
+def _triton(problem: Problem, device: torch.device, smoke: bool) -> Run:
+    from inference_pio.kernels.triton.flash import flash_attention
 
-        return lambda query, key, value: flash_attention(query, key, value, launch=launch)
-
-    return make
+    return flash_attention
 
 
-TRITON = {
-    "triton-128x64-alone": FlashLaunch(128, 64, 8, 3, described=True),
-    "triton-128x128": FlashLaunch(128, 128, 8, 2, described=True),
-    "triton-128x128-deep": FlashLaunch(128, 128, 8, 3, described=True),
-    "triton-pointers": FlashLaunch(128, 64, 8, 2),
-}
-"""Launches worth timing beside the one that is chosen: one program a multiprocessor, wider steps, no copy engine."""
+def _triton_best(problem: Problem, device: torch.device, smoke: bool) -> Run:
+    """As `tune-flash` found it best on this device."""
+    from inference_pio.kernels.triton.flash import flash_attention
+    from inference_pio.kernels.triton.launch import FlashLaunch
+
+    best = tuned.best("tune-flash", device)
+    if best is None:
+        raise Unavailable("the suite tune-flash has not chosen a launch for this device")
+    launch = FlashLaunch(**best)
+    return lambda query, key, value: flash_attention(query, key, value, launch=launch)
 
 
-ARMS: dict[str, tuple[str, Callable[[int, torch.device, bool], Attend]]] = {
-    "cudnn": ("SDPA cuDNN", _sdpa("CUDNN_ATTENTION", share=True)),
-    "flash": ("SDPA flash", _sdpa("FLASH_ATTENTION", share=True)),
-    "efficient": ("SDPA efficient (heads repeated)", _sdpa("EFFICIENT_ATTENTION", share=False)),
-    "math": ("SDPA math", _sdpa("MATH", share=True)),
-    "flex": ("FlexAttention, compiled", _flex),
-    "pio": ("inference-pio flash_attention", _pio),
-    "triton": ("inference-pio, its Triton kernel", _triton()),
-    **{name: (f"the same, launched as {name.removeprefix('triton-')}", _triton(how)) for name, how in TRITON.items()},
+ARMS: dict[str, KernelArm] = {
+    "cudnn": KernelArm("SDPA cuDNN", sdpa("CUDNN_ATTENTION", share=True), gpu_only=True),
+    "flash": KernelArm("SDPA flash", sdpa("FLASH_ATTENTION", share=True)),
+    "efficient": KernelArm("SDPA efficient (heads repeated)", sdpa("EFFICIENT_ATTENTION", share=False), gpu_only=True),
+    "math": KernelArm("SDPA math", sdpa("MATH", share=True)),
+    "flex": KernelArm("FlexAttention, compiled", _flex),
+    "pio": KernelArm("inference-pio flash_attention", _pio),
+    "triton": KernelArm("inference-pio, its Triton kernel", _triton, triton=True),
+    "triton-best": KernelArm("the same, launched as tune-flash found best", _triton_best, triton=True),
 }
 
 
-def inputs(length: int, heads: int, key_heads: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def problems(suite: Suite, smoke: bool) -> list[Problem]:
+    heads, key_heads, width = suite.heads
+
+    def problem(length: int) -> Problem:
+        return Problem(
+            str(length), "TFLOP/s", flops(length, heads, width),
+            functools.partial(inputs, length, *suite.heads), lambda out, given: error_of(out, *given),
+            {"length": length, "heads": suite.heads},
+            in_graph=length <= MOST_IN_GRAPH, nbytes=2 * length * width * (heads + 2 * key_heads),
+        )  # fmt: skip
+
+    return [problem(length) for length in suite.lengths]
+
+
+def inputs(length: int, heads: int, key_heads: int, width: int, device: torch.device) -> Inputs:
     generator = torch.Generator(device).manual_seed(length)
     shapes = ((1, heads, length, width), (1, key_heads, length, width), (1, key_heads, length, width))
     drawn = [torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) for shape in shapes]
@@ -115,19 +125,36 @@ def inputs(length: int, heads: int, key_heads: int, width: int, device: torch.de
     return drawn[0], drawn[1], drawn[2]
 
 
-def error_of(out: Tensor, query: Tensor, key: Tensor, value: Tensor) -> float:
-    """Relative error of some rows of the output, first and last among them, against float32 by definition."""
+def error_of(out: Tensor, query: Tensor, key: Tensor, value: Tensor, lists: Any = None) -> float:
+    """Relative error of some rows of the output, first and last among them, against float32 by definition.
+
+    `lists`: the keys outside their blocks are not seen.
+    """
     length, groups = query.shape[2], query.shape[1] // key.shape[1]
     rows = torch.linspace(0, length - 1, min(ROWS, length), device=query.device).long()
+    places = torch.arange(length, device=query.device)
     off, whole = 0.0, 0.0
     for head in range(key.shape[1]):
         heads = slice(head * groups, (head + 1) * groups)
         scores = query[0, heads][:, rows].float() @ key[0, head].float().T / math.sqrt(query.shape[-1])
-        seen = torch.arange(length, device=query.device) <= rows[:, None]
+        seen = (places <= rows[:, None])[None]
+        if lists is not None:
+            seen = seen & listed(lists, heads, rows, places)
         wanted = torch.softmax(scores.masked_fill(~seen, float("-inf")), -1) @ value[0, head].float()
         off += float((out[0, heads][:, rows].float() - wanted).square().sum())
         whole += float(wanted.square().sum())
     return math.sqrt(off / whole)
+
+
+def listed(lists: Any, heads: slice, rows: Tensor, places: Tensor) -> Tensor:
+    """Which keys lie in a listed block of a row: boolean [heads, rows, keys]."""
+    blocks = rows // lists.query_block
+    counts, indices = lists.counts[0, heads][:, blocks], lists.indices[0, heads][:, blocks].long()
+    counted = torch.arange(indices.shape[-1], device=rows.device) < counts[..., None]
+    behind = len(places) // lists.key_block + 1
+    kept = torch.zeros(*counts.shape, behind + 1, dtype=torch.bool, device=rows.device)
+    kept.scatter_(-1, indices.masked_fill(~counted, behind), True)
+    return kept[..., places // lists.key_block]
 
 
 def flops(length: int, heads: int, width: int) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.arms import attention
+from benchmarks.suites import SUITES
 
 from benchmarks import ceilings, pool, real_models, weights
 
@@ -53,11 +54,12 @@ def test_ceilings_are_measured_and_what_cannot_be_says_why(monkeypatch: pytest.M
 
 def test_attention_without_its_mask_is_found_out() -> None:
     tensors = attention.inputs(64, 4, 2, 16, CPU)
-    right = attention.ARMS["math"][1](64, CPU, True)(*tensors)
-    assert attention.error_of(right, *tensors) < attention.TOLERANCE
+    (problem, *_) = attention.problems(SUITES["attention"].smoked(), True)
+    right = attention.ARMS["math"].make(problem, CPU, True)(*tensors)
+    assert attention.error_of(right, *tensors) < problem.tolerance
     query, key, value = tensors
     open_eyes = torch.nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
-    assert attention.error_of(open_eyes, *tensors) > attention.TOLERANCE
+    assert attention.error_of(open_eyes, *tensors) > problem.tolerance
 
 
 def test_the_causal_blocks_by_definition_are_those_of_the_library() -> None:

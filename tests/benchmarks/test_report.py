@@ -62,11 +62,25 @@ def test_a_drawing_is_whole_xml_with_a_bar_for_each_timed_system() -> None:
 
 def test_lengths_become_columns_and_a_missing_one_is_told() -> None:
     found = example()
-    found |= {"kind": "attention", "settings": {"lengths": [1024, 4096]}}
+    found |= {"kind": "prefill", "settings": {"lengths": [1024, 4096]}}
     found["arms"] = {name: arm | {"cases": {"1024": arm["cases"]["decode"]}} for name, arm in found["arms"].items()}
     assert "| generate | 50 | failed | 10% | 40 s | 9.0 GB |" in tables.table(found)
-    assert "1K, TFLOP/s" in tables.table(found)
+    assert "1K, tokens/s" in tables.table(found)
     assert "1024 tokens" in plots.draw(found)
+
+
+def test_kernels_have_a_row_a_size_and_a_column_a_system() -> None:
+    found = example(broken=BROKEN) | {"kind": "kernels"}
+    for arm in found["arms"].values():
+        arm["cases"] = {"32768": arm["cases"]["decode"]} if arm["cases"] else {}
+    del found["arms"]["plain"]["cases"]["32768"]
+    found["arms"]["plain"]["cases"] = {"16384": found["arms"]["pio-lossless"]["cases"]["32768"]}
+    text = tables.table(found)
+    assert "|  | generate | **ours <&>** |" in text
+    assert "| 16K | 100 tok/s, 20%, 1.00x | - |" in text
+    assert "| 32K | - | 100 tok/s, 20% |" in text
+    assert "| broken | wrong: its logits lie 0.9 / off |  |" in text
+    assert "16384 tokens" in plots.draw(found)
 
 
 def test_the_block_is_renewed_and_the_rest_stays(tmp_path: Path) -> None:
