@@ -154,10 +154,20 @@ def test_so_does_every_width(capability: int, kind: str, width: int, compiler: C
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("lengths", [(1,), (4097,), (33000,)])
-@pytest.mark.parametrize("heads", [8, 16])
-def test_gpu_it_is_exact_up_to_rounding(kind: str, width: int, lengths: tuple[int, ...], heads: int) -> None:
-    case = {"heads": heads, "key_heads": 2, "width": width, "capacity": 33024, "splits": None, **KINDS[kind]}
+def test_gpu_it_is_exact_up_to_rounding(kind: str, width: int, lengths: tuple[int, ...]) -> None:
+    case = {"heads": 8, "key_heads": 2, "width": width, "capacity": 33024, "splits": None, **KINDS[kind]}
     check(Case(lengths, **case), "cuda")  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("key_heads", [4, 8])
+@pytest.mark.parametrize("kind", ["plain", "both"])
+@pytest.mark.parametrize("lengths", [(1,), (1024, 33000)], ids=str)
+def test_gpu_real_sizes_are_exact_up_to_rounding(kind: str, key_heads: int, lengths: tuple[int, ...]) -> None:
+    batch = len(lengths)
+    case = {"heads": 32, "key_heads": key_heads, "width": 128, "capacity": 33024, "splits": None, "batch": batch}
+    options = KINDS[kind] | ({"starts": (1, 700)[:batch]} if "starts" in KINDS[kind] else {})
+    check(Case(lengths, **case, **options), "cuda")  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -223,25 +224,61 @@ def test_so_does_every_width(capability: int, kind: str, width: int, causal: boo
     _compile(compiler, capability, Case(heads=8, key_heads=2, width=width, causal=causal), kind)
 
 
+GPU_CASES = [
+    {"queries": 1000, "keys": 1000},
+    {"queries": 1000, "keys": 1000, "dtype": torch.float16},
+    {"queries": 5, "keys": 777},
+    {"queries": 300, "keys": 1111, "causal": False},
+    {"batch": 3, "queries": 700, "keys": 700, "starts": (0, 130, 699)},
+    {"batch": 2, "queries": 513, "keys": 600, "starts": (65, 0), "ends": (600, 90)},
+    {"queries": 4096, "keys": 4096, "key_heads": 8},
+]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [64, 128, 256])
-@pytest.mark.parametrize(
-    "case",
-    [
-        {"queries": 1000, "keys": 1000},
-        {"queries": 5, "keys": 777},
-        {"queries": 300, "keys": 1111, "causal": False},
-        {"batch": 3, "queries": 700, "keys": 700, "starts": (0, 130, 699)},
-        {"batch": 2, "queries": 513, "keys": 600, "starts": (65, 0), "ends": (600, 90)},
-        {"queries": 4096, "keys": 4096, "key_heads": 8},
-    ],
-    ids=str,
-)
-def test_gpu_it_is_exact_up_to_rounding(case: dict[str, int], width: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("case", GPU_CASES, ids=str)
+def test_gpu_it_is_exact_up_to_rounding(case: dict[str, Any], width: int) -> None:
     for launch in (None, choose_flash_launch(AMPERE, width)):
-        sizes = {"heads": 8, "key_heads": 2, "width": width, "dtype": dtype, "launch": launch, **case}
-        check_dense(Case(**sizes), "cuda")  # type: ignore[arg-type]
+        check_dense(Case(**{"heads": 8, "key_heads": 2, "width": width, "launch": launch, **case}), "cuda")
+
+
+def check_rows(case: Case, key_block: int, density: float | None, device: str = "cpu") -> None:
+    """Every element is written; of a text too long for whole score matrices some rows are held to the definition."""
+    from inference_pio.kernels.triton.flash import flash_attention
+
+    query, key, value = case.tensors(device)
+    launch = case.launch or choose_flash_launch(device_limits(query.device), case.width)
+    places = torch.arange(case.keys, device=device)
+    lists, kept = None, None
+    if density is not None:
+        visible = places[::key_block] < (places[:: launch.query_block, None] + launch.query_block)
+        kept = torch.rand(1, case.heads, *visible.shape, device=device) < density
+        kept = (kept | (places[::key_block] == 0)) & visible
+        lists = BlockList.from_kept(kept, launch.query_block, key_block)
+    out = torch.full_like(query, float("nan"), dtype=torch.float32 if device == "cpu" else case.dtype)
+    flash_attention(query, key, value, lists=lists, out=out, launch=launch)
+    assert bool(out.isfinite().all())
+    for first in (0, launch.query_block - 1, case.queries // 2 - 1, case.queries - 32):
+        rows = places[first : first + 32]
+        seen = (places <= rows[:, None])[None, None]
+        if kept is not None:
+            seen = seen & kept[:, :, rows // launch.query_block].repeat_interleave(key_block, 3)
+        assert_close(out[:, :, rows], naive_attention(query[:, :, rows], key, value, seen), device)
+
+
+@needs_triton
+@pytest.mark.parametrize("density", [None, 0.3])
+def test_long_texts_are_exact_in_the_interpreter(density: float | None, interpreted: Callable[..., None]) -> None:
+    interpreted(check_rows, Case(heads=4, key_heads=2, queries=256, keys=256, launch=WIDE), 64, density)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("key_heads", [4, 8])
+@pytest.mark.parametrize("density", [None, 0.125])
+def test_gpu_long_texts_are_exact_up_to_rounding(key_heads: int, density: float | None) -> None:
+    case = Case(heads=32, key_heads=key_heads, queries=16384, keys=16384, width=128, launch=None)
+    check_rows(case, 128, density, "cuda")
 
 
 @pytest.mark.gpu
