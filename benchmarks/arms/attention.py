@@ -84,7 +84,7 @@ def _triton_best(problem: Problem, device: torch.device, smoke: bool) -> Run:
     from inference_pio.kernels.triton.flash import flash_attention
     from inference_pio.kernels.triton.launch import FlashLaunch
 
-    best = tuned.best("tune-flash", device)
+    best = tuned.best("tune-flash", device, "described", "pointers")
     if best is None:
         raise Unavailable("the suite tune-flash has not chosen a launch for this device")
     launch = FlashLaunch(**best)

@@ -134,7 +134,7 @@ def _padded(heads: tuple[int, int, int], batch: int, tokens: int, queries: int) 
 
     def error(out: Tensor, inputs: Inputs) -> float:
         """Of real tokens: what padding gets is nobody's business. A head at a time: all scores would not fit."""
-        query, key, value, present = inputs
+        query, key, value, _ = inputs
         worst, group = 0.0, heads[0] // heads[1]
         for row, pad in enumerate(pads):
             own = slice(max(0, pad - (tokens - queries)), None)

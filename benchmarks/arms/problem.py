@@ -28,8 +28,9 @@ class Problem:
     """One size. `work` is what one call must compute or read at least, in operations or bytes by `unit`: a system that
     does more, or leaves something out, shows it in its rate. `draw(device)` gives the inputs, the same at each call.
 
-    `in_graph`: calls take microseconds, so they are recorded in a CUDA graph, over `nbytes` large inputs in turn that
-    together do not fit the cache. `once`: one call a round, since each call meets what none before it met. `given` is what the family's arms read: lengths, a launch.
+    `in_graph`: calls take microseconds, so they are recorded in a CUDA graph, over inputs of `nbytes` each in turn that
+    together do not fit the cache. `once`: one call a round, since each call meets what none before it met. `given` is
+    what the family's arms read: lengths, a launch.
     """
 
     name: str

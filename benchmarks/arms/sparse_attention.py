@@ -19,6 +19,7 @@ from benchmarks.arms import attention
 from benchmarks.arms.problem import Inputs, KernelArm, Make, Problem, Run, Unavailable
 from benchmarks.suites import Suite
 from inference_pio.kernels.block_sparse import BlockList
+from inference_pio.kernels.triton.launch import choose_flash_launch, device_limits
 
 MODEL = Path(__file__).parents[2] / "tests" / "models" / "qwen3"
 DENSITY = 0.125
@@ -47,13 +48,16 @@ def built_lists(
     return BlockList.from_kept(kept, query_block, key_block)
 
 
-def window_lists(length: int, heads: int, device: torch.device, sinks: int = SINKS, window: int = WINDOW) -> BlockList:
+def window_lists(
+    length: int, heads: int, device: torch.device, query_block: int = QUERY_BLOCK, *, sinks: int = SINKS,
+    window: int = WINDOW,
+) -> BlockList:  # fmt: skip
     """The first blocks and those of a window behind each query."""
-    kept, _ = _grid(length, heads, device, QUERY_BLOCK, KEY_BLOCK)
+    kept, _ = _grid(length, heads, device, query_block, KEY_BLOCK)
     columns = torch.arange(kept.shape[-1], device=device) * KEY_BLOCK
-    first_rows = torch.arange(kept.shape[-2], device=device)[:, None] * QUERY_BLOCK
+    first_rows = torch.arange(kept.shape[-2], device=device)[:, None] * query_block
     kept &= (columns < sinks) | (columns + KEY_BLOCK > first_rows - window + 1)
-    return BlockList.from_kept(kept, QUERY_BLOCK, KEY_BLOCK)
+    return BlockList.from_kept(kept, query_block, KEY_BLOCK)
 
 
 def _grid(length: int, heads: int, device: torch.device, query_block: int, key_block: int) -> tuple[Tensor, Tensor]:
@@ -89,9 +93,15 @@ def coverage_of(lists: BlockList, query: Tensor, key: Tensor) -> float:
 def _lists_of(kind: str, problem: Problem, inputs: Inputs) -> BlockList:
     query, key, _ = inputs
     length, heads, device = problem["length"], query.shape[1], query.device
+    block = _query_block(device, query.shape[-1])
     if kind == "built":
-        return built_lists(length, heads, DENSITY, device)
-    return window_lists(length, heads, device) if kind == "window" else select(query, key, COVERAGE)
+        return built_lists(length, heads, DENSITY, device, block)
+    return window_lists(length, heads, device, block) if kind == "window" else select(query, key, COVERAGE)
+
+
+def _query_block(device: torch.device, width: int) -> int:
+    """Of the kernel as it is launched there: lists are made for one."""
+    return choose_flash_launch(device_limits(device), width).query_block
 
 
 def _sparse(kind: str) -> Make:

@@ -9,12 +9,11 @@ import torch
 from benchmarks import results
 
 
-def best(suite: str, device: torch.device, arm: str | None = None) -> dict[str, Any] | None:
-    """The fields of the best launch among all arms of a tuning suite, or of one of them; None where none was found."""
+def best(suite: str, device: torch.device, *arms: str) -> dict[str, Any] | None:
+    """The fields of the best launch among these arms of a tuning suite; None where none was found on this device."""
     if device.type != "cuda":
         return None
     path = results.known(suite, torch.cuda.get_device_name(device))
-    if path is None:
-        return None
-    rows = [row["best"] for name, row in results.read(path)["arms"].items() if arm in (None, name) and "best" in row]
+    found = results.read(path)["arms"] if path else {}
+    rows = [found[arm]["best"] for arm in arms if "best" in found.get(arm, {})]
     return dict(max(rows, key=lambda row: row["value"])["launch"]) if rows else None
