@@ -10,10 +10,10 @@ CALL_S = 25
 """Of each call: the first import on a machine, and the ceilings."""
 
 
-def told(suites: Iterable[Suite], arms: Sequence[str] | None, slice_s: float) -> str:
+def told(asked: Iterable[tuple[Suite, Sequence[str] | None]], slice_s: float) -> str:
     """A line a system; systems side by side share what their set-ups overlap, so a sum is the most it can be."""
     lines, rows = [], []
-    for suite in suites:
+    for suite, arms in asked:
         known = {**suite.arms, **suite.optional}
         chosen = {arm: known[arm] for arm in (arms or suite.arms) if arm in known}
         rows += [(suite.name, arm, seconds) for arm, seconds in chosen.items()]

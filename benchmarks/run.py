@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,23 @@ def main(words: list[str] | None = None) -> int:
     """0 where all went well; 1 where `--check` found a regression; 2 for a wish that cannot be met."""
     options = _options(words)
     if options.list:
-        print(planner.told([SUITES[name] for name in options.suites or SUITES], options.arms, options.minutes * 60))
+        asked = [(SUITES[name], arms or options.arms) for name, arms in (options.suites or _asked(SUITES))]
+        print(planner.told(asked, options.minutes * 60))
         return 0
     import torch
 
     device = "cuda" if torch.cuda.is_available() and not options.smoke else "cpu"
+    if options.into:
+        options.into.mkdir(parents=True, exist_ok=True)
     os.environ[results.INTO] = str(options.into or "")
     clock = waves.Clock(time.monotonic() + options.minutes * 60 - END_MARGIN_S)
     limits: dict[str, ceilings.Ceilings] = {}
     worst = 0
-    for name in options.suites:
+    for name, arms in options.suites:
         suite = SUITES[name].smoked() if options.smoke else SUITES[name]
         where = "cpu" if suite.cpu else device
         try:
-            worst = max(worst, _suite(suite, where, options, clock, limits))
+            worst = max(worst, _suite(suite, arms or options.arms, where, options, clock, limits))
         except (results.BadResults, Refused) as error:
             print(f"{name}: {error}", file=sys.stderr)
             worst = 2
@@ -54,7 +58,10 @@ class Refused(Exception):
     """A wish that cannot be met, in the user's words."""
 
 
-def _suite(suite: Suite, device: str, options: Any, clock: waves.Clock, limits: dict[str, ceilings.Ceilings]) -> int:
+def _suite(
+    suite: Suite, arms: list[str] | None, device: str, options: Any, clock: waves.Clock,
+    limits: dict[str, ceilings.Ceilings],
+) -> int:  # fmt: skip
     import torch
 
     from inference_pio.measure import describe_machine
@@ -70,7 +77,7 @@ def _suite(suite: Suite, device: str, options: Any, clock: waves.Clock, limits: 
         limits[device] = ceilings.measure(torch.device(device), smoke=options.smoke)
         print(ceilings.table(limits[device]), flush=True)
     found = _begin(suite, name, machine.to_json(), options, limits[device], path)
-    _measure(suite, device, found, options, clock, path)
+    _measure(suite, arms, device, found, options, clock, path)
     print(f"{suite.name}: {clock.left():.0f} s left", flush=True)
     if not options.check:
         return 0
@@ -97,19 +104,24 @@ def _begin(
     for key in ("suite", "device", "smoke", "settings"):
         if old[key] != fresh[key]:
             raise Refused(f"{path.name} was measured with another {key} ({old[key]}): run without --resume")
-    if old["machine"]["versions"] != machine["versions"] or (options.commit and old["commit"] != options.commit):
-        raise Refused(f"{path.name} was measured with other versions or another commit: run without --resume")
+    if old["machine"]["versions"] != machine["versions"]:
+        raise Refused(f"{path.name} was measured with other versions: run without --resume")
+    if fresh["commit"] and fresh["commit"] not in (old["commit"] or "").split(" and "):
+        old["commit"] = " and ".join(filter(None, [old["commit"], fresh["commit"]]))  # each wave says its own
     for arm in options.again:
         old["arms"].pop(arm, None)
     return old
 
 
-def _measure(suite: Suite, device: str, found: results.Results, options: Any, clock: waves.Clock, path: Path) -> None:
+def _measure(
+    suite: Suite, arms: list[str] | None, device: str, found: results.Results, options: Any, clock: waves.Clock,
+    path: Path,
+) -> None:  # fmt: skip
     import torch
 
     known = {**suite.arms, **suite.optional}
-    asked = [arm for arm in (options.arms or suite.arms) if arm in known]
-    if unknown := [arm for arm in options.arms or [] if arm not in known and len(options.suites) == 1]:
+    asked = [arm for arm in (arms or suite.arms) if arm in known]
+    if unknown := [arm for arm in arms or [] if arm not in known and len(options.suites) == 1]:
         raise Refused(f"no system {', '.join(unknown)}: this suite knows {', '.join(known)}")
     inline = options.smoke and not options.processes
     start = partial(InlineWorker if inline else ProcessWorker, suite.name)
@@ -134,7 +146,9 @@ def _measure(suite: Suite, device: str, found: results.Results, options: Any, cl
             print(f"{suite.name}: left for the next slice: {', '.join(pending)}", flush=True)
             break
         number = len(found["waves"])
-        found["waves"].append({"arms": wave, "memory copy": copied})
+        found["waves"].append(
+            {"arms": wave, "memory copy": copied, "commit": (found["commit"] or "").split(" and ")[-1]}
+        )
         waves.run(walk, wave, number, partial(_start, start, device, options.smoke))
         results.write(found, path)
         if not any(arm in found["arms"] for arm in wave):
@@ -146,9 +160,21 @@ def _start(make: Any, device: str, smoke: bool, arm: str) -> Any:
     return make(arm, device=device, smoke=smoke)
 
 
+def _asked(words: Iterable[str]) -> list[tuple[str, list[str] | None]]:
+    """Suites, and their systems where they are named.
+
+    >>> _asked(["attention", "decode-qwen3-4b:plain,liger"])
+    [('attention', None), ('decode-qwen3-4b', ['plain', 'liger'])]
+    """
+    pairs = [word.partition(":") for word in words]
+    return [(name, arms.split(",") if arms else None) for name, _, arms in pairs]
+
+
 def _options(words: list[str] | None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(sorted(SUITES)))
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE[:SYSTEM,...]", help=f"in this order; known are {', '.join(sorted(SUITES))}"
+    )
     parser.add_argument(
         "--list", action="store_true", help="print the predicted seconds, and how they fall into slices"
     )
@@ -170,8 +196,13 @@ def _options(words: list[str] | None) -> Any:
     )
     parser.add_argument("--commit", help="the commit measured, where git cannot tell")
     options = parser.parse_args(words)
-    if unknown := [name for name in options.suites if name not in SUITES]:
-        parser.error(f"no suite {', '.join(unknown)}: known are {', '.join(sorted(SUITES))}")
+    options.suites = _asked(options.suites)
+    for name, arms in options.suites:
+        if name not in SUITES:
+            parser.error(f"no suite {name}: known are {', '.join(sorted(SUITES))}")
+        known = {**SUITES[name].arms, **SUITES[name].optional}
+        if unknown := [arm for arm in arms or [] if arm not in known]:
+            parser.error(f"no system {', '.join(unknown)} in {name}: it knows {', '.join(known)}")
     if not options.suites and not options.list:
         parser.error(f"name a suite: {', '.join(sorted(SUITES))}")
     if options.out and len(options.suites) > 1:

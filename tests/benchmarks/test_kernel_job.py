@@ -1,0 +1,223 @@
+"""Kernels: a wrong or failing size is left out with its reason, lists are what they say, launches are chosen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.arms import attention, decode_attention, hard_attention, sparse_attention, tuned, tuning
+from benchmarks.arms.problem import KernelArm, Problem
+from benchmarks.suites import SUITES
+from torch import Tensor
+
+from benchmarks import planner, results, run, waves
+from inference_pio.compat import has_triton
+from inference_pio.kernels.attention import naive_attention
+from inference_pio.kernels.block_sparse import naive_block_sparse_attention
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+def smoke(suite: str, out: Path, *words: str) -> dict[str, Any]:
+    assert run.main([suite, "--smoke", "--out", str(out), *words]) == 0
+    return results.read(out)["arms"]
+
+
+def faulty(*lengths: int, error: Exception | None = None) -> KernelArm:
+    """SDPA, but without its mask at these lengths, or with an error."""
+
+    def make(problem: Problem, device: torch.device, smoke: bool) -> Any:
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            bad = problem["length"] in lengths
+            if bad and error:
+                raise error
+            return torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=not bad, enable_gqa=True
+            )
+
+        return attend
+
+    return KernelArm("faulty", make)
+
+
+def test_a_wrong_size_is_left_out_and_the_others_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention.ARMS, "math", faulty(64))
+    arm = smoke("attention:math", tmp_path / "out.json")["math"]
+    assert (arm["status"], list(arm["cases"])) == ("ok", ["32"])
+    assert arm["notes"] == [f"64: wrong, its output is {arm['check']['error']['64']:.3g} off, 0.01 allowed"]
+
+
+def test_a_failing_size_is_left_out_and_the_others_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention.ARMS, "math", faulty(32, error=RuntimeError("out of memory\nand more")))
+    arm = smoke("attention:math", tmp_path / "out.json")["math"]
+    assert (arm["status"], list(arm["cases"])) == ("ok", ["64"])
+    assert arm["notes"] == ["32: RuntimeError: out of memory"]
+
+
+def test_a_wrong_system_may_be_timed_beside_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.arms import table
+
+    def unlike(model: Any, room: Any) -> Any:
+        torch.nn.init.normal_(model.model.layers[0].self_attn.o_proj.weight)
+        return table.GenerateDecoder(model)
+
+    monkeypatch.setitem(table.ARMS, "liger", table.Arm("unlike", unlike))
+    words = ("decode-qwen3-4b:plain,liger", tmp_path / "out.json")
+    arm = smoke(*words)["liger"]
+    assert (arm["status"], arm["cases"], "timed although wrong" in arm) == ("wrong", {}, False)
+    arm = smoke(*words, "--time-wrong")["liger"]
+    assert (arm["status"], arm["cases"]) == ("wrong", {})
+    assert arm["timed although wrong"]["decode"]["median"] > 0
+
+
+def test_what_was_timed_is_on_disk_when_a_run_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = []
+
+    def cut_short(*given: Any) -> None:
+        turns.append(given)
+        if len(turns) == 2:
+            raise KeyboardInterrupt
+        turn(*given)
+
+    turn = waves._turn
+    monkeypatch.setattr(waves, "_turn", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        smoke("attention:flash,math", tmp_path / "out.json")
+    found = results.read(tmp_path / "out.json")["arms"]
+    assert {name: (arm["status"], arm["rounds"]) for name, arm in found.items()} == {
+        "flash": ("ok", 1),
+        "math": ("ok", 1),
+    }
+    monkeypatch.undo()
+    assert smoke("attention:flash,math", tmp_path / "out.json", "--resume") == found
+
+
+def test_a_run_goes_on_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "recorded")
+    (tmp_path / "recorded").mkdir()
+    monkeypatch.setattr(run, "_options", options_without_out(run._options))
+    words = ["--smoke", "--out", "unused", "--into", str(tmp_path / "first")]
+    assert run.main(["attention:flash", *words]) == 0
+    (path,) = (tmp_path / "first").iterdir()
+    path.rename(tmp_path / "recorded" / path.name)
+    words[-1] = str(tmp_path / "second")
+    assert run.main(["attention:math", *words, "--resume"]) == 0
+    assert set(results.read(tmp_path / "second" / path.name)["arms"]) == {"flash", "math"}
+
+
+def options_without_out(options: Any) -> Any:
+    """A smoke run must be told where to write; here it is to write where a real one does."""
+
+    def parse(words: list[str]) -> Any:
+        found = options(words)
+        found.out = None
+        return found
+
+    return parse
+
+
+def test_lists_by_density_and_by_window_are_what_they_say() -> None:
+    lists = sparse_attention.built_lists(1024, 4, 0.125, CPU, 64, 64)
+    assert sparse_attention.density_of(lists, 1024) == pytest.approx(0.125 + 0.875 * 2 / 8.5, abs=0.03)
+    seen = sparse_attention.window_lists(1024, 1, CPU, 64, sinks=128, window=256).mask(1024, 1024)[0, 0]
+    rows, columns = torch.arange(1024)[:, None] // 64 * 64, torch.arange(1024) // 128 * 128
+    wanted = (columns < 128) | ((columns + 128 > rows - 255) & (columns <= rows + 63))
+    assert torch.equal(seen & (columns <= rows + 63), wanted & (columns <= rows + 63))
+
+
+def test_what_lists_leave_out_must_be_left_out() -> None:
+    query, key, value = attention.inputs(256, 4, 2, 16, CPU)
+    lists = sparse_attention.built_lists(256, 4, 0.2, CPU, 32, 32)
+    right = naive_block_sparse_attention(query, key, value, lists)
+    assert attention.error_of(right, query, key, value, lists) < 1e-5
+    dense = naive_attention(query, key, value, causal=True)
+    assert attention.error_of(dense, query, key, value, lists) > 0.1
+    assert sparse_attention.coverage_of(lists, query, key) < 0.9
+    everything = sparse_attention.built_lists(256, 4, 1.1, CPU, 32, 32)
+    assert sparse_attention.coverage_of(everything, query, key) == pytest.approx(1.0)
+    assert sparse_attention.density_of(everything, 256) == 1.0
+
+
+def test_recorded_inputs_have_the_scores_of_the_model() -> None:
+    query, key, value = sparse_attention.recorded_inputs(200, (4, 2, 128), True, CPU)
+    assert (query.shape, key.shape, value.shape) == ((1, 4, 200, 128), (1, 2, 200, 128), (1, 2, 200, 128))
+    own_query, own_key, _ = sparse_attention._recorded(128, CPU)
+    scores = query[0, 0, :64].float() @ key[0, 0, :64].float().T * 128**-0.5
+    wanted = own_query[0, :64].float() @ own_key[0, :64].float().T * 64**-0.5
+    torch.testing.assert_close(scores, wanted, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(key[0, 0, 128:], key[0, 0, :72])
+
+
+def test_a_token_that_decode_does_not_see_is_found_out() -> None:
+    problem = decode_attention.problem((4, 2, 64), 2, 40, 96)
+    _, _, _, lengths = inputs = problem.draw(CPU)
+    query, keys, values = decode_attention.heads_first(problem, inputs)
+    assert keys.shape == (2, 2, 40, 64)
+    right = naive_attention(query, keys, values)[:, :, 0]
+    assert problem.error(right, inputs) < 1e-5
+    assert problem.error(naive_attention(query, keys[:, :, 1:], values[:, :, 1:])[:, :, 0], inputs) > problem.tolerance
+    assert int(lengths) == 40
+
+
+def test_padding_that_is_seen_is_found_out() -> None:
+    (problem,) = [
+        one for one in hard_attention.problems(SUITES["attention-hard"].smoked(), True) if "prompts" in one.name
+    ]
+    query, key, value, _ = inputs = problem.draw(CPU)
+    blind = naive_attention(query, key, value, causal=True).transpose(1, 2)
+    assert problem.error(blind, inputs) > problem.tolerance
+
+
+def test_each_launch_is_listed_once_and_serves_lists_of_128() -> None:
+    for variants in tuning.VARIANTS.values():
+        names = [tuning.spelled(launch) for launch in variants]
+        assert len(set(names)) == len(names)
+    assert all(sparse_attention.KEY_BLOCK % launch.key_block == 0 for launch in tuning.LISTED)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
+def test_launches_are_tuned_and_the_best_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "tune-flash-some-gpu.json"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    words = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "benchmarks/run.py",
+        "tune-flash:padded,listed",
+        "--smoke",
+        "--out",
+        str(out),
+    ]
+    subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True)
+    arms = results.read(out)["arms"]
+    assert set(arms["listed"]["cases"]) == {tuning.spelled(launch) for launch in tuning.LISTED}
+    best = arms["listed"]["best"]
+    assert best["value"] == max(row["median"] for row in arms["listed"]["cases"].values())
+    monkeypatch.setenv(results.INTO, str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    assert tuned.best("tune-flash", torch.device("cuda"), "listed") == best["launch"]
+    assert tuned.best("tune-flash", torch.device("cuda"), "described") is None
+    assert tuned.best("tune-decode", torch.device("cuda"), "4:1") is None
+
+
+def test_the_planner_cuts_slices_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--list", "--minutes", "2.7", "prefill-qwen3-4b:plain,compile", "attention-latent"]) == 0
+    told = capsys.readouterr().out
+    assert "slice 1, 160 s: prefill-qwen3-4b (plain, compile); attention-latent (library)" in told
+    assert "slice 2, 45 s: attention-latent (pio)" in told
+    assert planner.slices([("a", "x", 500.0)], 100) == [[("a", "x", 500.0)]]
+
+
+@pytest.mark.parametrize("word", ["attn", "attention:fastest"])
+def test_an_unknown_suite_or_system_is_told_before_anything_runs(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main([word])
+    assert "no s" in capsys.readouterr().err
