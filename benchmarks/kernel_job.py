@@ -162,8 +162,9 @@ def family_of(suite: Suite) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    """A compiler tells the place first and the matter last: both, where they differ."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0][:160] if len(lines) < 3 else f"{lines[0][:160]} ... {lines[-1][:160]}"
 
 
 def _forget(device: torch.device) -> None:

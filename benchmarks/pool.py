@@ -12,19 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).parents[1]
-LOG_CHARACTERS = 400
+LOG_CHARACTERS, LOG_LINES, LOG_BYTES = 400, 25, 8192
 
 
 class Fault(Exception):
-    """The system failed, cannot run here, or did not answer; `status` says which."""
+    """The system failed, cannot run here, or did not answer; `status` says which, `log` what its process wrote last."""
 
-    def __init__(self, status: str, reason: str) -> None:
+    def __init__(self, status: str, reason: str, log: str = "") -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.log = status, log
 
 
 class Worker(Protocol):
@@ -56,8 +57,8 @@ class ProcessWorker:
         except (BrokenPipeError, EOFError):
             raise Fault("failed", f"its process ended: {self._last_words()}") from None
         except TimeoutError:
-            raise Fault("timeout", f"{word!r} took longer than {timeout_s:.0f} s") from None
-        return checked(json.loads(line))
+            raise Fault("timeout", f"{word!r} took longer than {timeout_s:.0f} s", self._last_lines()) from None
+        return checked(json.loads(line), self._last_lines)
 
     def close(self) -> None:
         """Let it end by itself for a moment (it deletes its files), then end it with its children."""
@@ -85,6 +86,14 @@ class ProcessWorker:
         line, self._rest = self._rest.split(b"\n", 1)
         return line
 
+    def _last_lines(self) -> str:
+        """Of its log, which a traceback ends; read beside the process, which goes on writing at the same place."""
+        size = os.fstat(self._log.fileno()).st_size
+        start = max(0, size - LOG_BYTES)
+        return "\n".join(
+            os.pread(self._log.fileno(), size - start, start).decode(errors="replace").splitlines()[-LOG_LINES:]
+        )
+
     def _last_words(self) -> str:
         self._process.wait(10)
         self._log.seek(0)
@@ -108,10 +117,10 @@ class InlineWorker:
         gc.collect()
 
 
-def checked(answer: dict[str, Any]) -> dict[str, Any]:
+def checked(answer: dict[str, Any], log: Callable[[], str] = str) -> dict[str, Any]:
     for status in ("unavailable", "failed"):
         if status in answer:
-            raise Fault(status, answer[status])
+            raise Fault(status, answer[status], log() if status == "failed" else "")
     return answer
 
 

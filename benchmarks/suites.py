@@ -77,8 +77,8 @@ SUITES = {
         ),
         Suite(
             "attention", "kernels", "Causal attention, 32 query and 8 key heads of 128, bfloat16",
-            arms={"cudnn": 12, "flash": 12, "efficient": 12, "flex": 35, "pio": 12, "triton": 12, "triton-best": 12},
-            optional={"math": 20},
+            arms={"cudnn": 20, "flash": 20, "flex": 60, "pio": 20, "triton": 15, "triton-best": 15},
+            optional={"efficient": 25, "math": 25},
             baseline="cudnn", family="attention", gigabytes=10,
             lengths=(1024, 4096, 8192, 16384, 32768, 65536, 131072),
         ),

@@ -123,6 +123,7 @@ def _set_up(walk: Walk, arm: str, worker: Worker, number: int, *, first: bool) -
         said = worker.ask("set up", limit)
     except Fault as fault:
         walk.say(f"  {arm}: {fault.status}: {fault}")
+        _say_log(walk, fault)
         if fault.status == "timeout" and not whole:
             return None
         status = "failed" if fault.status == "timeout" else fault.status
@@ -154,12 +155,18 @@ def _turn(walk: Walk, timed: list[Timed], number: int) -> None:
                 reason = f"while timed: {fault}"
                 walk.into["arms"][one.arm] = _not_timed(one.said["label"], "failed", reason, number)
             walk.say(f"  {one.arm}: {fault.status} while timed: {fault}")
+            _say_log(walk, fault)
             continue
         one.rounds.append(answer | {"asked_s": time.monotonic() - began})
         walk.into["arms"][one.arm] = _recorded(one, number, walk.into["ceilings"])
         acted = True
     if acted:
         walk.save()
+
+
+def _say_log(walk: Walk, fault: Fault) -> None:
+    for line in fault.log.splitlines():
+        walk.say(f"    | {line}")
 
 
 def _recorded(one: Timed, number: int, ceilings: dict[str, Any]) -> dict[str, Any]:

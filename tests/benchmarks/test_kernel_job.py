@@ -54,10 +54,10 @@ def test_a_wrong_size_is_left_out_and_the_others_stand(tmp_path: Path, monkeypat
 
 
 def test_a_failing_size_is_left_out_and_the_others_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(attention.ARMS, "math", faulty(32, error=RuntimeError("out of memory\nand more")))
+    monkeypatch.setitem(attention.ARMS, "math", faulty(32, error=RuntimeError("at 43:16\nmuch code\nno such type")))
     arm = smoke("attention:math", tmp_path / "out.json")["math"]
     assert (arm["status"], list(arm["cases"])) == ("ok", ["64"])
-    assert arm["notes"] == ["32: RuntimeError: out of memory"]
+    assert arm["notes"] == ["32: RuntimeError: at 43:16 ... no such type"]
 
 
 def test_a_wrong_system_may_be_timed_beside_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,18 @@ def test_a_process_that_hangs_or_dies_is_told_and_ended() -> None:
     assert worker._process.poll() is not None
 
 
+def test_a_failing_process_tells_the_end_of_its_log() -> None:
+    worker = pool.ProcessWorker("attention", "no such kernel", device="cpu", smoke=True)
+    try:
+        with pytest.raises(pool.Fault, match="KeyError") as told:
+            worker.ask("set up", 60)
+        assert told.value.status == "failed"
+        assert "KeyError: 'no such kernel'" in told.value.log
+        assert "Traceback" in told.value.log
+    finally:
+        worker.close()
+
+
 def test_a_fault_inside_a_system_is_an_answer() -> None:
     worker = pool.InlineWorker("attention", "no such kernel", device="cpu", smoke=True)
     with pytest.raises(pool.Fault, match="KeyError"):

@@ -134,7 +134,7 @@ def test_what_it_would_get_wrong_is_refused() -> None:
         with pytest.raises(InvalidSetting, match="the cache holds 5 tokens of"):
             layer.update(*states(other, 1))
     keys, values = states(KIND, 1)
-    with pytest.raises(InvalidSetting, match="under torch.no_grad"):
+    with pytest.raises(InvalidSetting, match=r"under torch\.no_grad"):
         layer.update(keys.requires_grad_(), values)
     with torch.no_grad():
         layer.update(keys, values)
