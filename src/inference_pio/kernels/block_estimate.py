@@ -1,0 +1,105 @@
+"""Estimates of how much attention falls on each block of keys, from a few vectors of each block: softmax, then sums.
+
+They are right up to a factor that differs from head to head, so whoever cuts by them must check them (`sparsity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+SPAN = 64
+"""Tokens that are averaged into one vector."""
+STRIDE = 16
+"""Tokens of a strip whose scores are summed along antidiagonals."""
+
+
+def visible_blocks(queries, keys, query_block, key_block, device=None):
+    """Which blocks of keys hold one that a query of the block may see, the last query standing at the last key:
+    boolean [query blocks, key blocks].
+
+    >>> visible_blocks(4, 6, 2, 2).tolist()
+    [[True, True, False], [True, True, True]]
+    """
+    last = last_positions(queries, keys, query_block, device)
+    return torch.arange(0, keys, key_block, device=device) <= last[:, None]
+
+
+def last_positions(queries, keys, query_block, device=None):
+    """Where the last query of each block stands among the keys: int64 [query blocks].
+
+    >>> last_positions(5, 7, 2).tolist()
+    [3, 5, 6]
+    """
+    ends = torch.arange(query_block, queries + query_block, query_block, device=device)
+    return keys - queries - 1 + ends.clamp(max=queries)
+
+
+def estimate_by_means(query, key, *, query_block, key_block, scale=None, starts=None):
+    """Estimated attention [B, H, query blocks, key blocks] of `[B, H, S, D]` over `[B, key heads, L, D]`, causal, from
+    the mean vectors of 64 queries and of 64 keys. Each row sums to 1, or to 0 where no query of the block sees a key.
+
+    Pooled keys are FlashPrefill's, arXiv 2603.06199. Row b sees keys from `starts[b]` on.
+    """
+    shift = query.shape[2] - key.shape[2]
+    queries = block_means(query, SPAN, None if starts is None else starts + shift)
+    keys = block_means(key, SPAN, starts)
+    return _estimate(queries, keys, SPAN, query, key, query_block, key_block, scale, starts)
+
+
+def estimate_by_antidiagonals(query, key, *, query_block, key_block, scale=None, starts=None):
+    """The same from sums along the antidiagonals of 16 x 16 scores, where every pair counts once: 256 times the work.
+
+    XAttention, arXiv 2503.16428.
+    """
+    scale = (query.shape[-1] ** -0.5 if scale is None else scale) / STRIDE
+    queries, keys = _strips(query).flip(3).flatten(3), _strips(key).flatten(3)
+    return _estimate(queries, keys, STRIDE, query, key, query_block, key_block, scale, starts)
+
+
+ESTIMATES: dict[str, Callable[..., torch.Tensor]] = {
+    "mean": estimate_by_means,
+    "antidiagonal": estimate_by_antidiagonals,
+}
+
+
+def block_means(tensor, block, starts=None):
+    """Mean vector of each block of `[B, H, S, D]`: float32 [B, H, blocks, D]; tokens before a row's start do not count.
+
+    >>> block_means(torch.tensor([[[[1.0], [3.0], [5.0]]]]), 2).flatten().tolist()
+    [2.0, 5.0]
+    """
+    tokens = tensor.shape[2]
+    counts = torch.full((-(-tokens // block),), block, dtype=torch.float32, device=tensor.device)
+    counts[-1] -= -tokens % block
+    counts = counts[None, None, :, None]
+    if starts is not None:
+        tensor = tensor.masked_fill((torch.arange(tokens, device=tensor.device) < starts[:, None])[:, None, :, None], 0)
+        first = torch.arange(0, tokens, block, device=tensor.device)
+        counts = counts - (starts[:, None] - first).clamp(0, block)[:, None, :, None]
+    padded = F.pad(tensor, (0, 0, 0, -tokens % block)) if tokens % block else tensor
+    return padded.unflatten(2, (-1, block)).sum(3, dtype=torch.float32) / counts.clamp(min=1.0)
+
+
+def _strips(tensor):
+    return F.pad(tensor, (0, 0, 0, -tensor.shape[2] % STRIDE)).unflatten(2, (-1, STRIDE)).float()
+
+
+def _estimate(queries, keys, span, query, key, query_block, key_block, scale, starts):
+    """Softmax of the scores between vectors that stand for `span` tokens each, summed and averaged into blocks."""
+    tokens, context, device = query.shape[2], key.shape[2], query.device
+    grouped = queries.unflatten(1, (keys.shape[1], -1))  # heads that share keys
+    scores = grouped @ keys[:, :, None].transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    seen = visible_blocks(tokens, context, span, span, device)
+    if starts is not None:
+        ends = torch.arange(span, context + span, span, device=device)
+        seen = seen & (ends > starts[:, None])[:, None, None, None]
+    scores = scores.masked_fill(~seen, float("-inf")).flatten(1, 2)
+    shares = torch.softmax(scores, -1).nan_to_num(0.0)
+    shares = F.pad(shares, (0, -shares.shape[-1] % (key_block // span))).unflatten(-1, (-1, key_block // span)).sum(-1)
+    rows = query_block // span
+    counted = torch.ones(shares.shape[2], device=device)
+    shares, counted = F.pad(shares, (0, 0, 0, -shares.shape[2] % rows)), F.pad(counted, (0, -counted.shape[0] % rows))
+    return shares.unflatten(2, (-1, rows)).sum(3) / counted.unflatten(0, (-1, rows)).sum(1)[:, None]
