@@ -20,7 +20,7 @@ FLOORS = [  # from top to bottom; rooms of one floor do not import one another
     {"manager"},
     {"plan"},
     {"optimizations"},
-    {"measure", "streaming", "decoding", "spiking", "calibration"},
+    {"measure", "streaming", "decoding", "spiking", "calibration", "sparsity"},
     {"cache", "formats", "anatomy", "sources"},
     {"contract", "configuration"},
     {"undo"},

@@ -1,0 +1,90 @@
+"""Prefill: what is kept covers what it promises, also where the estimate misleads; audits tell the truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inference_pio.kernels.attention_mass import attention_mass
+from inference_pio.sparsity.audited_prefill import AuditedPrefill, Choice, PrefillSettings
+
+TOKENS, WIDTH = 2048, 32
+
+
+def _peaked(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Heads that look at whole topics: tokens of a block share a direction, and look for those that share theirs."""
+    chance = torch.Generator().manual_seed(seed)
+    topics = torch.randn(8, WIDTH, generator=chance)
+    of_block = torch.randint(0, 8, (TOKENS // 64,), generator=chance).repeat_interleave(64)
+    noise = torch.randn(2, TOKENS, WIDTH, generator=chance)
+    key = topics[of_block] + 0.3 * noise[0]
+    query = 1.5 * topics[of_block] + 0.3 * noise[1]
+    return query[None, None].expand(1, 2, -1, -1).contiguous(), key[None, None]
+
+
+def _needles(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every query looks at one key anywhere before it: the mean of a block says nothing of that."""
+    chance = torch.Generator().manual_seed(seed)
+    key = torch.randn(1, 1, TOKENS, WIDTH, generator=chance)
+    looked_at = (torch.rand(TOKENS, generator=chance) * torch.arange(1, TOKENS + 1)).long()
+    query = 4.0 * key[:, :, looked_at]
+    return query.expand(1, 2, -1, -1).contiguous(), key
+
+
+def _coverage(choice: Choice, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    mass = attention_mass(query, key, causal=True, block=64)
+    mass = mass.unflatten(2, (-1, choice.query_block // 64)).mean(3)
+    return (mass * choice.kept).sum(-1)
+
+
+@pytest.mark.parametrize("scorer", ["mean", "antidiagonal"])
+@pytest.mark.parametrize("query_block", [64, 128])
+def test_what_is_kept_covers_what_it_promises_and_is_sparse(scorer, query_block) -> None:
+    prefill = AuditedPrefill(2, PrefillSettings(scorer=scorer, query_block=query_block), torch.device("cpu"))
+    found = []
+    for seed in range(4):
+        query, key = _peaked(seed)
+        choice = prefill.choose(query, key)
+        found.append(_coverage(choice, query, key))
+        kept, visible = choice.sizes()
+        assert kept < 0.5 * visible
+    covered = torch.cat(found).flatten()
+    assert float(covered.mean()) >= 0.98
+    assert float(covered.quantile(0.05)) >= 0.93  # a few dozen rows tell a twentieth no better
+    told = prefill.log.to_json()
+    assert told["coverage_mean"] == pytest.approx(float(covered.mean()), abs=0.01)
+    assert told["coverage_p05"] == pytest.approx(float(covered.quantile(0.05)), abs=0.03)
+
+
+def test_heads_whose_estimate_misleads_become_dense() -> None:
+    prefill = AuditedPrefill(2, PrefillSettings(), torch.device("cpu"))
+    query, key = _needles(0)
+    choice = prefill.choose(query, key)
+    assert float(_coverage(choice, query, key).mean()) >= 0.98
+    kept, visible = choice.sizes()
+    assert kept >= 0.95 * visible
+
+
+def test_heads_change_with_what_they_read() -> None:
+    prefill = AuditedPrefill(2, PrefillSettings(), torch.device("cpu"))
+    prefill.choose(*_peaked(0))
+    for seed in range(4):
+        choice = prefill.choose(*_needles(seed))
+    assert float(_coverage(choice, *_needles(3)).mean()) >= 0.97
+
+
+def test_the_same_seed_makes_the_same_choice() -> None:
+    first, second = (AuditedPrefill(2, PrefillSettings(), torch.device("cpu")) for _ in range(2))
+    assert torch.equal(first.choose(*_peaked(0)).kept, second.choose(*_peaked(0)).kept)
+
+
+def test_history_odd_lengths_and_padding() -> None:
+    query, key = _peaked(1)
+    prefill = AuditedPrefill(2, PrefillSettings(), torch.device("cpu"))
+    starts = torch.tensor([333], dtype=torch.int32)
+    choice = prefill.choose(query[:, :, -700:], key, starts=starts)
+    assert choice.kept.shape == (1, 2, 6, 32)
+    assert not bool(choice.kept[..., :5].any())
+    assert bool(choice.kept[:, :, :, 5].all())
+    short = prefill.choose(query[:, :, :130], key[:, :, :130])
+    assert short.kept.shape == (1, 2, 2, 3)
