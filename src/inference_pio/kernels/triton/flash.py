@@ -188,12 +188,7 @@ def flash_attention(
     require(supports(query, key, value))
     batch, heads, queries, width = query.shape
     key_heads, keys = key.shape[1:3]
-    launch = launch or choose_flash_launch(
-        device_limits(query.device),
-        width,
-        aligned=_aligned(key) and _aligned(value),
-        padded=starts is not None or ends is not None,
-    )
+    launch = launch or launch_for(key, value, padded=starts is not None or ends is not None)
     parts = _parts(lists, launch)
     if out is None:
         out = query.new_empty(batch, queries, heads, width).transpose(1, 2)
@@ -212,6 +207,12 @@ def flash_attention(
             num_warps=launch.warps, num_stages=launch.stages, **limits,
         )  # fmt: skip
     return out
+
+
+def launch_for(key: torch.Tensor, value: torch.Tensor, *, padded: bool = False) -> FlashLaunch:
+    """The launch that serves these keys and values, where no other is asked for: lists are made for its blocks."""
+    aligned = _aligned(key) and _aligned(value)
+    return choose_flash_launch(device_limits(key.device), key.shape[-1], aligned=aligned, padded=padded)
 
 
 def _described(tensor: torch.Tensor, launch: FlashLaunch) -> torch.Tensor | TensorDescriptor:
