@@ -12,11 +12,29 @@ import pytest
 import torch
 from torch import nn
 
+from inference_pio.contract.config import OptimizationConfig
 from inference_pio.contract.optimization import OptimizationInterface, OptimizationType, Stage
 from inference_pio.errors import PlanError
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.undo.fingerprint import Fingerprint, fingerprint
 from tests import tiny
+
+SMALL: dict[str, dict[str, Any]] = {
+    "sparse_attention": {
+        "sinks": 64, "window": 64, "dense_below": 0, "min_coverage": 0.0,
+        "calibration": [[token % 100 + 1 for token in range(512)]],
+    },
+}  # fmt: skip
+"""Settings with which what is made for large models acts on tiny ones too."""
+
+
+def small_manager() -> ModularOptimizationManager:
+    """A manager under which every optimization acts on tiny models."""
+    manager = ModularOptimizationManager()
+    for name, parameters in SMALL.items():
+        manager.configure_optimization(name, OptimizationConfig(name=name, parameters=parameters))
+    return manager
+
 
 NAMES = ModularOptimizationManager().get_available_optimizations()
 PAIRS = list(itertools.combinations(NAMES, 2))
@@ -68,7 +86,7 @@ class Case:
         self.model = tiny.build(name, dtype=dtype)
         self.logits = tiny.logits(self.model, name)
         self.before: Fingerprint = fingerprint(self.model)
-        self.manager = ModularOptimizationManager()
+        self.manager = small_manager()
 
     def apply(self, *names: str, **how: Any) -> bool:
         """Apply by name; False where the plan says that one of them does not apply to this model."""

@@ -7,13 +7,12 @@ import json
 
 import pytest
 
-from inference_pio.manager import ModularOptimizationManager
 from tests import tiny
-from tests.sweep import NAMES
+from tests.sweep import NAMES, small_manager
 
 
 def test_a_plan_prints_steps_skips_and_the_predicted_weights() -> None:
-    plan = ModularOptimizationManager().plan(tiny.build("llama"), NAMES, profile=None)
+    plan = small_manager().plan(tiny.build("llama"), NAMES, profile=None)
     text = str(plan)
     for name in NAMES:
         assert f"apply {name}" in text
@@ -23,13 +22,13 @@ def test_a_plan_prints_steps_skips_and_the_predicted_weights() -> None:
 
 
 def test_a_plan_cannot_be_changed() -> None:
-    plan = ModularOptimizationManager().plan(tiny.build("llama"), NAMES)
+    plan = small_manager().plan(tiny.build("llama"), NAMES)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.steps = ()  # type: ignore[misc]
 
 
 def test_a_plan_on_an_optimized_model_tells_what_is_kept_and_what_is_taken_back() -> None:
-    model, manager = tiny.build("llama"), ModularOptimizationManager()
+    model, manager = tiny.build("llama"), small_manager()
     manager.apply_optimizations(model, NAMES)
     kept = manager.plan(model, NAMES[:1])
     assert [step.action for step in kept.steps] == ["keep"]

@@ -10,7 +10,7 @@ from inference_pio.plan.rehearse import rehearse
 from inference_pio.plan.skeleton import skeleton_of, tensor_bytes
 from inference_pio.plan.target import Wanted
 from tests import tiny
-from tests.sweep import Marker
+from tests.sweep import SMALL, Marker
 
 
 def test_the_skeleton_that_is_given_is_not_changed() -> None:
@@ -18,7 +18,8 @@ def test_the_skeleton_that_is_given_is_not_changed() -> None:
     bones = skeleton_of(tiny.build("llama"))
     before = tensor_bytes(bones)
     names = registry.names()
-    steps, left = rehearse(bones, names, {name: Wanted(name) for name in names}, registry, torch.device("cpu"))
+    target = {name: Wanted(name, SMALL.get(name, {})) for name in names}
+    steps, left = rehearse(bones, names, target, registry, torch.device("cpu"))
     assert {step.name for step in steps} == set(names)
     assert left == []
     assert tensor_bytes(bones) == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
 from torch import nn
 
 from inference_pio.contract.config import OptimizationType
@@ -12,6 +11,7 @@ from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.contract.settings import Settings
 from inference_pio.optimizations import built_in
+from inference_pio.optimizations.attention.sparse_attention import SparseAttention
 
 
 class Later(OptimizationInterface):
@@ -27,15 +27,6 @@ class Later(OptimizationInterface):
 
 class Spiking(Later):
     name = "snn_conversion"
-
-
-class Sparse(Later):
-    class Wanted(Settings):
-        sparsity_ratio: float = Field(default=0.5, ge=0, le=1)
-
-    name = "sparse_attention"
-    optimization_type = OptimizationType.ATTENTION
-    Parameters: ClassVar[type[Settings]] = Wanted
 
 
 class Adaptive(Later):
@@ -71,7 +62,7 @@ class Fusion(Later):
     optimization_type = OptimizationType.COMPUTE
 
 
-LATER = (Spiking, Sparse, Adaptive, Offloading, Pruning, Fusion)
+LATER = (Spiking, SparseAttention, Adaptive, Offloading, Pruning, Fusion)
 
 
 def today() -> OptimizationRegistry:

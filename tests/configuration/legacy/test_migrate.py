@@ -13,9 +13,10 @@ from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.errors import InvalidSetting, UnknownName
 from inference_pio.integration.targets import family_target
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.optimizations.attention.sparse_attention import SparseAttention
 from inference_pio.plan.plan import Plan
 from tests import tiny
-from tests.configuration.legacy.later import Adaptive, Fusion, Offloading, Pruning, Sparse, Spiking, one_day, today
+from tests.configuration.legacy.later import Adaptive, Fusion, Offloading, Pruning, Spiking, one_day, today
 
 BOTH = {"family": "qwen", "optimizations": ["flash_attention", "tensor_compression"]}
 DOCUMENT = {
@@ -57,12 +58,12 @@ LEGACY_AND_NEW: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...]]] = {
     "sparsity_ratio": (
         {"optimizations": [{"name": "sparse_attention", "parameters": {"sparsity_ratio": 0.3}}]},
         SPARSE,
-        (Sparse,),
+        (SparseAttention,),
     ),
     "sparse_attention_sparsity_ratio": (
         {"use_sparse_attention": True, "sparse_attention_sparsity_ratio": 0.3},
         SPARSE,
-        (Sparse,),
+        (SparseAttention,),
     ),
     "adaptive_strategy": (
         {"optimizations": [{"name": "adaptive_sparse_attention", "parameters": {"adaptive_strategy": "certified"}}]},
@@ -99,7 +100,9 @@ LEGACY_AND_NEW: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...]]] = {
 def plan_of(config: ModelOptimizationConfig, registry: OptimizationRegistry, monkeypatch: pytest.MonkeyPatch) -> Plan:
     manager = ModularOptimizationManager(registry)
     monkeypatch.setattr("inference_pio.integration.targets.get_optimization_manager", lambda: manager)
-    return manager.plan(tiny.build("qwen3"), family_target(config, "qwen3"), profile="by config")
+    model = tiny.build("qwen3")
+    model.config.max_position_embeddings = 65536  # no member is left out because the model is too short for it
+    return manager.plan(model, family_target(config, "qwen3"), profile="by config")
 
 
 @pytest.mark.parametrize("form", LEGACY_AND_NEW)

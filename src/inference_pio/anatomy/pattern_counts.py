@@ -1,0 +1,41 @@
+"""What a pattern over a dense attention function did while the model ran: how often it served, and how often not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+
+class PatternCounts:
+    """One for all layers of a model, and copied with it. Threads that run one model at a time may lose a count.
+
+    >>> counts = PatternCounts()
+    >>> counts.served("decode", "triton", kept=1, of=4)
+    >>> counts.left("short")
+    >>> counts.to_json()["density"], counts.to_json()["dense_calls"]
+    (0.25, {'short': 1})
+    """
+
+    def __init__(self) -> None:
+        self.sparse_calls: Counter[str] = Counter()
+        self.backends: Counter[str] = Counter()
+        self.dense_calls: Counter[str] = Counter()
+        self._kept = self._of = 0
+
+    def served(self, phase: str, backend: str, *, kept: int, of: int) -> None:
+        """The pattern served a call: of so many pairs of a query and a key before it, all heads, it kept so many."""
+        self.sparse_calls[phase] += 1
+        self.backends[backend] += 1
+        self._kept += kept
+        self._of += of
+
+    def left(self, reason: str) -> None:
+        """A call was left to the dense function."""
+        self.dense_calls[reason] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Calls of one layer each; `density` is the share of pairs kept in the calls that were served."""
+        return {
+            "sparse_calls": dict(self.sparse_calls), "backends": dict(self.backends),
+            "dense_calls": dict(self.dense_calls), "density": round(self._kept / self._of, 4) if self._of else None,
+        }  # fmt: skip
