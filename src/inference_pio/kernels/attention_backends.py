@@ -145,7 +145,7 @@ def _kept_length(device, length):
 def _compiled_flex():
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention, dynamic=True)  # else the ninth length would run uncompiled
 
 
 def _flex(query, key, value, starts, scale):

@@ -220,6 +220,7 @@ def test_flex_is_refused_where_nothing_compiles(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow  # the compiler takes half a minute
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # what torch itself loads to compile
 def test_flex_serves_causal_prefill_by_order() -> None:
     case = Case("llama")
     if (reason := lacks("flex", Phase.PREFILL, None, torch.float32, torch.device("cpu"))) is not None:  # type: ignore[arg-type]
