@@ -38,11 +38,12 @@ class ProcessWorker:
 
     def __init__(self, suite: str, arm: str, *, device: str, smoke: bool) -> None:
         reading, writing = os.pipe()
+        self._caches = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         words = [sys.executable, "-m", "benchmarks.worker", suite, arm, "--device", device, "--answers", str(writing)]
         self._process = subprocess.Popen(
             words + ["--smoke"] * smoke, stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, text=True,
-            pass_fds=[writing], cwd=ROOT, start_new_session=True, env=_environment(),
+            pass_fds=[writing], cwd=ROOT, start_new_session=True, env=_environment(self._caches.name),
         )  # fmt: skip
         os.close(writing)
         self._answers, self._rest = reading, b""
@@ -73,6 +74,7 @@ class ProcessWorker:
         self._process.wait()
         os.close(self._answers)
         self._log.close()
+        self._caches.cleanup()
 
     def _read_line(self, deadline: float) -> bytes:
         while b"\n" not in self._rest:
@@ -124,6 +126,11 @@ def checked(answer: dict[str, Any], log: Callable[[], str] = str) -> dict[str, A
     return answer
 
 
-def _environment() -> dict[str, str]:
+def _environment(caches: str) -> dict[str, str]:
+    """Caches of its own too: what one system compiled must not shorten the set-up of the next."""
     paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "TORCHINDUCTOR_CACHE_DIR": str(Path(caches, "inductor")),
+        "TRITON_CACHE_DIR": str(Path(caches, "triton")),
+    }

@@ -24,7 +24,7 @@ from benchmarks.pool import InlineWorker, ProcessWorker  # noqa: E402
 from benchmarks.suites import SUITES, Suite  # noqa: E402
 
 END_MARGIN_S = 8.0
-MOST_AT_ONCE = 6
+MOST_AT_ONCE = 7
 
 
 def main(words: list[str] | None = None) -> int:

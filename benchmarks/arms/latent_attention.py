@@ -17,8 +17,8 @@ from benchmarks.arms.problem import Inputs, KernelArm, Make, Problem, Run, relat
 from benchmarks.suites import Suite
 
 CHUNK = 4096
-TOLERANCE = 2e-2
-"""Of bfloat16 outputs behind two projections more than attention has."""
+TOLERANCE = 3e-2
+"""Of bfloat16 outputs: what is rounded on the way to the scores moves them by under 1%; a position off, by 25%."""
 
 
 def _module(ours: bool) -> Make:

@@ -25,7 +25,6 @@ DESCRIBED = [
     FlashLaunch(128, 64, 8, 3, True),
     FlashLaunch(128, 64, 8, 3, True, 128),
     FlashLaunch(128, 64, 8, 4, True),
-    FlashLaunch(128, 64, 4, 2, True),
     FlashLaunch(128, 64, 4, 3, True),
     FlashLaunch(128, 128, 8, 2, True),
     FlashLaunch(128, 128, 8, 3, True),
@@ -41,17 +40,15 @@ POINTERS = [
     FlashLaunch(128, 32, 8, 3),
     FlashLaunch(128, 64, 8, 2),
     FlashLaunch(128, 64, 8, 3),
-    FlashLaunch(128, 64, 8, 3, False, 128),
-    FlashLaunch(128, 64, 4, 3),
     FlashLaunch(64, 64, 4, 3),
     FlashLaunch(128, 128, 8, 2),
 ]
 PADDED = [
     FlashLaunch(128, 64, 8, 3, True),
     FlashLaunch(128, 64, 8, 2, True),
-    FlashLaunch(128, 64, 8, 2, True, 128),
     FlashLaunch(128, 128, 8, 2, True),
     FlashLaunch(64, 64, 4, 3, True),
+    FlashLaunch(128, 32, 8, 3, True),
     FlashLaunch(128, 32, 8, 3),
 ]
 LISTED = [
@@ -59,7 +56,8 @@ LISTED = [
     FlashLaunch(128, 64, 8, 2, True),
     FlashLaunch(128, 64, 8, 3, True),
     FlashLaunch(128, 128, 8, 2, True),
-    FlashLaunch(128, 64, 4, 3, True),
+    FlashLaunch(128, 32, 8, 4, True, 128),
+    FlashLaunch(64, 64, 4, 3, True),
     FlashLaunch(128, 32, 8, 3),
 ]
 DECODE = [
