@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import subprocess
 from collections.abc import Sequence
@@ -14,30 +15,38 @@ from torch import nn
 
 from inference_pio.contract.config import OptimizationConfig
 from inference_pio.contract.optimization import OptimizationInterface, OptimizationType, Stage
-from inference_pio.errors import PlanError
+from inference_pio.errors import ConflictError, PlanError
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.undo.fingerprint import Fingerprint, fingerprint
 from tests import tiny
-
-SMALL: dict[str, dict[str, Any]] = {
-    "sparse_attention": {
-        "sinks": 64, "window": 64, "dense_below": 0, "min_coverage": 0.0,
-        "calibration": [[token % 100 + 1 for token in range(512)]],
-    },
-}  # fmt: skip
-"""Settings with which what is made for large models acts on tiny ones too."""
 
 
 def small_manager() -> ModularOptimizationManager:
     """A manager under which every optimization acts on tiny models."""
     manager = ModularOptimizationManager()
-    for name, parameters in SMALL.items():
-        manager.configure_optimization(name, OptimizationConfig(name=name, parameters=parameters))
+    for cls in manager.registry:
+        if cls.on_small_models:
+            config = OptimizationConfig(name=cls.name, parameters=dict(cls.on_small_models))
+            manager.configure_optimization(cls.name, config)
     return manager
 
 
 NAMES = ModularOptimizationManager().get_available_optimizations()
 PAIRS = list(itertools.combinations(NAMES, 2))
+
+
+def _together() -> list[str]:
+    """Names that one model takes at once: of those that claim one thing, the first."""
+    model, manager = tiny.build("llama"), small_manager()
+    taken: list[str] = []
+    for name in NAMES:
+        with contextlib.suppress(ConflictError):
+            manager.plan(model, [*taken, name])
+            taken.append(name)
+    return taken
+
+
+TOGETHER = _together()
 IN_EVERY_RUN = 3
 """Pairs that `make test` takes; the others are left to `make verify`, and each commit takes the next ones."""
 

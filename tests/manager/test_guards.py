@@ -18,7 +18,7 @@ from inference_pio.errors import InvalidModel, ModelBusy, ModelDrift, RefusedOnO
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
-from tests.sweep import NAMES, Case
+from tests.sweep import TOGETHER, Case
 
 PEFT_ASKS_THE_OLD_NAME = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 WEIGHTS = "tensor_compression"
@@ -27,7 +27,7 @@ DISPATCH = "flash_attention"
 
 def optimized(*names: str, model_name: str = "llama") -> Case:
     case = Case(model_name)
-    assert case.apply(*(names or NAMES))
+    assert case.apply(*(names or TOGETHER))
     return case
 
 
@@ -65,7 +65,7 @@ def test_deepcopy_works_and_the_copy_knows_that_it_has_no_way_back() -> None:
     assert twin.forward.__self__ is twin
     status = case.manager.get_optimization_status(twin)
     assert status["reversible"].startswith("no: this is a copy")
-    assert sorted(status["applied"]) == sorted(NAMES)
+    assert sorted(status["applied"]) == sorted(TOGETHER)
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
     tiny.logits(twin, "llama")
@@ -231,7 +231,7 @@ def test_a_forward_of_the_users_own_follows_a_deepcopy() -> None:
         return type(self).forward(self, *args, **kwargs)
 
     case.model.forward = types.MethodType(forward, case.model)
-    case.apply(*NAMES)
+    case.apply(*TOGETHER)
     twin = copy.deepcopy(case.model)
     twin(**tiny.inputs("llama", twin))
     assert calls == [twin]
@@ -252,4 +252,4 @@ def test_the_first_edit_from_inside_generate_is_refused_at_once_too() -> None:
     handle.remove()
     assert len(told) == 4
     case.check_untouched()
-    assert case.apply(*NAMES)
+    assert case.apply(*TOGETHER)

@@ -12,12 +12,12 @@ from inference_pio.errors import ModelBusy, VaultError
 from inference_pio.undo.fingerprint import fingerprint
 from inference_pio.undo.vault import Vault
 from tests import tiny
-from tests.sweep import NAMES, Case, Marker
+from tests.sweep import TOGETHER, Case, Marker
 
 
 def test_a_removal_that_cannot_fetch_its_originals_leaves_the_model_as_it_is(tmp_path: Path) -> None:
     case = Case("llama")
-    case.apply(*NAMES, keep_originals="disk")
+    case.apply(*TOGETHER, keep_originals="disk")
     before, answers = fingerprint(case.model), tiny.logits(case.model, "llama")
     file = sorted((tmp_path / "cache" / "undo").rglob("*.bin"))[-1]
     whole = file.read_bytes()
@@ -72,7 +72,7 @@ def test_a_vault_that_fails_midway_leaves_the_model_as_it_was(monkeypatch: pytes
 
 def test_an_edit_waits_for_a_reader_and_gives_up_after_its_timeout() -> None:
     case = Case("llama")
-    case.apply(*NAMES)
+    case.apply(*TOGETHER)
     inside, leave = threading.Event(), threading.Event()
 
     def linger(*_: object) -> None:

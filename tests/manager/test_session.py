@@ -8,13 +8,13 @@ import pytest
 
 from inference_pio.manager.session import session_of
 from inference_pio.undo.places import SESSION
-from tests.sweep import NAMES, Case
+from tests.sweep import TOGETHER, Case
 
 
 def test_one_private_attribute_appears_and_goes() -> None:
     case = Case("llama")
     assert session_of(case.model) is None
-    case.apply(*NAMES)
+    case.apply(*TOGETHER)
     assert SESSION in vars(case.model)
     case.manager.remove_optimizations(case.model)
     assert SESSION not in vars(case.model)

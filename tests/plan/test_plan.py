@@ -8,13 +8,13 @@ import json
 import pytest
 
 from tests import tiny
-from tests.sweep import NAMES, small_manager
+from tests.sweep import TOGETHER, small_manager
 
 
 def test_a_plan_prints_steps_skips_and_the_predicted_weights() -> None:
-    plan = small_manager().plan(tiny.build("llama"), NAMES, profile=None)
+    plan = small_manager().plan(tiny.build("llama"), TOGETHER, profile=None)
     text = str(plan)
-    for name in NAMES:
+    for name in TOGETHER:
         assert f"apply {name}" in text
     assert "the head is kept" in text
     assert "(predicted)" in text
@@ -22,14 +22,14 @@ def test_a_plan_prints_steps_skips_and_the_predicted_weights() -> None:
 
 
 def test_a_plan_cannot_be_changed() -> None:
-    plan = small_manager().plan(tiny.build("llama"), NAMES)
+    plan = small_manager().plan(tiny.build("llama"), TOGETHER)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.steps = ()  # type: ignore[misc]
 
 
 def test_a_plan_on_an_optimized_model_tells_what_is_kept_and_what_is_taken_back() -> None:
     model, manager = tiny.build("llama"), small_manager()
-    manager.apply_optimizations(model, NAMES)
-    kept = manager.plan(model, NAMES[:1])
+    manager.apply_optimizations(model, TOGETHER)
+    kept = manager.plan(model, TOGETHER[:1])
     assert [step.action for step in kept.steps] == ["keep"]
-    assert set(kept.removed) == set(NAMES[1:])
+    assert set(kept.removed) == set(TOGETHER[1:])

@@ -10,15 +10,15 @@ from inference_pio.plan.rehearse import rehearse
 from inference_pio.plan.skeleton import skeleton_of, tensor_bytes
 from inference_pio.plan.target import Wanted
 from tests import tiny
-from tests.sweep import SMALL, Marker
+from tests.sweep import TOGETHER, Marker
 
 
 def test_the_skeleton_that_is_given_is_not_changed() -> None:
     registry = ModularOptimizationManager().registry
     bones = skeleton_of(tiny.build("llama"))
     before = tensor_bytes(bones)
-    names = registry.names()
-    target = {name: Wanted(name, SMALL.get(name, {})) for name in names}
+    names = TOGETHER
+    target = {name: Wanted(name, dict(registry.get(name).on_small_models)) for name in names}
     steps, left = rehearse(bones, names, target, registry, torch.device("cpu"))
     assert {step.name for step in steps} == set(names)
     assert left == []

@@ -58,6 +58,9 @@ class OptimizationInterface(ABC):
     changes_state_dict: ClassVar[bool] = False
     dependencies: ClassVar[tuple[str, ...]] = ()
     Parameters: ClassVar[type[Settings]] = NoParameters
+    on_small_models: ClassVar[Mapping[str, Any]] = {}
+    """Parameters with which it acts on models of a few hundred tokens, too, where its defaults are for large ones; the
+    contract tests sweep every optimization with its own."""
     device: torch.device = torch.device("cpu")
     """Where the live model is; a plan's skeleton itself is on the meta device."""
 

@@ -13,9 +13,9 @@ from inference_pio.errors import InvalidSetting, NoEffect, NothingApplied
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.optimizations.attention.sparse_attention import SparseAttention
 from tests import tiny
-from tests.sweep import SMALL, Case
+from tests.sweep import Case
 
-OURS = SMALL["sparse_attention"]
+OURS = dict(SparseAttention.on_small_models)
 LENGTH = 460
 
 

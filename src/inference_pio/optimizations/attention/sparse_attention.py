@@ -12,9 +12,9 @@ from torch import nn
 from inference_pio.anatomy.attention_function import add_pattern, run_pattern
 from inference_pio.anatomy.fixed_heads import FIXED_HEADS, FixedHeads, attend_with_fixed_heads
 from inference_pio.anatomy.pattern_counts import PatternCounts
+from inference_pio.anatomy.pattern_sites import why_no_pattern
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.calibration.pattern_profile import make_profile, read_profile
-from inference_pio.compat import attention_name
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -77,6 +77,10 @@ class SparseAttention(OptimizationInterface):
     summary = "heads that look near read the first tokens and a window of the last ones alone"
     exactness = "approximate"
     Parameters: ClassVar[type[Settings]] = SparseAttentionParameters
+    on_small_models: ClassVar[Mapping[str, Any]] = {
+        "sinks": 64, "window": 64, "dense_below": 0, "min_coverage": 0.0,
+        "calibration": [[token % 100 + 1 for token in range(512)]],
+    }  # fmt: skip
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         return list(_sites(model, self.parameters))
@@ -157,7 +161,7 @@ def _groups(coverage: Mapping[str, list[float]], path: str, module: nn.Module) -
 def _sites(model: nn.Module, asked: SparseAttentionParameters) -> Iterator[Site]:
     layer, short = 0, _why_too_short(model, asked)
     for path, module, role in attention_modules(model):
-        skip = _why_not(module, role)
+        skip = why_no_pattern(module, role)
         if skip is None:
             skip = short
             if layer < asked.dense_layers:
@@ -172,19 +176,3 @@ def _why_too_short(model: nn.Module, asked: SparseAttentionParameters) -> str | 
     if most is None or most >= needed:
         return None
     return f"the model takes at most {most} tokens, and attention stays dense below {needed}"
-
-
-def _why_not(module: nn.Module, role: str) -> str | None:
-    config: Any = getattr(module, "config", None)
-    if config is None:
-        return "its attention does not go through the library's attention interface"
-    if role == "vision" or not getattr(module, "is_causal", True) or getattr(module, "is_cross_attention", False):
-        return "it does not attend to earlier tokens alone"
-    if "flash_attention" in (attention_name(config) or ""):
-        return f"it runs {attention_name(config)}, whose calls are not made for a pattern"
-    kinds, number = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
-    kind = kinds[number] if kinds and isinstance(number, int) and number < len(kinds) else "full_attention"
-    sliding = getattr(module, "sliding_window", None if kinds else getattr(config, "sliding_window", None))
-    if sliding or kind != "full_attention":
-        return "a sliding window bounds it already"
-    return None
