@@ -78,7 +78,6 @@ def telling_mask(
 
     mask_function = mask_function or causal_mask_function
     plain = mask_function is causal_mask_function and isinstance(kv_offset, int) and kv_offset == 0
-    plain = plain and rest.get("local_size") is None and not rest.get("use_vmap", False)
     fits = attention_mask is None or (attention_mask.dim() == 2 and attention_mask.shape[0] == batch_size)
     seen = None
     if plain and fits and attention_mask is not None and not is_tracing(attention_mask):

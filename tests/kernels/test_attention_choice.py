@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from inference_pio.kernels.attention_backends import BACKENDS
@@ -46,3 +49,15 @@ def test_longer_calls_stand_before_shorter_ones_in_the_table() -> None:
             overlap = set(row.phases) & set(later.phases)
             if overlap and row.capability == later.capability and row.widths == later.widths:
                 assert row.keys > later.keys, (row, later)
+
+
+def test_the_page_shows_what_the_table_holds() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "attention.md").read_text()
+    shown = dict(re.findall(r"^\| ([a-z ]+) \| [^|]+ \| (.+) \|$", page, flags=re.MULTILINE))
+    shown.pop("phase", None)
+    assert shown == {phase.value: f"{_in_words(90, phase)} | {_in_words(80, phase)}" for phase in Phase}
+
+
+def _in_words(capability: int, phase: Phase) -> str:
+    steps = candidates(capability, phase, 128)
+    return "; ".join(f"from {keys} keys {names[0]}" if keys else names[0] for keys, names in steps)

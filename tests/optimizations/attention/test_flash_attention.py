@@ -338,12 +338,15 @@ def test_a_failed_candidate_is_dropped_with_its_reason_and_the_next_best_serves(
 
 
 @pytest.mark.usefixtures("like_hopper")
-def test_an_order_that_fails_its_check_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", [Phase.PREFILL, Phase.MASKED])
+def test_an_order_that_fails_its_check_in_one_phase_raises(broken: Phase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        attention_serving, "why_it_fails", lambda backend, *_: "it is off by 9" if backend == "cudnn" else None
+        attention_serving,
+        "why_it_fails",
+        lambda backend, phase, *_: "it is off by 9" if (backend, phase) == ("cudnn", broken) else None,
     )
     case = Case("llama")
-    with pytest.raises(InvalidSetting, match=r"backend='cudnn' cannot serve at prefill.*off by 9"):
+    with pytest.raises(InvalidSetting, match=rf"backend='cudnn' cannot serve at {broken} here: it is off by 9"):
         _order(case, backend="cudnn")
     case.check_untouched()
 
