@@ -155,6 +155,7 @@ def test_the_report_counts_every_byte(name: str, kind: str) -> None:
     report, layers = cache.report(), len(cache)
     a_token = sum(states.numel() * 4 for states in (cache.layers[0].keys, cache.layers[0].values)) // 64
     assert report["layers"] == {kind: layers}
+    assert report["sidecars"] == {"torch": 1}
     assert (report["tokens"], report["capacity"]) == (64, 256)
     assert report["bytes_reserved"] == a_token * 256 * layers
     assert report["bytes_used"] == a_token * 64 * layers

@@ -18,10 +18,9 @@ KINDS = {
 
 def states(kind: Kind, tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(kind.batch, kind.key_heads, tokens, kind.key_width, generator=generator).to(kind.dtype),
-        torch.randn(kind.batch, kind.value_heads, tokens, kind.value_width, generator=generator).to(kind.dtype),
-    )
+    shapes = (kind.key_heads, tokens, kind.key_width), (kind.value_heads, tokens, kind.value_width)
+    keys, values = (torch.randn(kind.batch, *shape, generator=generator) for shape in shapes)
+    return keys.to(kind.device, kind.dtype), values.to(kind.device, kind.dtype)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

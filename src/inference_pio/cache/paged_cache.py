@@ -105,6 +105,7 @@ class PagedCache(Cache):
             "tokens": self.span.tokens,
             "capacity": max((store.capacity for store, _ in stores), default=0),
             "layers": dict(Counter(_kind(layer) for layer in self.layers)),
+            "sidecars": dict(Counter(layer.sidecar.backend for layer in self.paged_layers if layer.sidecar)),
             "bytes_reserved": sum(store.nbytes for store, _ in stores),
             "bytes_used": sum(store.nbytes * length // store.capacity for store, length in stores),
             "bytes_sidecars": sum(layer.sidecar.nbytes for layer in self.paged_layers if layer.sidecar),

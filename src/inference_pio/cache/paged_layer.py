@@ -33,9 +33,9 @@ class PagedLayer(DynamicLayer):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         capacity = whole_pages(self.reserved) or bucket(key_states.shape[2])
         self.store = Store(Kind.of(key_states, value_states), capacity)
-        self.sidecar = KeySidecar(self.store) if self.wants_sidecar else None
         self.dtype, self.device = key_states.dtype, key_states.device
         self.span.place(self.device)
+        self.sidecar = KeySidecar(self.store, self.span) if self.wants_sidecar else None
         self.is_initialized = True
 
     def update(

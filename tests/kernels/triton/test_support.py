@@ -9,8 +9,16 @@ import pytest
 import torch
 
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.triton import support
-from inference_pio.kernels.triton.support import Cause, require, supports, supports_decode, supports_latent_decode
+from inference_pio.kernels.triton.support import (
+    Cause,
+    require,
+    supports,
+    supports_decode,
+    supports_latent_decode,
+    supports_page_summary,
+)
 
 
 @pytest.fixture
@@ -80,6 +88,19 @@ def test_decode_tells_of_caches_lengths_and_tables() -> None:
     assert supports_decode(query, key, value, lengths(dtype=torch.int64)).cause is Cause.DTYPE
     table = torch.zeros(2, 3, dtype=torch.int32)
     assert supports_decode(query, key, value, lengths(), table=table).cause is Cause.LAYOUT  # pages of 70
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_page_summaries_tell_of_layouts_and_lengths() -> None:
+    keys = torch.zeros(2, 128, 3, 24, dtype=torch.bfloat16)
+    summary = PageSummary.zeros(keys)
+    assert supports_page_summary(summary, keys, lengths(1), lengths(2))
+    assert supports_page_summary(summary, keys[:, :64], lengths(1)).cause is Cause.LAYOUT
+    assert supports_page_summary(summary, keys.mT.contiguous().mT, lengths(1)).cause is Cause.LAYOUT
+    assert supports_page_summary(summary, keys, lengths(2)).cause is Cause.SHAPE
+    assert supports_page_summary(summary, keys, lengths(1), lengths(3)).cause is Cause.SHAPE
+    assert supports_page_summary(summary, keys, lengths(1, torch.int64)).cause is Cause.DTYPE
+    assert supports_page_summary(summary, keys.double(), lengths(1)).cause is Cause.DTYPE
 
 
 def test_require_raises_with_the_reason() -> None:

@@ -1,4 +1,4 @@
-"""What the Triton attention kernels can serve, and in words why not: asked before anything is launched."""
+"""What the Triton kernels can serve, and in words why not: asked before anything is launched."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from inference_pio.compat import has_triton, triton_interprets
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.triton.launch import HEAD_DIMS, LATENT_WIDTHS, PAGE, ROPE_WIDTHS, device_limits
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -104,10 +105,28 @@ def supports_latent_decode(
     return _common(query, latent, latent, 1, 1, LATENT_WIDTHS) and _common(query_rope, rope, rope, 1, 1, ROPE_WIDTHS)
 
 
+def supports_page_summary(
+    summary: PageSummary, keys: torch.Tensor, length: torch.Tensor, starts: torch.Tensor | None = None
+) -> Support:
+    """Whether the page summary kernel serves a cache `[B, capacity, key heads, D]`."""
+    batch, capacity, heads, width = keys.shape
+    tensors = (summary.minimum, summary.maximum, summary.mean)
+    shape = (batch, heads, -(-capacity // PAGE), width)
+    if any(tensor.shape != shape or not tensor.is_contiguous() for tensor in tensors) or keys.stride(-1) != 1:
+        return Support(Cause.LAYOUT, f"a summary of shape {shape}, side by side, goes with keys {tuple(keys.shape)}")
+    if length.numel() != 1 or (starts is not None and starts.numel() != batch):
+        return Support(Cause.SHAPE, f"one length and {batch} starts are needed")
+    if any(counted is not None and counted.dtype != torch.int32 for counted in (length, starts)):
+        return Support(Cause.DTYPE, "length and starts are int32")
+    if keys.dtype not in (*DTYPES, torch.float32):
+        return Support(Cause.DTYPE, f"it is for bfloat16, float16 or float32, and not {keys.dtype}")
+    return _machine(keys)
+
+
 def require(support: Support) -> None:
     """Raise InvalidSetting, with the reason, where a kernel does not serve."""
     if not support:
-        raise InvalidSetting(f"the Triton attention kernel does not serve here: {support.said}.")
+        raise InvalidSetting(f"the Triton kernel does not serve here: {support.said}.")
 
 
 def _shapes(query, key, value):
@@ -128,10 +147,8 @@ def _counted(batch, cached, lengths, starts, table):
 
 def _common(query, key, value, heads, key_heads, known=HEAD_DIMS):
     tensors = (query, key, value)
-    if not has_triton():
-        return Support(Cause.NO_TRITON, "the package triton is not installed (it is made for Linux alone)")
-    if (machine := _device(query.device)) is not None:
-        return Support(Cause.DEVICE, machine)
+    if not (machine := _machine(query)):
+        return machine
     if any(tensor.device != query.device for tensor in tensors):
         return Support(Cause.DEVICE, "query, key and value are on different devices")
     if query.dtype not in DTYPES or any(tensor.dtype != query.dtype for tensor in tensors):
@@ -146,6 +163,13 @@ def _common(query, key, value, heads, key_heads, known=HEAD_DIMS):
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return Support(Cause.GRADIENT, "it has no backward pass")
     return YES
+
+
+def _machine(tensor):
+    if not has_triton():
+        return Support(Cause.NO_TRITON, "the package triton is not installed (it is made for Linux alone)")
+    machine = _device(tensor.device)
+    return YES if machine is None else Support(Cause.DEVICE, machine)
 
 
 def _device(device):
