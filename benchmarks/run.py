@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # started as a file: its folder is on the path, the repository may not be
 sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "src")) if path not in sys.path]
 
-from benchmarks import ceilings, compare, planner, results, waves  # noqa: E402
+from benchmarks import ceilings, compare, earlier, planner, results, waves  # noqa: E402
 from benchmarks.pool import InlineWorker, ProcessWorker  # noqa: E402
 from benchmarks.suites import SUITES, Suite  # noqa: E402
 
@@ -78,6 +78,8 @@ def _suite(
         print(ceilings.table(limits[device]), flush=True)
     found = _begin(suite, name, machine.to_json(), options, limits[device], path)
     _measure(suite, arms, device, found, options, clock, path)
+    for line in earlier.told(found):
+        print(line, flush=True)
     print(f"{suite.name}: {clock.left():.0f} s left", flush=True)
     if not options.check:
         return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import results
+from benchmarks import earlier, results
 from tests.benchmarks.test_report import BROKEN, example
 
 
@@ -56,3 +56,20 @@ def test_recorded_results_are_whole_and_no_smoke() -> None:
     for path, found in report.load(results.FOLDER).items():
         assert not found["smoke"], path.name
         assert path.name == results.path_of(found["suite"], found["device"]).name
+
+
+def test_rows_measured_before_are_told_and_what_is_apart_is_to_be_explained() -> None:
+    found = example() | {"suite": "decode-qwen3-4b", "device": "NVIDIA H100 80GB HBM3"}
+    assert earlier.told(found) == ["  plain, decode: 50 tok/s, before 31.8 (+57%): EXPLAIN THIS"]
+    found["arms"]["plain"]["cases"]["decode"]["median"] = 33.0
+    assert earlier.told(found) == ["  plain, decode: 33 tok/s, before 31.8 (+4%)"]
+    assert earlier.told(found | {"device": "NVIDIA H200"}) == []
+
+
+def test_what_was_measured_before_are_systems_of_the_suites() -> None:
+    from benchmarks.suites import SUITES
+
+    for name, arms in earlier.MEASURED.items():
+        assert set(arms) <= {*SUITES[name].arms, *SUITES[name].optional}
+        lengths = {str(length) for length in SUITES[name].lengths}
+        assert all(set(cases) <= (lengths or {"decode"}) for cases in arms.values())
