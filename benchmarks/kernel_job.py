@@ -103,13 +103,21 @@ class KernelJob:
         }  # fmt: skip
 
     def round(self) -> dict[str, Any]:
-        start, values = time.perf_counter(), {}
+        """One rate a size; a size that fails now (a neighbour may hold the room) is told and left out from here on."""
+        start, values, dropped = time.perf_counter(), {}, []
         with peak_bytes(self.device) as peak, torch.no_grad():
-            for name in self.runs:
+            for name in list(self.runs):
                 problem = self.problems[name]
-                values[name] = problem.work / self._seconds(problem) / PER_UNIT[problem.unit]
+                try:
+                    values[name] = problem.work / self._seconds(problem) / PER_UNIT[problem.unit]
+                except Exception as error:
+                    del self.runs[name]
+                    dropped.append(f"{name}: while timed: {type(error).__name__}: {first_line(error)}")
                 _forget(self.device)  # neighbours need the room
-        return {"values": values, "seconds": time.perf_counter() - start, "peak_bytes": peak.peak_bytes}
+        if not values:
+            raise RuntimeError(f"failed at every size: {dropped[-1]}")
+        seconds = time.perf_counter() - start
+        return {"values": values, "seconds": seconds, "peak_bytes": peak.peak_bytes, "dropped": dropped}
 
     def close(self) -> None:
         """Nothing outlives the process."""

@@ -66,7 +66,9 @@ class Timed:
         return all(_spread(values) < CLOSE for case, values in self.samples().items() if case != "first token")
 
     def samples(self) -> dict[str, list[float]]:
-        return {case: [row["values"][case] for row in self.rounds] for case in self.said["units"]}
+        """Of the cases that the last round still had."""
+        left = self.rounds[-1]["values"]
+        return {case: [row["values"][case] for row in self.rounds] for case in self.said["units"] if case in left}
 
 
 def form(suite: Suite, pending: list[str], free_gigabytes: float, left_s: float, clock: Clock, most: int) -> list[str]:
@@ -158,6 +160,9 @@ def _turn(walk: Walk, timed: list[Timed], number: int) -> None:
             _say_log(walk, fault)
             continue
         one.rounds.append(answer | {"asked_s": time.monotonic() - began})
+        for reason in answer.get("dropped", []):
+            one.said["notes"].append(reason)
+            walk.say(f"  {one.arm}: {reason}")
         walk.into["arms"][one.arm] = _recorded(one, number, walk.into["ceilings"])
         acted = True
     if acted:

@@ -60,6 +60,26 @@ def test_a_failing_size_is_left_out_and_the_others_stand(tmp_path: Path, monkeyp
     assert arm["notes"] == ["32: RuntimeError: at 43:16 ... no such type"]
 
 
+def test_a_size_that_fails_while_timed_is_left_out_and_the_others_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def make(problem: Problem, device: torch.device, smoke: bool) -> Any:
+        def attend(*tensors: Tensor) -> Tensor:
+            calls.append(problem["length"])
+            if problem["length"] == 64 and calls.count(64) == 4:  # the check's call is one, a round's are three
+                raise RuntimeError("out of memory")
+            return torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=True)
+
+        return attend
+
+    monkeypatch.setitem(attention.ARMS, "math", KernelArm("faulty", make))
+    arm = smoke("attention:math", tmp_path / "out.json")["math"]
+    assert (arm["status"], list(arm["cases"]), len(arm["cases"]["32"]["samples"])) == ("ok", ["32"], 2)
+    assert arm["notes"] == ["64: while timed: RuntimeError: out of memory"]
+
+
 def test_a_wrong_system_may_be_timed_beside_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.arms import table
 
