@@ -26,9 +26,9 @@ NAME = "adaptive_sparse_attention"
 TAKEN = NAMES[turn_of_this_commit() % len(NAMES)]
 EVERY = [pytest.param(name, marks=[] if name == TAKEN else pytest.mark.slow) for name in NAMES]
 """One model in every run; the others are left to `make verify`, and the next commit takes the next one."""
-DENSER = {"glm4_moe_lite": 1.9}
-"""Kept blocks over those that the truth itself would keep, at most (1.25 elsewhere): six of this model's sixteen heads
-look at single tokens anywhere, which means of blocks say nothing of; the audits make them dense."""
+DENSER = {"glm4_moe_lite": 1.75}
+"""Kept blocks over those that the truth itself would keep, at most (1.4 elsewhere): six of this model's sixteen heads
+look at single tokens anywhere, of which the means of blocks say nothing; the audits make them dense."""
 
 
 def optimized(model: Any, **parameters: Any) -> Any:
@@ -103,7 +103,7 @@ def _check_kept(name: str, length: int, watched: Watched, capsys: pytest.Capture
     assert low >= 0.95
     assert lost <= 0.003
     assert same >= 0.98
-    assert density <= DENSER.get(name, 1.25) * by_truth
+    assert density <= DENSER.get(name, 1.4) * by_truth
     assert density < 0.65
 
 
