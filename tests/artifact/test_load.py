@@ -17,14 +17,14 @@ from inference_pio.artifact.manifest import FILE, TENSORS
 from inference_pio.errors import ArtifactError, InferencePioError, InvalidModel, InvalidSetting
 from inference_pio.manager import get_optimization_manager
 from tests import tiny
-from tests.sweep import NAMES, Case
+from tests.sweep import TOGETHER, Case
 
 ON_EACH_MODEL = pytest.mark.parametrize("name", list(tiny.TINY))
 
 
 def saved(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Case, torch.Tensor]:
     case = Case(name, dtype)
-    names = [one for one in NAMES if case.apply(one)]
+    names = [one for one in TOGETHER if case.apply(one)]
     assert names
     save(case.model, folder)
     return case, tiny.logits(case.model, name)
@@ -69,7 +69,7 @@ def test_a_loaded_model_says_that_its_originals_are_not_here(tmp_path: Path) -> 
 def test_with_the_checkpoint_at_hand_a_loaded_model_can_be_taken_back(tmp_path: Path) -> None:
     case = Case("llama")
     case.model.save_pretrained(tmp_path / "original")
-    case.apply(*NAMES)
+    case.apply(*TOGETHER)
     save(case.model, tmp_path / "saved")
     answers = tiny.logits(case.model, "llama")
     model = load(tmp_path / "saved", checkpoint=tmp_path / "original")

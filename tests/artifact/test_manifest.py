@@ -10,20 +10,20 @@ import pytest
 from inference_pio.artifact import save
 from inference_pio.artifact.manifest import FILE, read_manifest
 from inference_pio.errors import ArtifactError
-from tests.sweep import NAMES, Case
+from tests.sweep import TOGETHER, Case
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     case = Case("llama")
-    case.apply(*NAMES)
+    case.apply(*TOGETHER)
     return save(case.model, tmp_path / "saved")
 
 
 def test_a_manifest_survives_the_round_trip(saved: Path) -> None:
     manifest = read_manifest(saved)
     assert json.loads(manifest.to_bytes()) == json.loads((saved / FILE).read_text())
-    assert {step.name for step in manifest.steps} == set(NAMES)
+    assert {step.name for step in manifest.steps} == set(TOGETHER)
 
 
 @pytest.mark.parametrize("change", ["not json", "{}", '{"model_class": "os.system"}'])

@@ -87,3 +87,10 @@ def test_the_fixed_blocks_are_the_first_and_the_last() -> None:
     assert fixed_blocks(128, 640, 128, 64)[0, 0, 0].int().tolist() == [1, 0, 0, 0, 0, 0, 0, 1, 1, 1]
     padded = fixed_blocks(64, 640, 64, 64, starts=torch.tensor([130]))
     assert padded[0, 0, 0].int().tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 1, 1]
+
+
+def test_the_last_queries_keep_everything() -> None:
+    fixed = fixed_blocks(300, 300, 128, 64, ending=44)[0, 0]
+    assert fixed.all(-1).tolist() == [False, False, True]
+    assert fixed_blocks(300, 300, 128, 64, ending=45)[0, 0].all(-1).tolist() == [False, True, True]
+    assert not bool(fixed_blocks(300, 300, 128, 64)[0, 0].all(-1)[0])

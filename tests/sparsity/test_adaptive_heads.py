@@ -16,7 +16,7 @@ from inference_pio.sparsity.audited_decode import FIRST, DecodeSettings
 from inference_pio.sparsity.audited_prefill import PrefillSettings
 from tests import tiny
 
-TOKENS, WIDTH = 1024, 16
+TOKENS, WIDTH = 2048, 16
 
 
 def _tensors(tokens: int = TOKENS, queries: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -44,10 +44,10 @@ def test_prefill_is_near_dense_attention_and_reads_less() -> None:
 
 
 def test_a_chunk_sees_what_came_before() -> None:
-    query, key, value = _tensors(queries=300)
+    query, key, value = _tensors(queries=700)
     served = _heads().serve(query, key, value, Extent((0,), TOKENS), None)
     assert isinstance(served, Served)
-    mask = torch.ones(300, TOKENS, dtype=torch.bool).tril(TOKENS - 300)
+    mask = torch.ones(700, TOKENS, dtype=torch.bool).tril(TOKENS - 700)
     expected = naive_attention(query, key, value, mask)
     assert float((served.out - expected).norm() / expected.norm()) < 0.15
 

@@ -63,16 +63,18 @@ class Ranked:
 
 def fixed_blocks(
     queries: int, keys: int, query_block: int, key_block: int, *, sinks: int = 1, local: int = 2,
-    starts: torch.Tensor | None = None, device: torch.device | None = None,
+    ending: int = 0, starts: torch.Tensor | None = None, device: torch.device | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Blocks kept whatever the estimate: the first `sinks` and, up to the last key of the queries, `local` more than
-    the queries themselves span; boolean [B or 1, 1, query blocks, key blocks]."""
+    the queries themselves span, and all where one of the last `ending` queries is; boolean
+    [B or 1, 1, query blocks, key blocks]."""
     last = last_positions(queries, keys, query_block, device) // key_block
     blocks = torch.arange(-(-keys // key_block), device=device)
     near = (blocks <= last[:, None]) & (blocks > last[:, None] - local - (query_block // key_block - 1))
     first = blocks.new_zeros(1) if starts is None else starts.long() // key_block
     sink = (blocks >= first[:, None]) & (blocks < first[:, None] + sinks)
-    return (near | sink[:, None])[:, None]
+    ends = torch.arange(query_block, queries + query_block, query_block, device=device) > queries - ending
+    return (near | sink[:, None] | (ends[:, None] & bool(ending)))[:, None]
 
 
 def seen_blocks(

@@ -59,6 +59,10 @@ class AdaptiveHeads:
         shared = memo.setdefault(id(self.counts), PatternCounts())
         return AdaptiveHeads(self.settings, self.number, shared, ExtentReader())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, the heads are their settings; what they learned and the caches they saw stay here."""
+        return AdaptiveHeads, (self.settings, self.number)
+
     def given(self, cache: Any, index: int | None) -> None:
         """A call of this layer begins, with this cache or none."""
         layers = getattr(cache, "layers", None)

@@ -22,7 +22,10 @@ FEWEST, FIRST = 16, 32
 
 @dataclass(frozen=True)
 class PrefillSettings:
-    """`coverage` and `audit_rate` as the user gives them; `dense_above`: a head of more estimated density is dense."""
+    """`coverage` and `audit_rate` as the user gives them; `dense_above`: a head of more estimated density is dense.
+
+    The last `ending` queries see all: what is said next hangs on few of them, and a mean over 64 hides these.
+    """
 
     coverage: float = 0.95
     scorer: str = "mean"
@@ -30,6 +33,7 @@ class PrefillSettings:
     key_block: int = 64
     sinks: int = 1
     local: int = 2
+    ending: int = 128
     audit_rate: float = 1 / 64
     dense_above: float = 0.75
     seed: int = 0
@@ -55,9 +59,11 @@ class AuditedPrefill:
         estimate = ESTIMATES[settings.scorer](
             query, key, query_block=settings.query_block, key_block=settings.key_block, scale=scale, starts=starts
         )
-        fixed = fixed_blocks(*sizes, device=device, sinks=settings.sinks, local=settings.local, starts=starts)
+        fixed = fixed_blocks(
+            *sizes, device=device, sinks=settings.sinks, local=settings.local, ending=settings.ending, starts=starts
+        )
         ranked = Ranked.of(estimate, fixed, seen_blocks(*sizes, starts=starts, device=device))
-        audited = self._sample(estimate.shape[2], _blind_blocks(query, key, starts, settings)).to(device)
+        audited = self._sample(query.shape[2], _blind_blocks(query, key, starts, settings)).to(device)
         grid = torch.cat((self.control.grid, self.control.grid.new_tensor([DENSE])))
         mass = self._mass(query, key, audited, scale, starts)
         coverage = ranked.rows(audited).coverage(mass, grid).permute(2, 0, 1, 3).flatten(0, 1)
@@ -80,11 +86,12 @@ class AuditedPrefill:
         density = counts.sum((0, 2, 3)) / visible.clamp(min=1)
         return torch.where(density > self.settings.dense_above, DENSE, shares)
 
-    def _sample(self, blocks: int, blind: int) -> Tensor:
-        """Blocks of queries to audit, by chance, none of the first `blind` ones."""
-        seeing = max(1, blocks - blind)
-        wanted = max(FEWEST if self.calls else FIRST, round(self.settings.audit_rate * seeing))
-        return blocks - 1 - torch.randperm(seeing, generator=self._chance)[:wanted]
+    def _sample(self, queries: int, blind: int) -> Tensor:
+        """Blocks of queries to audit, by chance: none of the first `blind` ones and of the last, which see all."""
+        until = max(1, max(0, queries - self.settings.ending) // self.settings.query_block)
+        choosing = max(1, until - blind)
+        wanted = max(FEWEST if self.calls else FIRST, round(self.settings.audit_rate * choosing))
+        return until - 1 - torch.randperm(choosing, generator=self._chance)[:wanted]
 
     def _mass(self, query: Tensor, key: Tensor, audited: Tensor, scale: float | None, starts: Tensor | None) -> Tensor:
         """The true attention of the audited rows of blocks: [B, H, audited, key blocks]."""
