@@ -42,6 +42,19 @@ def test_mass_is_that_of_the_librarys_own_attention(name: str) -> None:
     assert torch.equal(tiny.logits(model, name), logits)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_chosen_rows_are_those_of_the_whole(padded: bool) -> None:
+    model, batch = tiny.build("qwen3"), inputs_for("qwen3")
+    if padded:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch["attention_mask"][:, :3] = 0
+    source = CalibrationSource("one", (batch,))
+    whole = collect_attention_mass(model, source, block=4)
+    last = whole[0].mass.shape[1] - 1
+    for one, chosen in zip(whole, collect_attention_mass(model, source, block=4, rows=[1, last]), strict=True):
+        torch.testing.assert_close(chosen.mass, one.mass[:, [1, last]])
+
+
 def test_it_records_an_optimized_model_too_and_leaves_it_optimized() -> None:
     model, manager = tiny.build("qwen3"), ModularOptimizationManager()
     source = CalibrationSource("one", (inputs_for("qwen3"),))

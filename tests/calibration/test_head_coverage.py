@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference_pio.calibration.head_coverage import coverage_by_head, least_coverage, said_twice
+from inference_pio.calibration.head_coverage import (
+    MOST_ROWS,
+    coverage_by_head,
+    least_coverage,
+    measured_rows,
+    said_twice,
+)
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.kernels.fixed_pattern import FixedPattern
 from inference_pio.undo.fingerprint import fingerprint
@@ -20,10 +26,18 @@ def test_one_place_in_ten_that_looks_far_decides() -> None:
     for row in (8, 12, 16):
         mass[1, row] = 0.0
         mass[1, row, 3] = 1.0
-    near, far = coverage_by_head(mass, torch.eye(20, dtype=torch.bool), 4).tolist()
+    near, far = coverage_by_head(mass[:, 4:], torch.eye(20, dtype=torch.bool)[4:]).tolist()
     assert near == 1.0
     assert far < 0.1
-    assert coverage_by_head(mass, torch.eye(20, dtype=torch.bool), 17).tolist() == [1.0, 1.0]
+    assert coverage_by_head(mass[:, 17:], torch.eye(20, dtype=torch.bool)[17:]).tolist() == [1.0, 1.0]
+
+
+def test_the_measured_rows_are_spread_over_the_window_and_hold_its_end() -> None:
+    for first, last in ((0, 3), (36, 136), (5, 6), (10, 10 + MOST_ROWS)):
+        rows = measured_rows(first, last)
+        assert rows == sorted(set(rows))
+        assert len(rows) == min(MOST_ROWS, last - first)
+        assert (rows[-1], rows[0] - first < 6) == (last - 1, True)
 
 
 def test_only_plain_tokens_are_said_twice() -> None:

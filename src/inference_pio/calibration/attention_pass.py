@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,11 +55,13 @@ class AttentionMass:
 
 
 def collect_attention_mass(
-    model: nn.Module, source: CalibrationSource, *, block: int = 64, progress: Progress | None = None
-) -> list[AttentionMass]:
+    model: nn.Module, source: CalibrationSource, *, block: int = 64, rows: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> list[AttentionMass]:  # fmt: skip
     """Run every batch once and record each text layer's attention; the model is as before, to the last attribute.
 
-    All batches must be of one length. Raises InvalidModel where no attention goes through the library's interface, or
+    Given `rows`, only those blocks of queries, ascending, are measured: `mass` has no others. All batches must be of
+    one length. Raises InvalidModel where no attention goes through the library's interface, or
     where lengths differ.
     """
     sums: dict[str, Tensor] = {}
@@ -67,6 +69,8 @@ def collect_attention_mass(
 
     def record(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: Any) -> None:
         path = paths[id(module)]
+        if rows is not None:
+            query, mask, causal = _only(rows, block, query, key, mask, causal)
         measured = attention_mass(query, key, mask, causal=causal, scale=scale, block=block)  # type: ignore[no-untyped-call]
         seen = measured.sum(0).cpu()
         if path in sums and sums[path].shape != seen.shape:
@@ -81,6 +85,20 @@ def collect_attention_mass(
     if not sums:
         raise InvalidModel(f"no attention of this {type(model).__name__} goes through the library's interface.")
     return [AttentionMass(path, block, mass / _rows(mass)) for path, mass in sums.items()]
+
+
+def _only(
+    rows: Sequence[int], block: int, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor | None, bool]:
+    """The queries of some blocks, and a mask that says what they see."""
+    queries, keys = query.shape[2], key.shape[2]
+    index = torch.cat([torch.arange(row * block, min((row + 1) * block, queries)) for row in rows]).to(query.device)
+    if causal:
+        seen = torch.arange(keys, device=key.device) <= (keys - queries + index)[:, None]
+        mask = seen[None, None]
+    elif mask is not None and mask.shape[-2] > 1:
+        mask = mask[..., index, :]
+    return query[:, :, index], mask, False
 
 
 def _rows(mass: Tensor) -> Tensor:
