@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from inference_pio.anatomy import plain_calls
-from inference_pio.anatomy.plain_calls import ExtentReader, why_dense
+from inference_pio.anatomy.plain_calls import ExtentReader, library_flash, why_dense
+from inference_pio.compat import ATTENTION_KEY
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.kernels.plain_mask import Extent
+from tests import tiny
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,18 @@ def test_a_module_that_is_not_causal_is_left_unless_the_call_says_otherwise() ->
 def test_attention_weights_are_refused_with_the_way_out() -> None:
     with pytest.raises(RefusedOnOptimized, match="take the optimization back first"):
         why_dense(nn.Identity(), {"output_attentions": True})
+
+
+def test_the_librarys_own_flash_kernel_is_known_by_its_name_and_ours_is_none() -> None:
+    model = tiny.build("qwen3")
+    attention = model.model.layers[0].self_attn
+    for name, found in (
+        ("flash_attention_2", "flash_attention_2"),
+        ("sdpa", None),
+        ("inference_pio_exact_flash", None),
+    ):
+        vars(attention.config)[ATTENTION_KEY] = name
+        assert library_flash(attention) == found
 
 
 def test_a_mask_is_read_once_until_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

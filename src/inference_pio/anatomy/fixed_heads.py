@@ -43,7 +43,7 @@ def attend_with_fixed_heads(
     attend: Attend, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The pattern, in the form of `anatomy.attention_function`; what it leaves alone is counted with the reason."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (query.is_cuda and torch.cuda.is_current_stream_capturing()):  # no host reads
         return attend(module, query, key, value, mask, **rest)
     heads: FixedHeads = vars(module)[FIXED_HEADS]
     reason = why_dense(module, rest)

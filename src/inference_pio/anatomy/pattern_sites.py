@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from inference_pio.compat import attention_name
+from inference_pio.anatomy.plain_calls import library_flash
 
 
 def why_no_pattern(module: nn.Module, role: str) -> str | None:
@@ -16,8 +16,8 @@ def why_no_pattern(module: nn.Module, role: str) -> str | None:
         return "its attention does not go through the library's attention interface"
     if role == "vision" or not getattr(module, "is_causal", True) or getattr(module, "is_cross_attention", False):
         return "it does not attend to earlier tokens alone"
-    if "flash_attention" in (attention_name(config) or ""):
-        return f"it runs {attention_name(config)}, whose calls are not made for a pattern"
+    if (name := library_flash(module)) is not None:
+        return f"it runs {name}, whose calls are not made for a pattern"
     kinds, number = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
     kind = kinds[number] if kinds and isinstance(number, int) and number < len(kinds) else "full_attention"
     sliding = getattr(module, "sliding_window", None if kinds else getattr(config, "sliding_window", None))

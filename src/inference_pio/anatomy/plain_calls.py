@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from inference_pio.compat import attention_name
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.kernels.plain_mask import Extent, extent_of, extent_without_mask
 
@@ -34,6 +35,12 @@ def why_dense(module: nn.Module, rest: Mapping[str, Any]) -> str | None:
         return "dropout"
     given = [name for name in ONLY_THE_LIBRARY_KNOWS if rest.get(name) is not None]
     return f"{given[0]}, which only the library knows" if given else None
+
+
+def library_flash(module: nn.Module) -> str | None:
+    """The name of the library's own flash kernel, if a module runs one: it is given its tokens in another form."""
+    name = attention_name(module.config) or ""  # type: ignore[arg-type]
+    return name if "flash_attention" in name else None
 
 
 class ExtentReader:

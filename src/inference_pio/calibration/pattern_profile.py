@@ -31,6 +31,11 @@ class PatternProfile:
     source: Mapping[str, Any]
 
 
+def tokens_needed(pattern: FixedPattern) -> int:
+    """The shortest window that shows what heads lose under a pattern."""
+    return pattern.whole_until + ROWS * KEY_BLOCK
+
+
 def make_profile(model: nn.Module, pattern: FixedPattern, calibration: Any, tokens: int) -> PatternProfile:
     """Run the model over windows that are longer than the pattern. Raises InvalidSetting where they cannot be had."""
     wanted = SPANS * pattern.whole_until
@@ -74,7 +79,7 @@ def _as_tokens(given: Any) -> Any:
 
 
 def _check_length(length: int, pattern: FixedPattern, whose: str) -> None:
-    needed = pattern.whole_until + ROWS * KEY_BLOCK
+    needed = tokens_needed(pattern)
     if length < needed:
         raise InvalidSetting(
             f"what heads lose under a window of {pattern.window} shows in text of {needed} tokens or more, and {whose} "

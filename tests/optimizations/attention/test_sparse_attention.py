@@ -91,6 +91,11 @@ def test_a_model_too_short_for_it_is_told_in_the_plan() -> None:
         ModularOptimizationManager().plan(tiny.build("llama"), ["sparse_attention"])
 
 
+def test_a_window_too_wide_for_the_model_is_told_in_the_plan_as_well() -> None:
+    with pytest.raises(NoEffect, match="takes at most 512 tokens, and attention stays dense below 640"):
+        _apply(tiny.build("llama"), window=256)
+
+
 # ------------------------------------------------------------------ what the profile decides
 
 

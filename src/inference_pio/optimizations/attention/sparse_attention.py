@@ -14,7 +14,7 @@ from inference_pio.anatomy.fixed_heads import FIXED_HEADS, FixedHeads, attend_wi
 from inference_pio.anatomy.pattern_counts import PatternCounts
 from inference_pio.anatomy.pattern_sites import why_no_pattern
 from inference_pio.anatomy.walk import attention_modules
-from inference_pio.calibration.pattern_profile import make_profile, read_profile
+from inference_pio.calibration.pattern_profile import make_profile, read_profile, tokens_needed
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -172,7 +172,7 @@ def _sites(model: nn.Module, asked: SparseAttentionParameters) -> Iterator[Site]
 
 def _why_too_short(model: nn.Module, asked: SparseAttentionParameters) -> str | None:
     most = max_positions(model)
-    needed = max(asked.dense_below, asked.pattern.whole_until + 1)
+    needed = max(asked.dense_below, tokens_needed(asked.pattern))
     if most is None or most >= needed:
         return None
     return f"the model takes at most {most} tokens, and attention stays dense below {needed}"
