@@ -8,19 +8,23 @@ from typing import Any
 import pytest
 import torch
 
+from inference_pio.errors import NoEffect
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.measure import Reference, compare
 from inference_pio.measure.needles import needle_questions
 from inference_pio.measure.questions import Question, answers
 from tests.quality import reference_models
-from tests.quality.reference_models import NAMES
+from tests.sweep import turn_of_this_commit
 
-PATTERN = {"window": 512, "dense_below": 0, "tokens": 3072}
+PATTERN = {"window": 512, "dense_below": 0, "tokens": 8192}
 """A window small enough to leave out most of what needles ask for at these lengths."""
 DEPTHS = (0.1, 0.35, 0.6)
 LENGTH = 4096
-SPARSE = {"qwen3": 0.4, "qwen3_moe": 0.3, "glm4_moe": 0.3, "glm4_moe_lite": 0.4, "qwen3_vl": 0.3}
+SPARSE = {"qwen3": 0.1, "glm4_moe": 0.3, "glm4_moe_lite": 0.25}
 """The share of key heads that follow the pattern, at the least: a gate that lets none through holds anything."""
+TAKEN = list(SPARSE)[turn_of_this_commit() % len(SPARSE)]
+EVERY = [pytest.param(name, marks=[] if name == TAKEN else pytest.mark.slow) for name in SPARSE]
+"""One model in every run; the others are left to `make verify`, and the next commit takes the next one."""
 
 
 @functools.cache
@@ -62,7 +66,15 @@ def density(model: Any) -> float:
     return float(status["optimizations"]["sparse_attention"]["counted"]["density"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_vl"])
+def test_a_window_that_no_head_keeps_within_is_refused(name: str) -> None:
+    """In windows of 3072 tokens a third of their key heads seemed to; those lost needles at 8192."""
+    with pytest.raises(NoEffect, match="all would stay dense"):
+        profiled(name)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_enough_heads_follow_the_pattern_and_those_that_retrieve_do_not(name: str) -> None:
     decision = profiled(name)
     groups = {
@@ -74,7 +86,7 @@ def test_enough_heads_follow_the_pattern_and_those_that_retrieve_do_not(name: st
     assert min(min(shares) for shares in decision["coverage"].values()) < 0.6
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_needles_are_found_as_by_the_dense_model(name: str) -> None:
     model, plain = sparse(name), by_plain_model(name, LENGTH, 2)
     found = answers(model, questions(LENGTH, 2))
@@ -83,14 +95,21 @@ def test_needles_are_found_as_by_the_dense_model(name: str) -> None:
     assert (sum(found) - sum(plain)) / len(found) >= -0.02
 
 
-@pytest.mark.parametrize("name", ["qwen3", "glm4_moe_lite"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SPARSE))
+def test_needles_are_found_at_8192_tokens_too(name: str) -> None:
+    plain, found = by_plain_model(name, 8192, 4), answers(sparse(name), questions(8192, 4))
+    assert (sum(found) - sum(plain)) / len(found) >= -0.02
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if "glm4_moe" not in name.values])
 def test_without_the_gate_needles_are_lost(name: str) -> None:
     """The proof that the test above can fail: every head follows the pattern."""
     found = answers(sparse(name, min_coverage=0.0), questions(LENGTH, 2))
     assert sum(found) <= len(found) / 3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_loss_on_text_of_2048_tokens_is_told_and_small(name: str) -> None:
     tokens = reference_models.draw(0, windows=1, length=2048)
     with Reference.record(reference_models.load(name), tokens) as reference:

@@ -39,7 +39,7 @@ class SparseAttentionParameters(Settings):
     window: int | None = Field(default=None, ge=1)
     stride: int = Field(default=0, ge=0, multiple_of=KEY_BLOCK)
     sparsity_ratio: float | None = Field(default=None, gt=0, lt=1)
-    min_coverage: float = Field(default=0.95, ge=0, le=1)
+    min_coverage: float = Field(default=0.96, ge=0, le=1)
     dense_below: int = Field(default=4096, ge=0)
     dense_layers: int = Field(default=0, ge=0)
     profile: dict[str, Any] | str | None = None
