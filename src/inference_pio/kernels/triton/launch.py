@@ -23,6 +23,8 @@ MOST_SPLITS = 128
 MOST_RESIDENT = 4
 DECODE_EXTRA_BYTES = 8 * 1024
 """Shared bytes of a decode program beside its pages: 6 KB are used at heads of 128."""
+MASS_WAVES = 8
+"""Programs a multiprocessor that weigh blocks of keys: those whose queries see few of them end early."""
 MOST_LATENT_BUFFERS = 3
 """Blocks of a latent cache that lie in shared memory at a time: one is read while the others come."""
 
@@ -76,6 +78,16 @@ class LatentLaunch:
     splits: int
     rows: int
     block: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class MassLaunch:
+    """`rows` queries of a head a program, and `splits` programs that share the blocks of keys."""
+
+    rows: int
+    splits: int
     warps: int
     stages: int
 
@@ -149,6 +161,18 @@ def choose_latent_launch(
     wanted = limits.multiprocessors // (batch * -(-heads // rows))
     splits = max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE)))
     return LatentLaunch(splits, rows, block, 8 if width > 128 else 4, stages)
+
+
+def choose_mass_launch(limits: Limits, heads: int, rows: int, head_dim: int, blocks: int) -> MassLaunch:
+    """The launch of the kernel that weighs blocks of keys for `rows` queries of each of `heads` (over the batch).
+
+    >>> choose_mass_launch(HOPPER, heads=32, rows=128, head_dim=128, blocks=512)
+    MassLaunch(rows=128, splits=33, warps=8, stages=3)
+    """
+    tile = 128 if rows > 64 and head_dim <= 128 else 64 if rows > 16 else 16
+    programs = heads * -(-rows // tile)
+    splits = max(1, min(MASS_WAVES * limits.multiprocessors // programs, blocks))
+    return MassLaunch(tile, splits, 8 if tile == 128 else 4, 3 if head_dim <= 128 else 2)
 
 
 def _resident(limits: Limits, head_dim: int, stages: int) -> int:
