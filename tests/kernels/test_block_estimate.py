@@ -12,7 +12,9 @@ from inference_pio.kernels.block_estimate import (
     block_means,
     estimate_by_antidiagonals,
     estimate_by_means,
+    estimate_of_spans,
     last_positions,
+    span_scores,
     visible_blocks,
 )
 
@@ -100,3 +102,17 @@ def test_means_leave_padding_out_whatever_it_holds() -> None:
 def test_positions_of_the_last_queries() -> None:
     assert last_positions(130, 130, 64).tolist() == [63, 127, 129]
     assert visible_blocks(1, 129, 128, 64).tolist() == [[True, True, True]]
+
+
+@pytest.mark.parametrize("blocks", [(64, 64), (128, 64), (128, 128)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_some_blocks_of_queries_are_estimated_alone(blocks, padded) -> None:
+    query, key = _tensors(400, 530)
+    starts = torch.tensor([0, 140]) if padded else None
+    sizes = {"query_block": blocks[0], "key_block": blocks[1]}
+    whole = estimate_by_means(query, key, scale=0.3, starts=starts, **sizes)
+    some = torch.tensor([whole.shape[2] - 1, 0, 2])
+    scores = span_scores(query, key, scale=0.3, starts=starts)
+    assert scores.shape == (2, 4, 7, 9)
+    got = estimate_of_spans(scores, 400, 530, starts=starts, blocks=some, **sizes)
+    assert torch.equal(got, whole[:, :, some])

@@ -43,10 +43,23 @@ def estimate_by_means(query, key, *, query_block, key_block, scale=None, starts=
 
     Pooled keys are FlashPrefill's, arXiv 2603.06199. Row b sees keys from `starts[b]` on.
     """
+    scores = span_scores(query, key, scale=scale, starts=starts)
+    return estimate_of_spans(
+        scores, query.shape[2], key.shape[2], query_block=query_block, key_block=key_block, starts=starts
+    )
+
+
+def span_scores(query, key, *, scale=None, starts=None):
+    """Scores between the means of 64 queries of `[B, H, S, D]` and of 64 keys of `[B, key heads, L, D]`, none hidden:
+    float32 [B, H, query spans, key spans]."""
     shift = query.shape[2] - key.shape[2]
     queries = block_means(query, SPAN, None if starts is None else starts + shift)
-    keys = block_means(key, SPAN, starts)
-    return _estimate(queries, keys, SPAN, query, key, query_block, key_block, scale, starts)
+    return _scores(queries, block_means(key, SPAN, starts), query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def estimate_of_spans(scores, queries, keys, *, query_block, key_block, starts=None, blocks=None):
+    """What `estimate_by_means` makes of `span_scores`; of some blocks of queries alone if their numbers are given."""
+    return _estimate(scores, SPAN, queries, keys, query_block, key_block, starts, blocks)
 
 
 def estimate_by_antidiagonals(query, key, *, query_block, key_block, scale=None, starts=None):
@@ -55,8 +68,8 @@ def estimate_by_antidiagonals(query, key, *, query_block, key_block, scale=None,
     XAttention, arXiv 2503.16428.
     """
     scale = (query.shape[-1] ** -0.5 if scale is None else scale) / STRIDE
-    queries, keys = _strips(query).flip(3).flatten(3), _strips(key).flatten(3)
-    return _estimate(queries, keys, STRIDE, query, key, query_block, key_block, scale, starts)
+    scores = _scores(_strips(query).flip(3).flatten(3), _strips(key).flatten(3), scale)
+    return _estimate(scores, STRIDE, query.shape[2], key.shape[2], query_block, key_block, starts)
 
 
 ESTIMATES: dict[str, Callable[..., torch.Tensor]] = {
@@ -87,19 +100,27 @@ def _strips(tensor):
     return F.pad(tensor, (0, 0, 0, -tensor.shape[2] % STRIDE)).unflatten(2, (-1, STRIDE)).float()
 
 
-def _estimate(queries, keys, span, query, key, query_block, key_block, scale, starts):
+def _scores(queries, keys, scale):
+    """Heads that share keys are one matrix product."""
+    grouped = (queries * scale).unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
+    return (grouped @ keys.transpose(-1, -2)).unflatten(2, (-1, queries.shape[2])).flatten(1, 2)
+
+
+def _estimate(scores, span, queries, keys, query_block, key_block, starts, blocks=None):
     """Softmax of the scores between vectors that stand for `span` tokens each, summed and averaged into blocks."""
-    tokens, context, device = query.shape[2], key.shape[2], query.device
-    grouped = queries.unflatten(1, (keys.shape[1], -1))  # heads that share keys
-    scores = grouped @ keys[:, :, None].transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    seen = visible_blocks(tokens, context, span, span, device)
+    device, rows, total = scores.device, query_block // span, scores.shape[2]
+    if blocks is None:
+        blocks = torch.arange(-(-queries // query_block), device=device)
+    spans = (blocks[:, None] * rows + torch.arange(rows, device=device)).flatten()
+    counted, picked = spans < total, spans.clamp(max=total - 1)
+    if spans.numel() != total:
+        scores = scores.index_select(2, picked)
+    last = last_positions(queries, keys, span, device)[picked]
+    seen = torch.arange(0, keys, span, device=device) <= last[:, None]
     if starts is not None:
-        ends = torch.arange(span, context + span, span, device=device)
-        seen = seen & (ends > starts[:, None])[:, None, None, None]
-    scores = scores.masked_fill(~seen, float("-inf")).flatten(1, 2)
-    shares = torch.softmax(scores, -1).nan_to_num(0.0)
+        ends = torch.arange(span, keys + span, span, device=device)
+        seen = seen & (ends > starts[:, None])[:, None, None]
+    shares = torch.softmax(scores.masked_fill(~seen, float("-inf")), -1).nan_to_num(0.0)
     shares = F.pad(shares, (0, -shares.shape[-1] % (key_block // span))).unflatten(-1, (-1, key_block // span)).sum(-1)
-    rows = query_block // span
-    counted = torch.ones(shares.shape[2], device=device)
-    shares, counted = F.pad(shares, (0, 0, 0, -shares.shape[2] % rows)), F.pad(counted, (0, -counted.shape[0] % rows))
-    return shares.unflatten(2, (-1, rows)).sum(3) / counted.unflatten(0, (-1, rows)).sum(1)[:, None]
+    shares = (shares * counted[:, None]).unflatten(2, (-1, rows)).sum(3)
+    return shares / counted.unflatten(0, (-1, rows)).sum(1)[:, None]

@@ -21,6 +21,9 @@ ROPE_WIDTHS = (16, 32, 64, 128)
 """Widths of the two parts of a latent cache."""
 MOST_SPLITS = 128
 MOST_RESIDENT = 4
+MOST_BLOCKS = 4096
+"""Blocks of keys that one program chooses among."""
+BLOCKS_OF_A_WARP = 512
 DECODE_EXTRA_BYTES = 8 * 1024
 """Shared bytes of a decode program beside its pages: 6 KB are used at heads of 128."""
 MASS_WAVES = 8
@@ -173,6 +176,15 @@ def choose_mass_launch(limits: Limits, heads: int, rows: int, head_dim: int, blo
     programs = heads * -(-rows // tile)
     splits = max(1, min(MASS_WAVES * limits.multiprocessors // programs, blocks))
     return MassLaunch(tile, splits, 8 if tile == 128 else 4, 3 if head_dim <= 128 else 2)
+
+
+def choice_warps(blocks: int) -> int:
+    """Warps of a program that holds numbers of so many blocks: the fewer, the less they wait for one another.
+
+    >>> choice_warps(512), choice_warps(4096)
+    (1, 8)
+    """
+    return max(1, min(blocks // BLOCKS_OF_A_WARP, 8))
 
 
 def _resident(limits: Limits, head_dim: int, stages: int) -> int:

@@ -71,7 +71,7 @@ def row_weights(
     """`query` [B, H, R, D] at `positions` [R] of `key` [B, key heads, L, D]: the log (base 2) of what each row's scores
     over each block weigh, float32 [B, H, R, blocks], -inf where it sees nothing; in memory, rows lie side by side.
 
-    Row b sees keys from `starts[b]` on. Nothing waits for the device. Raises InvalidSetting for what `supports` refuses.
+    Row b sees keys from `starts[b]` on. Nothing waits for the device. Raises InvalidSetting for what is not served.
     """
     require(supports(query, key, key))
     if block not in (16, 32, 64, 128):
