@@ -24,6 +24,8 @@ MOST_RESIDENT = 4
 MOST_BLOCKS = 4096
 """Blocks of keys that one program chooses among."""
 BLOCKS_OF_A_WARP = 512
+PAGES_OF_A_PROGRAM = 32
+"""Pages that one program scores: 128 programs at 32K tokens and 8 key heads."""
 DECODE_EXTRA_BYTES = 8 * 1024
 """Shared bytes of a decode program beside its pages: 6 KB are used at heads of 128."""
 MASS_WAVES = 8
@@ -182,9 +184,18 @@ def choice_warps(blocks: int) -> int:
     """Warps of a program that holds numbers of so many blocks: the fewer, the less they wait for one another.
 
     >>> choice_warps(512), choice_warps(4096)
-    (1, 8)
+    (1, 16)
     """
-    return max(1, min(blocks // BLOCKS_OF_A_WARP, 8))
+    return 16 if blocks > 2048 else max(1, blocks // BLOCKS_OF_A_WARP)
+
+
+def page_choice_warps(pages: int) -> int:
+    """Warps of a program that scores a tile of pages, and may then have to choose among all.
+
+    >>> page_choice_warps(512), page_choice_warps(4096)
+    (4, 16)
+    """
+    return 4 if pages <= 1024 else 8 if pages <= 2048 else 16
 
 
 def _resident(limits: Limits, head_dim: int, stages: int) -> int:

@@ -1,0 +1,153 @@
+"""The kernel that chooses pages against estimate and sorting: interpreted on awkward lengths, compiled, on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from inference_pio.compat import has_triton
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.block_choice import DENSE, Ranked
+from inference_pio.kernels.page_estimate import estimate_pages
+from inference_pio.kernels.page_summary import PageSummary, naive_page_summary
+from tests.kernels.triton.compiling import MACHINES, Compiler
+
+needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
+
+
+@dataclass(frozen=True)
+class Case:
+    lengths: tuple[int, ...]
+    heads: int = 4
+    key_heads: int = 2
+    width: int = 64
+    capacity: int = 3000
+    starts: tuple[int, ...] | None = None
+    scorer: str = "mean"
+    budget: int | None = None
+    share: float = 0.9
+    sinks: int = 1
+    local: int = 2
+
+
+def check(case: Case, device: str = "cpu") -> None:
+    from inference_pio.kernels.triton.page_choice import PageScratch, choose_pages, empty_lists
+
+    batch, pages = len(case.lengths), -(-case.capacity // 64)
+    chance = torch.Generator().manual_seed(case.capacity)
+    keys = torch.randn(batch, pages, 1, case.key_heads, case.width, generator=chance).expand(-1, -1, 64, -1, -1)
+    keys = (keys + torch.randn(batch, pages, 64, case.key_heads, case.width, generator=chance)).flatten(1, 2)
+    keys = keys.bfloat16()
+    query = torch.randn(batch, case.heads, case.width, generator=chance).to(device).bfloat16()
+    begin = [0] * batch if case.starts is None else case.starts
+    rows = [
+        naive_page_summary(keys[row : row + 1], length, torch.tensor([begin[row]]))
+        for row, length in enumerate(case.lengths)
+    ]
+    found = [torch.cat([getattr(one, name) for one in rows]).to(device) for name in ("minimum", "maximum", "mean")]
+    summary = PageSummary(found[0].bfloat16(), found[1].bfloat16(), found[2])
+    lengths = torch.tensor(case.lengths, dtype=torch.int32, device=device)
+    starts = None if case.starts is None else torch.tensor(case.starts, dtype=torch.int32, device=device)
+    shares = torch.full((case.key_heads,), case.share, device=device)
+    shares[-1] = DENSE
+    scratch = PageScratch.of(batch, case.heads, case.key_heads, pages, query.device)
+    scratch.scores.fill_(float("nan"))
+    width = pages if case.budget is None else max(case.budget, case.sinks + case.local)
+    lists = empty_lists(batch, case.key_heads, width, query.device)
+    options = {"scorer": case.scorer, "budget": case.budget, "sinks": case.sinks, "local": case.local}
+    for _ in range(2):  # the counter is zero again
+        lists.counts.fill_(-1)
+        lists.indices.fill_(-1)
+        choose_pages(query, summary, lengths, shares, starts=starts, lists=lists, scratch=scratch, **options)
+        assert not bool(scratch.arrived.any())
+    for row, length in enumerate(case.lengths):
+        expected = chosen(case, query[row : row + 1], summary, row, length, shares)
+        for head in range(case.key_heads):
+            count = int(lists.counts[row, head])
+            got = lists.indices[row, head, :count].tolist()
+            assert got == expected[head].nonzero().flatten().tolist()
+            assert bool((lists.indices[row, head, count:] == -1).all())
+
+
+def chosen(case: Case, query, summary: PageSummary, row: int, length: int, shares) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """The same by estimate and sorting: boolean [key heads, pages]."""
+    mine = PageSummary(*(one[row : row + 1] for one in (summary.minimum, summary.maximum, summary.mean)))
+    start = 0 if case.starts is None else case.starts[row]
+    begin = torch.tensor([start], device=query.device)
+    estimate = estimate_pages(query, mine, length, starts=begin, scorer=case.scorer)[:, :, None]
+    number = torch.arange(estimate.shape[-1], device=query.device)
+    sink = (number >= start // 64) & (number < start // 64 + case.sinks)
+    ranked = Ranked.of(estimate, sink | (number >= len(number) - case.local), (number + 1) * 64 > start)
+    if case.budget is not None:
+        ranked = ranked.at_most(max(case.budget, case.sinks + case.local))
+    return ranked.kept(shares[None, :, None])[0, :, 0]
+
+
+CASES = [
+    Case((3000,)),
+    Case((1,)),
+    Case((64,), heads=2, key_heads=2),
+    Case((2049, 700), heads=8, key_heads=1),
+    Case((2999, 130), scorer="bounds"),
+    Case((2500, 3000), scorer="both", heads=20, key_heads=2),
+    Case((3000, 1000), starts=(700, 999)),
+    Case((3000,), budget=8),
+    Case((3000, 500), budget=8, share=0.2, starts=(66, 0), scorer="both"),
+    Case((3000,), budget=1, sinks=2, local=3),
+    Case((3000,), share=0.999, width=128, sinks=0, local=0),
+    Case((200,), width=256),
+]
+
+
+@needs_triton
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_chooses_as_sorting_does_in_the_interpreter(case: Case, interpreted: Callable[..., None]) -> None:
+    interpreted(check, case)
+
+
+@needs_triton
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inference_pio.kernels.triton import support
+    from inference_pio.kernels.triton.page_choice import choose_pages
+
+    monkeypatch.setattr(support, "_device", lambda device: None)
+    query, one = torch.zeros(1, 2, 64, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int32)
+    summary = PageSummary.zeros(torch.empty(1, 4097 * 64, 1, 64, dtype=torch.bfloat16, device="meta"))
+    with pytest.raises(InvalidSetting, match="on different devices"):
+        choose_pages(query, summary, one, torch.ones(1))
+    small = PageSummary.zeros(torch.zeros(1, 128, 1, 64, dtype=torch.bfloat16))
+    with pytest.raises(InvalidSetting, match="by one of mean, bounds, both"):
+        choose_pages(query, small, one, torch.ones(1), scorer="sum")
+    turned = PageSummary(*(each.mT.contiguous().mT for each in (small.minimum, small.maximum, small.mean)))
+    with pytest.raises(InvalidSetting, match="do not lie side by side"):
+        choose_pages(query, turned, one, torch.ones(1))
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("pages", [512, 4096])
+@pytest.mark.parametrize(("scorer", "width"), [("mean", 128), ("both", 128), ("both", 256)])
+def test_it_compiles_to_wide_loads_without_spilling(
+    capability: int, pages: int, scorer: str, width: int, compiler: Compiler
+) -> None:
+    from inference_pio.kernels.triton.page_choice import choose_pages, page_choice_kernel
+
+    compiler.for_machine(capability, page_choice_kernel)
+    query, places = torch.zeros(1, 8, width, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int32)
+    summary = PageSummary.zeros(torch.zeros(1, pages * 64, 1, width, dtype=torch.bfloat16))
+    choose_pages(query, summary, places, torch.ones(1), starts=places, scorer=scorer, budget=64)
+    (code,) = compiler.found
+    code.assert_it_fits(MACHINES[capability])
+    assert code.counts["LDG 128"] >= 2, code
+    assert code.counts["LDG U16"] <= 1, code  # one query, as wide as the program
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scorer", ["mean", "bounds", "both"])
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_gpu_it_chooses_as_sorting_does(scorer: str, width: int) -> None:
+    for case in (Case((33000, 700), heads=32, key_heads=8, capacity=33024), Case((9000,), budget=64, capacity=66000)):
+        check(Case(**{**case.__dict__, "scorer": scorer, "width": width}), "cuda")
