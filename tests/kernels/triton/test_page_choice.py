@@ -99,6 +99,7 @@ CASES = [
     Case((3000,), budget=1, sinks=2, local=3),
     Case((3000,), share=0.999, width=128, sinks=0, local=0),
     Case((200,), width=256),
+    Case((2945, 65), sinks=0, local=0, share=0.97),
 ]
 
 
