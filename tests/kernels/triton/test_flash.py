@@ -14,6 +14,7 @@ from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.block_sparse import BlockList, naive_block_sparse_attention
+from inference_pio.kernels.certified_attention import certified_attention
 from inference_pio.kernels.triton.launch import AMPERE, FlashLaunch, choose_flash_launch, device_limits
 from tests.kernels.triton.compiling import MACHINES, Compiler
 
@@ -149,6 +150,72 @@ def test_it_is_exact_in_the_interpreter(case: Case, interpreted: Callable[..., N
     interpreted(check_dense, case)
 
 
+def check_certified(case: Case, eps: float, sink: float, counted: bool, device: str = "cpu") -> None:
+    """What the log of the sums lacks is what was left out: never more than promised, and no output is further off."""
+    from inference_pio.kernels.triton.flash import flash_attention
+
+    query, key, value = case.tensors(device)
+    query[..., 0], key[..., 0] = sink, 0.0
+    first = 0 if case.starts is None else max(case.starts)
+    key[:, :, first, 0] = sink
+    launch = case.launch or choose_flash_launch(device_limits(query.device), case.width, certified=True)
+    starts, skipped = int32(case.starts, device), torch.full((1,), 5, dtype=torch.int32, device=device)
+    lse = torch.full(query.shape[:3], float("nan"), device=device)
+    out = torch.full_like(query, float("nan"), dtype=torch.float32 if device == "cpu" else case.dtype)
+    spoilt = [case.spoil(tensor) for tensor in (key, value)]
+    options = {"starts": starts, "out": out, "lse": lse, "launch": launch}
+    flash_attention(query, *spoilt, certified=eps, skipped=skipped, **options)
+    seen, left_out = case.seen(device), int(skipped) - 5
+    exact = naive_attention(query, key, value, seen).nan_to_num(0.0)
+    rounding = 1e-4 if device == "cpu" else 2e-2
+    assert float((out.float() - exact).abs().max()) <= 2 * eps * float(value.abs().max()) + rounding
+    scores = query.float() @ key.float().repeat_interleave(case.heads // case.key_heads, 1).mT * case.width**-0.5
+    whole = scores.masked_fill(~seen, float("-inf")).logsumexp(-1)
+    sees = seen.any(-1).expand_as(whole)
+    dropped = 1.0 - torch.exp(lse - whole)[sees]
+    assert float(dropped.max()) <= eps + (1e-5 if device == "cpu" else 2e-3)
+    assert bool((lse[~sees] == float("-inf")).all())
+    assert bool((out[~sees] == 0).all())
+    _, kept, visible = certified_attention(
+        query.float(), key.float(), value.float(), eps=eps, query_block=launch.query_block,
+        key_block=launch.key_block, starts=starts,
+    )  # fmt: skip
+    expected = int((visible & ~kept).sum())
+    assert (left_out > 0) == (expected > 0) or device == "cuda"
+    if counted:
+        assert left_out == expected
+        assert expected == 0 or float(dropped.max()) > 0
+
+
+CERTIFIED = [
+    (Case(queries=256, keys=256), 1e-2, 12.0, True),
+    (Case(heads=4, key_heads=2, queries=64, keys=320), 1e-1, 12.0, True),
+    (Case(queries=256, keys=256), 1e-2, 0.0, True),
+    (Case(queries=131, keys=200, launch=WIDE), 1e-2, 12.0, False),
+    (Case(queries=150, keys=150, launch=DESCRIBED), 1e-3, 13.0, False),
+    (Case(batch=2, queries=200, keys=200, starts=(0, 70)), 1e-2, 12.0, False),
+    (Case(batch=2, queries=90, keys=90, starts=(80, 3), launch=DESCRIBED), 1e-2, 12.0, False),
+]
+
+
+@needs_triton
+@pytest.mark.parametrize(("case", "eps", "sink", "counted"), CERTIFIED, ids=str)
+def test_what_is_left_out_is_certified_in_the_interpreter(
+    case: Case, eps: float, sink: float, counted: bool, interpreted: Callable[..., None]
+) -> None:
+    interpreted(check_certified, case, eps, sink, counted)
+
+
+@needs_triton
+def test_a_share_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inference_pio.kernels.triton import support
+    from inference_pio.kernels.triton.flash import flash_attention
+
+    monkeypatch.setattr(support, "_device", lambda device: None)
+    with pytest.raises(InvalidSetting, match="between 0 and 1"):
+        flash_attention(*Case().tensors("cpu"), certified=1.5)
+
+
 SPARSE = [
     (Case(batch=2, heads=4, key_heads=2, queries=100, keys=100), 32, 0.5),
     (Case(queries=100, keys=170, launch=WIDE), 64, 0.5),
@@ -184,8 +251,14 @@ def _compile(compiler: Compiler, capability: int, case: Case, kind: str) -> None
     from inference_pio.kernels.triton.flash import flash_attention, flash_kernel
 
     compiler.for_machine(capability, flash_kernel)
-    launch = choose_flash_launch(MACHINES[capability], case.width, padded=kind == "padded")
+    launch = choose_flash_launch(
+        MACHINES[capability], case.width, padded=kind == "padded", certified=kind.startswith("certified")
+    )
     options = {"starts": int32((1,), "cpu"), "ends": int32((37,), "cpu")} if kind == "padded" else {}
+    if kind.startswith("certified"):
+        options = {"certified": 1e-2, "skipped": int32((0,), "cpu")}  # type: ignore[dict-item]
+    if kind == "certified padded":
+        options["starts"] = int32((1,), "cpu")
     if kind == "listed":
         kept = torch.ones(1, 8, 1, 1, dtype=torch.bool)
         options = {"lists": BlockList.from_kept(kept, launch.query_block, 128)}  # type: ignore[dict-item]
@@ -198,7 +271,10 @@ def _compile(compiler: Compiler, capability: int, case: Case, kind: str) -> None
         assert not code.counts["LDGSTS 128"], code
     else:
         assert code.counts["HMMA"], code
-        assert code.counts["LDGSTS 128"] >= 16, code
+        ahead = code.counts["LDGSTS 128"]
+        if kind.startswith("certified"):  # values that may be left out are read when they are wanted
+            ahead += code.counts["LDG 128"]
+        assert ahead >= 16, code
         assert kind == "listed" or not code.counts["LDGSTS"], code  # a list's numbers are 4 bytes each
     assert not code.counts["LDG U16"], code
     assert not code.counts["STG U16"], code
@@ -207,7 +283,7 @@ def _compile(compiler: Compiler, capability: int, case: Case, kind: str) -> None
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("kind", ["plain", "padded", "listed"])
+@pytest.mark.parametrize("kind", ["plain", "padded", "listed", "certified"])
 def test_it_compiles_to_wide_loads_and_matrix_products_without_spilling(
     capability: int, kind: str, compiler: Compiler
 ) -> None:
@@ -217,8 +293,8 @@ def test_it_compiles_to_wide_loads_and_matrix_products_without_spilling(
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("kind", ["plain", "padded", "listed"])
-@pytest.mark.parametrize("width", [64, 256])
+@pytest.mark.parametrize("kind", ["plain", "padded", "listed", "certified", "certified padded"])
+@pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("causal", [True, False])
 def test_so_does_every_width(capability: int, kind: str, width: int, causal: bool, compiler: Compiler) -> None:
     _compile(compiler, capability, Case(heads=8, key_heads=2, width=width, causal=causal), kind)
@@ -279,6 +355,14 @@ def test_long_texts_are_exact_in_the_interpreter(density: float | None, interpre
 def test_gpu_long_texts_are_exact_up_to_rounding(key_heads: int, density: float | None) -> None:
     case = Case(heads=32, key_heads=key_heads, queries=16384, keys=16384, width=128, launch=None)
     check_rows(case, 128, density, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_gpu_what_is_left_out_is_certified(width: int) -> None:
+    for case in (Case(queries=4096, keys=4096), Case(batch=2, queries=700, keys=900, starts=(0, 300))):
+        case = dataclasses.replace(case, heads=8, key_heads=2, width=width, launch=None)
+        check_certified(case, 1e-2, 1.5 * width**0.5, False, "cuda")
 
 
 @pytest.mark.gpu

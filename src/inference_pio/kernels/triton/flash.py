@@ -5,6 +5,8 @@ The plain truth is `kernels.attention.naive_attention`, and `kernels.block_spars
 
 from __future__ import annotations
 
+from math import log2
+
 import torch
 
 import triton
@@ -38,13 +40,34 @@ def _rows(tensor, batch, head, first, until, batch_stride, head_stride, row_stri
 
 
 @triton.jit
+def _take(summed, total, peak, scores, highest, present, value, batch, head, place, seen_to, scale,
+          value_batch, value_head, value_row, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+          GUARDED: tl.constexpr, DESCRIBED: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
+    """Take a tile of scores, whose largest of each row are `highest`, into the running softmax."""
+    higher = tl.maximum(peak, highest)
+    weights = tl.exp2(scores * scale - higher[:, None])
+    shrink = tl.exp2(peak - higher)
+    total = total * shrink + tl.sum(weights, 1)
+    summed = summed * shrink[:, None]
+    values = _rows(
+        value, batch, head, place, seen_to, value_batch, value_head, value_row, BLOCK_N, WIDTH, MASKED, DESCRIBED
+    )
+    if MASKED and GUARDED:  # padding may hold anything, and zero times NaN is NaN
+        values = tl.where(present[:, None], values, 0.0)
+    if INTERPRETED:
+        values = values.to(tl.float32)
+    summed = tl.dot(weights.to(values.dtype), values, summed)
+    return summed, total, higher
+
+
+@triton.jit
 def _visit(summed, total, peak, query, positions, key, value, blocks, batch, head, first, last, turn, skip, seen_from,
-           seen_to, scale, key_batch, key_head, key_row, value_batch, value_head, value_row,
+           seen_to, scale, key_batch, key_head, key_row, value_batch, value_head, value_row, asked, margin, left_out,
            BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
-           GUARDED: tl.constexpr, LISTED: tl.constexpr, DESCRIBED: tl.constexpr,
+           GUARDED: tl.constexpr, LISTED: tl.constexpr, DESCRIBED: tl.constexpr, CERTIFIED: tl.constexpr,
            INTERPRETED: tl.constexpr):  # fmt: skip
     """Take steps `first` to `last` into the running softmax, leaving out `skip` from `turn` on if MASKED; a step is a
-    block of BLOCK_N keys."""
+    block of BLOCK_N keys. If CERTIFIED, steps that lie `margin` below the peak of all rows `asked` for are left out."""
     for step in tl.range(first, last):
         if MASKED:
             step += tl.where(step < turn, 0, skip)
@@ -55,41 +78,43 @@ def _visit(summed, total, peak, query, positions, key, value, blocks, batch, hea
         if INTERPRETED:  # the interpreter multiplies the bits of bfloat16
             keys = keys.to(tl.float32)
         scores = tl.dot(query, tl.trans(keys))
+        columns = place + tl.arange(0, BLOCK_N)
+        present = (columns >= seen_from) & (columns < seen_to)
         if MASKED:
-            columns = place + tl.arange(0, BLOCK_N)
-            present = (columns >= seen_from) & (columns < seen_to)
             visible = present[None, :]
             if CAUSAL:
                 visible = visible & (columns[None, :] <= positions[:, None])
             scores = tl.where(visible, scores, HIDDEN)
-        higher = tl.maximum(peak, tl.max(scores, 1) * scale)
-        weights = tl.exp2(scores * scale - higher[:, None])
-        shrink = tl.exp2(peak - higher)
-        total = total * shrink + tl.sum(weights, 1)
-        summed = summed * shrink[:, None]
-        values = _rows(
-            value, batch, head, place, seen_to, value_batch, value_head, value_row, BLOCK_N, WIDTH, MASKED, DESCRIBED
-        )
-        if MASKED and GUARDED:  # padding may hold anything, and zero times NaN is NaN
-            values = tl.where(present[:, None], values, 0.0)
-        if INTERPRETED:
-            values = values.to(tl.float32)
-        summed = tl.dot(weights.to(values.dtype), values, summed)
-        peak = higher
-    return summed, total, peak
+        highest = tl.max(scores, 1) * scale
+        if CERTIFIED:
+            above = tl.where(asked & (highest > scale * (0.5 * HIDDEN)), highest - peak, float("-inf"))
+            if tl.max(above, 0) >= margin:
+                summed, total, peak = _take(
+                    summed, total, peak, scores, highest, present, value, batch, head, place, seen_to, scale,
+                    value_batch, value_head, value_row, BLOCK_N, WIDTH, MASKED, GUARDED, DESCRIBED, INTERPRETED,
+                )  # fmt: skip
+            else:
+                left_out += 1
+        else:
+            summed, total, peak = _take(
+                summed, total, peak, scores, highest, present, value, batch, head, place, seen_to, scale,
+                value_batch, value_head, value_row, BLOCK_N, WIDTH, MASKED, GUARDED, DESCRIBED, INTERPRETED,
+            )  # fmt: skip
+    return summed, total, peak, left_out
 
 
 @triton.jit(
     do_not_specialize=["heads", "key_heads", "queries", "keys", "list_length"],
-    do_not_specialize_on_alignment=["starts", "ends", "counts", "indices", "lse"],
+    do_not_specialize_on_alignment=["starts", "ends", "counts", "indices", "lse", "skipped"],
 )  # one compilation serves all lengths
 def flash_kernel(
     query, key, value, out, lse, starts, ends, counts, indices,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
-    out_batch, out_head, out_row, heads, key_heads, queries, keys, list_length, scale,
+    out_batch, out_head, out_row, heads, key_heads, queries, keys, list_length, scale, skipped, margin,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
     HAS_STARTS: tl.constexpr, HAS_ENDS: tl.constexpr, LISTED: tl.constexpr, PARTS: tl.constexpr,
-    HAS_LSE: tl.constexpr, DESCRIBED: tl.constexpr, INTERPRETED: tl.constexpr,
+    HAS_LSE: tl.constexpr, DESCRIBED: tl.constexpr, CERTIFIED: tl.constexpr, COUNTED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     # Heads that share keys run side by side, and long rows start first: the last ones to run are short.
     row_blocks = tl.cdiv(queries, BLOCK_M)
@@ -140,18 +165,24 @@ def flash_kernel(
             begin = tl.minimum(seen_from // BLOCK_N, finish)
             inner = tl.minimum(tl.cdiv(seen_from, BLOCK_N), finish)
         rest = tl.maximum(inner, free // BLOCK_N)
-    summed, total, peak = _visit(
-        summed, total, peak, rows_of_query, offset + rows, key, value, blocks, batch, key_head_index,
-        inner, rest, 0, 0, seen_from, seen_to, scale2,
-        key_batch, key_head, key_row, value_batch, value_head, value_row,
-        BLOCK_N, WIDTH, PARTS, False, CAUSAL, GUARDED, LISTED, DESCRIBED, INTERPRETED,
-    )  # fmt: skip
-    summed, total, peak = _visit(
-        summed, total, peak, rows_of_query, offset + rows, key, value, blocks, batch, key_head_index,
-        begin, finish - (rest - inner), inner, rest - inner, seen_from, seen_to, scale2,
-        key_batch, key_head, key_row, value_batch, value_head, value_row,
-        BLOCK_N, WIDTH, PARTS, True, CAUSAL, GUARDED, LISTED, DESCRIBED, INTERPRETED,
-    )  # fmt: skip
+    if CERTIFIED:  # of so many keys, each may weigh that share of the promised one
+        most = keys
+        if CAUSAL:
+            most = tl.minimum(keys, offset + first_row + BLOCK_M)
+        margin -= tl.log2(tl.maximum(most, 1).to(tl.float32))
+    left_out = 0
+    for turn in tl.static_range(2):  # those without a mask first; a certificate wants the queries' own steps first
+        first, last = inner, rest
+        if (turn == 1) != CERTIFIED:
+            first, last = begin, finish - (rest - inner)
+        summed, total, peak, left_out = _visit(
+            summed, total, peak, rows_of_query, offset + rows, key, value, blocks, batch, key_head_index,
+            first, last, inner, rest - inner, seen_from, seen_to, scale2,
+            key_batch, key_head, key_row, value_batch, value_head, value_row, rows < queries, margin, left_out,
+            BLOCK_N, WIDTH, PARTS, (turn == 1) != CERTIFIED, CAUSAL, GUARDED, LISTED, DESCRIBED, CERTIFIED, INTERPRETED,
+        )  # fmt: skip
+    if COUNTED:
+        tl.atomic_add(skipped, left_out)
 
     blind = peak < scale2 * (0.5 * HIDDEN)  # no key is visible: zero, not an average of hidden keys
     summed = tl.where(blind[:, None], 0.0, summed / total[:, None])
@@ -176,6 +207,8 @@ def flash_attention(
     lists: BlockList | None = None,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
+    certified: float | None = None,
+    skipped: torch.Tensor | None = None,
     launch: FlashLaunch | None = None,
 ) -> torch.Tensor:
     """`query` [B, H, S, D] over `key`, `value` [B, key heads, L, D]: [B, H, S, D], by default with the heads of a token
@@ -184,11 +217,17 @@ def flash_attention(
     If `causal`, the last query stands at the last key. Row b sees keys `starts[b]` to `ends[b]` (int32 on the device)
     alone; of those, given `lists`, the ones in its listed blocks. A query that sees no key gives zeros. `lse` float32
     [B, H, S] is filled with the log of each query's sum. Raises InvalidSetting for tensors that `supports` refuses.
+
+    `certified`: leave out tiles that provably hold no more than that share of any query's attention all together
+    (`kernels.certified_attention`); their number is added to `skipped`, int32 [1].
     """
     require(supports(query, key, value))
+    if certified is not None and not 0.0 < certified < 1.0:
+        raise InvalidSetting(f"a share of the attention that may be left out lies between 0 and 1, unlike {certified}.")
     batch, heads, queries, width = query.shape
     key_heads, keys = key.shape[1:3]
-    launch = launch or launch_for(key, value, padded=starts is not None or ends is not None)
+    padded = starts is not None or ends is not None
+    launch = launch or launch_for(key, value, padded=padded, certified=certified is not None)
     parts = _parts(lists, launch)
     if out is None:
         out = query.new_empty(batch, queries, heads, width).transpose(1, 2)
@@ -200,19 +239,21 @@ def flash_attention(
             None if lists is None else lists.counts, None if lists is None else lists.indices,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3],
             heads, key_heads, queries, keys, 0 if lists is None else lists.indices.shape[-1],
-            width**-0.5 if scale is None else scale,
+            width**-0.5 if scale is None else scale, skipped, None if certified is None else log2(certified),
             BLOCK_M=launch.query_block, BLOCK_N=launch.key_block, WIDTH=width, GROUP=group, CAUSAL=causal,
             HAS_STARTS=starts is not None, HAS_ENDS=ends is not None, LISTED=lists is not None, PARTS=parts,
-            HAS_LSE=lse is not None, DESCRIBED=launch.described, INTERPRETED=triton_interprets(),
+            HAS_LSE=lse is not None, DESCRIBED=launch.described, CERTIFIED=certified is not None,
+            COUNTED=skipped is not None, INTERPRETED=triton_interprets(),
             num_warps=launch.warps, num_stages=launch.stages, **limits,
         )  # fmt: skip
     return out
 
 
-def launch_for(key: torch.Tensor, value: torch.Tensor, *, padded: bool = False) -> FlashLaunch:
+def launch_for(key: torch.Tensor, value: torch.Tensor, *, padded: bool = False, certified: bool = False) -> FlashLaunch:
     """The launch that serves these keys and values, where no other is asked for: lists are made for its blocks."""
     aligned = _aligned(key) and _aligned(value)
-    return choose_flash_launch(device_limits(key.device), key.shape[-1], aligned=aligned, padded=padded)
+    limits = device_limits(key.device)
+    return choose_flash_launch(limits, key.shape[-1], aligned=aligned, padded=padded, certified=certified)
 
 
 def _described(tensor: torch.Tensor, launch: FlashLaunch) -> torch.Tensor | TensorDescriptor:
