@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference_pio.kernels.page_summary import naive_page_summary
+from inference_pio.compat import has_triton
+from inference_pio.kernels.attention import naive_attention
+from inference_pio.kernels.page_summary import PageSummary, naive_page_summary
 from inference_pio.kernels.row_mass import row_mass
 from inference_pio.sparsity.audited_decode import FIRST, AuditedDecode, DecodeSettings
 
 WIDTH = 32
+needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
 
 def _sequence(tokens: int, seed: int = 0):
@@ -70,3 +73,68 @@ def test_the_first_and_the_last_pages_are_always_read(scorer) -> None:
     assert pages[0, 0, :2].tolist() == [False, False]
     assert bool(pages[0, 0, 2])
     assert pages[0, 0, -2:].tolist() == [True, True]
+
+
+def check_kernels(scorer: str, budget: int | None, padding: int | None, device: str = "cpu") -> None:
+    """The same pages, step by step, by both ways; and the attention over them."""
+    tokens, steps, settings = 1500, FIRST + 5, DecodeSettings(scorer=scorer, budget=budget)
+    key, queries = _sequence(tokens + steps)
+    key = torch.cat((key, torch.zeros_like(key)), -1).bfloat16().to(device)
+    value = torch.randn(key.shape, generator=torch.Generator().manual_seed(1)).to(key)
+    queries = (2**0.5 * torch.cat((queries, torch.zeros_like(queries)), -1)).bfloat16().to(device)
+    starts = None if padding is None else torch.tensor([padding], device=device)
+    ours, plain = (AuditedDecode(2, 1, settings, torch.device(device)) for _ in range(2))
+    for step in range(steps):
+        length = tokens + step
+        query = queries[step].expand(1, 2, 1, -1)
+        seen, values = key[:, :, :length], value[:, :, :length]
+        found = naive_page_summary(seen.transpose(1, 2), length, starts)
+        summary = PageSummary(found.minimum.bfloat16(), found.maximum.bfloat16(), found.mean)
+        attended = ours.attend(query, seen, values, summary, starts=starts)
+        expected = plain.attend(query.float(), seen.float(), values.float(), summary, starts=starts)
+        assert (attended.backend.name, expected.backend.name) == ("triton", "gathered")
+        assert attended.sizes()[1] == expected.sizes()[1]
+        assert attended.sizes()[0] == pytest.approx(expected.sizes()[0], abs=1)
+        if attended.sizes() == expected.sizes():
+            torch.testing.assert_close(attended.out.float(), expected.out, rtol=3e-2, atol=3e-2)
+        places = torch.arange(length, device=device)[None, None, None]
+        exact = naive_attention(query, seen, values, places >= (padding or 0))
+        assert float((attended.out.float() - exact).norm() / exact.norm()) < (0.02 if step < FIRST else 0.5)
+    assert attended.sizes()[0] < attended.sizes()[1]
+    if budget is not None:
+        assert attended.sizes()[0] <= budget // 64
+    torch.testing.assert_close(ours.shares, plain.shares)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("scorer", "budget", "padding"), [("mean", None, None), ("both", None, 70), ("bounds", 512, None)]
+)
+def test_kernels_choose_and_attend_as_torch_does(scorer, budget, padding, interpreted) -> None:
+    interpreted(check_kernels, scorer, budget, padding)
+
+
+@pytest.mark.gpu
+def test_gpu_nothing_waits_for_the_device_and_a_graph_follows_the_length() -> None:
+    check_kernels("mean", None, None, "cuda")
+    decode = AuditedDecode(2, 1, DecodeSettings(), torch.device("cuda"))
+    decode.shares.fill_(0.9)
+    keys = torch.randn(1, 4096, 1, 64, device="cuda", dtype=torch.bfloat16)
+    found = naive_page_summary(keys, 4096)
+    summary = PageSummary(found.minimum.bfloat16(), found.maximum.bfloat16(), found.mean)
+    query, lengths = keys[:, 7].expand(1, 2, 64), torch.tensor([4096], dtype=torch.int32, device="cuda")
+    decode.list_pages(query, summary, lengths)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            pages = decode.list_pages(query, summary, lengths)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for length in (64, 1000, 4096):
+        lengths.fill_(length)
+        graph.replay()
+        listed = pages.indices[0, 0, : int(pages.counts[0, 0])]
+        assert int(listed[-1]) == (length - 1) // 64
+        assert int(listed[0]) == 0

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inference_pio.compat import has_triton
+from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.attention_mass import attention_mass
 from inference_pio.sparsity.audited_prefill import AuditedPrefill, Choice, PrefillSettings
 
 TOKENS, WIDTH = 2048, 32
+needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
 
 def _peaked(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,3 +91,86 @@ def test_history_odd_lengths_and_padding() -> None:
     assert bool(choice.kept[:, :, :, 5].all())
     short = prefill.choose(query[:, :, :130], key[:, :, :130])
     assert short.kept.shape == (1, 2, 2, 3)
+
+
+def _wide(pair, tokens: int, starts: torch.Tensor | None = None):
+    """As the kernels take them: 64 wide (the scores as they were), bfloat16, and values."""
+    query, key = (torch.cat((one, torch.zeros_like(one)), -1)[:, :, :tokens] for one in pair)
+    value = torch.randn(key.shape, generator=torch.Generator().manual_seed(9))
+    if starts is not None:
+        query, key, value = (one.expand(len(starts), -1, -1, -1).contiguous() for one in (query, key, value))
+    return (2**0.5 * query).bfloat16(), key.bfloat16(), value.bfloat16()
+
+
+def _error(out, query, key, value, starts=None):
+    seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])[None, None]
+    if starts is not None:
+        seen = seen & (torch.arange(key.shape[2]) >= starts[:, None])[:, None, None]
+    exact = naive_attention(query, key, value, seen).nan_to_num(0.0)
+    return float((out.float() - exact).norm() / exact.norm())
+
+
+def check_kernels(seed: int, tokens: int, queries: int, padding: tuple[int, ...] | None) -> None:
+    """Both ways choose as many blocks and cover as much; what they give is the attention but for what was left out."""
+    starts = None if padding is None else torch.tensor(padding)
+    found = {}
+    for name in ("triton", "gathered"):
+        prefill = AuditedPrefill(2, PrefillSettings(), torch.device("cpu"))
+        for offset in range(2):
+            query, key, value = _wide(_peaked(seed + offset), tokens, starts)
+            if name == "gathered":
+                query, key, value = query.float(), key.float(), value.float()
+            attended = prefill.attend(query[:, :, -queries:], key, value, starts=starts)
+            assert attended.backend.name == name
+            assert _error(attended.out, query[:, :, -queries:], key, value, starts) < 0.2
+        found[name] = (*attended.sizes(), prefill.log.to_json()["coverage_mean"], prefill.log.rows)
+    kept, visible, covered, rows = found["triton"]
+    expected = found["gathered"]
+    assert visible == expected[1]
+    assert kept < 0.8 * visible
+    assert kept == pytest.approx(expected[0], rel=0.03)
+    assert covered == pytest.approx(expected[2], abs=0.005)
+    assert rows == expected[3] or padding is not None
+
+
+def check_misled() -> None:
+    """The density gate is on the device: heads that would keep too much read all, in the lists made anew."""
+    prefill = AuditedPrefill(2, PrefillSettings(), torch.device("cpu"))
+    query, key, value = _wide(_needles(0), 1024)
+    attended = prefill.attend(query, key, value)
+    kept, visible = attended.sizes()
+    assert kept == visible
+    assert _error(attended.out, query, key, value) < 0.01
+    loose = AuditedPrefill(2, PrefillSettings(dense_above=0.0), torch.device("cpu"))
+    assert loose.attend(*_wide(_peaked(0), 1024)).sizes()[0] == visible
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("seed", "tokens", "queries", "padding"),
+    [(0, 1024, 1024, None), (2, 1000, 700, None), (4, 1024, 1024, (0, 300))],
+)
+def test_kernels_choose_and_attend_as_torch_does(seed, tokens, queries, padding, interpreted) -> None:
+    interpreted(check_kernels, seed, tokens, queries, padding)
+
+
+@needs_triton
+def test_heads_whose_estimate_misleads_become_dense_in_the_kernels_too(interpreted) -> None:
+    interpreted(check_misled)
+
+
+@pytest.mark.gpu
+def test_gpu_nothing_waits_for_the_device() -> None:
+    prefill = AuditedPrefill(2, PrefillSettings(), torch.device("cuda"))
+    given = [one.cuda() for one in _wide(_peaked(0), 2048)]
+    starts = torch.tensor([100], dtype=torch.int32, device="cuda")
+    prefill.attend(*given)  # compiles
+    prefill.attend(*given, starts=starts)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attended = prefill.attend(*given)
+        prefill.attend(*given, starts=starts)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert attended.backend.name == "triton"
+    assert _error(attended.out.cpu(), *(one.cpu() for one in given)) < 0.2

@@ -27,7 +27,9 @@ def visible_blocks(queries, keys, query_block, key_block, device=None):
     return torch.arange(0, keys, key_block, device=device) <= last[:, None]
 
 
-def last_positions(queries, keys, query_block, device=None):
+def last_positions(
+    queries: int, keys: int, query_block: int, device: torch.device | None = None
+) -> torch.Tensor:  # fmt: skip
     """Where the last query of each block stands among the keys: int64 [query blocks].
 
     >>> last_positions(5, 7, 2).tolist()
@@ -49,7 +51,9 @@ def estimate_by_means(query, key, *, query_block, key_block, scale=None, starts=
     )
 
 
-def span_scores(query, key, *, scale=None, starts=None):
+def span_scores(
+    query: torch.Tensor, key: torch.Tensor, *, scale: float | None = None, starts: torch.Tensor | None = None
+) -> torch.Tensor:  # fmt: skip
     """Scores between the means of 64 queries of `[B, H, S, D]` and of 64 keys of `[B, key heads, L, D]`, none hidden:
     float32 [B, H, query spans, key spans]."""
     shift = query.shape[2] - key.shape[2]
@@ -57,7 +61,10 @@ def span_scores(query, key, *, scale=None, starts=None):
     return _scores(queries, block_means(key, SPAN, starts), query.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def estimate_of_spans(scores, queries, keys, *, query_block, key_block, starts=None, blocks=None):
+def estimate_of_spans(
+    scores: torch.Tensor, queries: int, keys: int, *, query_block: int, key_block: int,
+    starts: torch.Tensor | None = None, blocks: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """What `estimate_by_means` makes of `span_scores`; of some blocks of queries alone if their numbers are given."""
     return _estimate(scores, SPAN, queries, keys, query_block, key_block, starts, blocks)
 
@@ -109,11 +116,12 @@ def _scores(queries, keys, scale):
 def _estimate(scores, span, queries, keys, query_block, key_block, starts, blocks=None):
     """Softmax of the scores between vectors that stand for `span` tokens each, summed and averaged into blocks."""
     device, rows, total = scores.device, query_block // span, scores.shape[2]
-    if blocks is None:
+    whole = blocks is None
+    if whole:
         blocks = torch.arange(-(-queries // query_block), device=device)
     spans = (blocks[:, None] * rows + torch.arange(rows, device=device)).flatten()
     counted, picked = spans < total, spans.clamp(max=total - 1)
-    if spans.numel() != total:
+    if not whole or spans.numel() != total:
         scores = scores.index_select(2, picked)
     last = last_positions(queries, keys, span, device)[picked]
     seen = torch.arange(0, keys, span, device=device) <= last[:, None]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from inference_pio.kernels.block_choice import DENSE, Ranked, fixed_blocks, seen_blocks
-from inference_pio.kernels.block_estimate import ESTIMATES
+from inference_pio.kernels.block_estimate import ESTIMATES, estimate_of_spans, last_positions, span_scores
 from inference_pio.kernels.block_sparse import BlockList
+from inference_pio.kernels.listed_attention import gathered_attention
 from inference_pio.kernels.row_mass import row_mass
 from inference_pio.sparsity.audit_log import AuditLog
+from inference_pio.sparsity.backend import TRITON, Attended, choose_backend
 from inference_pio.sparsity.coverage_control import CoverageControl, CoverageTarget
 
 ROWS_PER_BLOCK = 8
@@ -22,10 +26,7 @@ FEWEST, FIRST = 16, 32
 
 @dataclass(frozen=True)
 class PrefillSettings:
-    """`coverage` and `audit_rate` as the user gives them; `dense_above`: a head of more estimated density is dense.
-
-    The last `ending` queries see all: what is said next hangs on few of them, and a mean over 64 hides these.
-    """
+    """`coverage` and `audit_rate` as the user gives them; `dense_above`: a head of more estimated density is dense."""
 
     coverage: float = 0.95
     scorer: str = "mean"
@@ -33,7 +34,6 @@ class PrefillSettings:
     key_block: int = 64
     sinks: int = 1
     local: int = 2
-    ending: int = 128
     audit_rate: float = 1 / 64
     dense_above: float = 0.75
     seed: int = 0
@@ -48,6 +48,8 @@ class AuditedPrefill:
         self.log = AuditLog(heads, device)
         self.calls = 0
         self._chance = torch.Generator().manual_seed(settings.seed)
+        self._grid = torch.cat((self.control.grid, self.control.grid.new_tensor([DENSE])))
+        self._seen: tuple[tuple[int, ...], Tensor] | None = None
 
     def choose(self, query: Tensor, key: Tensor, *, scale: float | None = None, starts: Tensor | None = None) -> Choice:
         """What the queries [B, H, S, D] keep of the keys [B, key heads, L, D], the last query standing at the last key.
@@ -59,50 +61,131 @@ class AuditedPrefill:
         estimate = ESTIMATES[settings.scorer](
             query, key, query_block=settings.query_block, key_block=settings.key_block, scale=scale, starts=starts
         )
-        fixed = fixed_blocks(
-            *sizes, device=device, sinks=settings.sinks, local=settings.local, ending=settings.ending, starts=starts
-        )
+        fixed = fixed_blocks(*sizes, device=device, sinks=settings.sinks, local=settings.local, starts=starts)
         ranked = Ranked.of(estimate, fixed, seen_blocks(*sizes, starts=starts, device=device))
-        audited = self._sample(query.shape[2], _blind_blocks(query, key, starts, settings)).to(device)
-        grid = torch.cat((self.control.grid, self.control.grid.new_tensor([DENSE])))
-        mass = self._mass(query, key, audited, scale, starts)
-        coverage = ranked.rows(audited).coverage(mass, grid).permute(2, 0, 1, 3).flatten(0, 1)
-        half = coverage.shape[0] // 2
-        self.control.forget()
-        self.control.learn(coverage[:half, :, :-1])
-        shares = self._gated(ranked)
-        place = torch.searchsorted(grid, shares)
-        self.log.add(coverage[half:].gather(2, place.expand(coverage.shape[0] - half, -1)[..., None])[..., 0])
-        self.control.learn(coverage[half:, :, :-1])
-        self.calls += 1
+        audited = self._sample(estimate.shape[2], _blind_blocks(query, key, starts, settings)).to(device)
+        rows, positions = self._audited_rows(query, key, audited)
+        mass = _by_block(row_mass(rows, positions, key, block=settings.key_block, scale=scale, starts=starts))
+        coverage = ranked.rows(audited).coverage(mass, self._grid)
+        shares = self._learn(coverage, lambda shares: self._gated(ranked, shares))
         kept = ranked.kept(shares[None, :, None].expand(ranked.before.shape[:-1]))
         return Choice(kept, ranked.visible, settings.query_block, settings.key_block)
 
-    def _gated(self, ranked: Ranked) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, starts: Tensor | None = None
+    ) -> Attended:
+        """Attention of `query` [B, H, S, D] over what is chosen of `key`, `value` [B, key heads, L, D]: by our kernels
+        where they serve, and then nothing waits for the device; else as `choose` says, by torch's."""
+        settings = self.settings
+        backend = choose_backend(query, key, value, settings.scorer, settings.query_block, settings.key_block)
+        if backend.name == TRITON:
+            from inference_pio.kernels.triton.flash import flash_attention
+
+            starts = None if starts is None else starts.int()
+            lists = self.list_blocks(query, key, scale=scale, starts=starts)
+            out = flash_attention(query, key, value, lists=lists, scale=scale, starts=starts)
+            return Attended(out, lists.counts, self._visible(query, key, starts), backend)
+        choice = self.choose(query, key, scale=scale, starts=starts)
+        out = gathered_attention(query, key, value, choice.lists(), scale=scale, starts=starts)
+        return Attended(out, *choice.sizes(), backend)
+
+    def list_blocks(
+        self, query: Tensor, key: Tensor, *, scale: float | None = None, starts: Tensor | None = None
+    ) -> BlockList:
+        """The lists that `choose` would make, by our kernels, from means: nothing waits for the device."""
+        from inference_pio.kernels.triton.block_choice import choose_blocks
+        from inference_pio.kernels.triton.row_mass import row_mass
+
+        settings, device = self.settings, query.device
+        sizes = (query.shape[2], key.shape[2], settings.query_block, settings.key_block)
+        scores = span_scores(query, key, scale=scale, starts=starts)
+        audited = self._sample_on_device(query, key, starts)
+        rows, positions = self._audited_rows(query, key, audited)
+        mass = _by_block(row_mass(rows, positions, key, block=settings.key_block, scale=scale, starts=starts))
+        estimate = estimate_of_spans(
+            scores, *sizes[:2], query_block=sizes[2], key_block=sizes[3], starts=starts, blocks=audited
+        )
+        fixed = fixed_blocks(*sizes, device=device, starts=starts, sinks=settings.sinks, local=settings.local)
+        seen = seen_blocks(*sizes, device=device, starts=starts)
+        ranked = Ranked.of(estimate, *(one.index_select(2, audited) for one in (fixed, seen)))
+        choose = functools.partial(
+            choose_blocks, scores, queries=sizes[0], keys=sizes[1], query_block=sizes[2], key_block=sizes[3],
+            starts=starts, sinks=settings.sinks, local=settings.local,
+        )  # fmt: skip
+        found: list[BlockList] = []
+
+        def gate(shares: Tensor) -> Tensor:
+            """Lists for the shares, and of heads that would keep too much, dense ones."""
+            lists = choose(shares)
+            density = lists.counts.sum((0, 2)) * query.shape[1] / self._visible(query, key, starts)
+            gated = torch.where(density > settings.dense_above, DENSE, shares)
+            found.append(choose(gated, before=shares, lists=lists))
+            return gated
+
+        self._learn(ranked.coverage(mass, self._grid), gate)
+        return found[0]
+
+    def _learn(self, coverage: Tensor, gate: Callable[[Tensor], Tensor]) -> Tensor:
+        """Learn from half of the audited rows [B, H, audited, shares], hold the shares that follow through the `gate`
+        against the other half, and learn from that."""
+        rows = coverage.permute(2, 0, 1, 3).flatten(0, 1)
+        half = rows.shape[0] // 2
+        self.control.forget()
+        self.control.learn(rows[:half, :, :-1])
+        shares = gate(self.control.shares())
+        place = torch.searchsorted(self._grid, shares)
+        self.log.add(rows[half:].gather(2, place.expand(rows.shape[0] - half, -1)[..., None])[..., 0])
+        self.control.learn(rows[half:, :, :-1])
+        self.calls += 1
+        return shares
+
+    def _gated(self, ranked: Ranked, shares: Tensor) -> Tensor:
         """Each head's share; DENSE where that share would keep more than `dense_above` of the blocks."""
-        shares = self.control.shares()
         counts = ranked.count(shares[None, :, None, None].expand(*ranked.before.shape[:-1], 1))
         visible = ranked.visible.expand_as(ranked.before).sum((0, 2, 3))
         density = counts.sum((0, 2, 3)) / visible.clamp(min=1)
         return torch.where(density > self.settings.dense_above, DENSE, shares)
 
-    def _sample(self, queries: int, blind: int) -> Tensor:
-        """Blocks of queries to audit, by chance: none of the first `blind` ones and of the last, which see all."""
-        until = max(1, max(0, queries - self.settings.ending) // self.settings.query_block)
-        choosing = max(1, until - blind)
-        wanted = max(FEWEST if self.calls else FIRST, round(self.settings.audit_rate * choosing))
-        return until - 1 - torch.randperm(choosing, generator=self._chance)[:wanted]
+    def _sample(self, blocks: int, blind: int) -> Tensor:
+        """Blocks of queries to audit, by chance, none of the first `blind` ones."""
+        seeing = max(1, blocks - blind)
+        wanted = max(FEWEST if self.calls else FIRST, round(self.settings.audit_rate * seeing))
+        return blocks - 1 - torch.randperm(seeing, generator=self._chance)[:wanted]
 
-    def _mass(self, query: Tensor, key: Tensor, audited: Tensor, scale: float | None, starts: Tensor | None) -> Tensor:
-        """The true attention of the audited rows of blocks: [B, H, audited, key blocks]."""
+    def _sample_on_device(self, query: Tensor, key: Tensor, starts: Tensor | None) -> Tensor:
+        """The same where `starts` must not be waited for: drawn among all, and moved behind the padding there."""
+        size = self.settings.query_block
+        blocks = -(-query.shape[2] // size)
+        drawn = self._sample(blocks, 0).to(query.device, non_blocking=True)
+        if starts is None:
+            return drawn
+        blind = ((starts.max() - (key.shape[2] - query.shape[2]) + size - 1) // size).clamp(0, blocks - 1)
+        return blocks - 1 - drawn % (blocks - blind)
+
+    def _audited_rows(self, query: Tensor, key: Tensor, audited: Tensor) -> tuple[Tensor, Tensor]:
+        """Some queries of each audited block [B, H, rows, D], and where they stand among the keys."""
         step = self.settings.query_block // ROWS_PER_BLOCK
         within = torch.arange(step - 1, self.settings.query_block, step, device=query.device)
-        rows = (audited[:, None] * self.settings.query_block + within).clamp(max=query.shape[2] - 1)
-        offset = key.shape[2] - query.shape[2]
-        picked = query.index_select(2, rows.flatten())
-        mass = row_mass(picked, rows.flatten() + offset, key, block=self.settings.key_block, scale=scale, starts=starts)
-        summed: Tensor = mass.view(*mass.shape[:2], -1, ROWS_PER_BLOCK, mass.shape[-1]).sum(3)
-        return summed / summed.sum(-1, keepdim=True).clamp(min=1e-30)
+        rows = (audited[:, None] * self.settings.query_block + within).flatten().clamp(max=query.shape[2] - 1)
+        return query.index_select(2, rows), rows + key.shape[2] - query.shape[2]
+
+    def _visible(self, query: Tensor, key: Tensor, starts: Tensor | None) -> Tensor:
+        """How many blocks of keys hold one that a block of queries sees, on the device; its sum is over all heads."""
+        settings, sizes = self.settings, (*query.shape[:3], key.shape[2])
+        if starts is None and self._seen is not None and self._seen[0] == sizes:
+            return self._seen[1]
+        last = last_positions(query.shape[2], key.shape[2], settings.query_block, query.device) // settings.key_block
+        first = last.new_zeros(query.shape[0]) if starts is None else starts // settings.key_block
+        visible: Tensor = (last + 1 - first[:, None]).clamp(min=0).sum() * query.shape[1]
+        if starts is None:
+            self._seen = sizes, visible
+        return visible
+
+
+def _by_block(mass: Tensor) -> Tensor:
+    """The mean over the rows of each audited block: [B, H, audited, key blocks]."""
+    summed = mass.view(*mass.shape[:2], -1, ROWS_PER_BLOCK, mass.shape[-1]).sum(3)
+    return summed / summed.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
 def _blind_blocks(query: Tensor, key: Tensor, starts: Tensor | None, settings: PrefillSettings) -> int:
