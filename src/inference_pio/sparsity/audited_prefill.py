@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inference_pio.kernels.block_choice import DENSE, Ranked, fixed_blocks, seen_blocks
-from inference_pio.kernels.block_estimate import ESTIMATES, estimate_of_spans, last_positions, span_scores
+from inference_pio.kernels.block_estimate import ESTIMATES, last_positions, span_scores
 from inference_pio.kernels.block_sparse import BlockList
 from inference_pio.kernels.listed_attention import gathered_attention
 from inference_pio.kernels.row_mass import row_mass
@@ -93,25 +94,21 @@ class AuditedPrefill:
         self, query: Tensor, key: Tensor, *, scale: float | None = None, starts: Tensor | None = None
     ) -> BlockList:
         """The lists that `choose` would make, by our kernels, from means: nothing waits for the device."""
+        from inference_pio.kernels.triton.audited_coverage import audited_coverage
         from inference_pio.kernels.triton.block_choice import choose_blocks
-        from inference_pio.kernels.triton.row_mass import row_mass
+        from inference_pio.kernels.triton.row_mass import row_weights
 
-        settings, device = self.settings, query.device
-        sizes = (query.shape[2], key.shape[2], settings.query_block, settings.key_block)
+        settings = self.settings
         scores = span_scores(query, key, scale=scale, starts=starts)
         audited = self._sample_on_device(query, key, starts)
         rows, positions = self._audited_rows(query, key, audited)
-        mass = _by_block(row_mass(rows, positions, key, block=settings.key_block, scale=scale, starts=starts))
-        estimate = estimate_of_spans(
-            scores, *sizes[:2], query_block=sizes[2], key_block=sizes[3], starts=starts, blocks=audited
-        )
-        fixed = fixed_blocks(*sizes, device=device, starts=starts, sinks=settings.sinks, local=settings.local)
-        seen = seen_blocks(*sizes, device=device, starts=starts)
-        ranked = Ranked.of(estimate, *(one.index_select(2, audited) for one in (fixed, seen)))
-        choose = functools.partial(
-            choose_blocks, scores, queries=sizes[0], keys=sizes[1], query_block=sizes[2], key_block=sizes[3],
-            starts=starts, sinks=settings.sinks, local=settings.local,
-        )  # fmt: skip
+        weights = row_weights(rows, positions, key, block=settings.key_block, scale=scale, starts=starts)
+        sizes: dict[str, Any] = {
+            "queries": query.shape[2], "keys": key.shape[2], "query_block": settings.query_block,
+            "key_block": settings.key_block, "sinks": settings.sinks, "local": settings.local,
+        }  # fmt: skip
+        coverage = audited_coverage(scores, weights, audited, self._grid, **sizes, starts=starts)
+        choose: Callable[..., BlockList] = functools.partial(choose_blocks, scores, **sizes, starts=starts)
         found: list[BlockList] = []
 
         def gate(shares: Tensor) -> Tensor:
@@ -122,7 +119,7 @@ class AuditedPrefill:
             found.append(choose(gated, before=shares, lists=lists))
             return gated
 
-        self._learn(ranked.coverage(mass, self._grid), gate)
+        self._learn(coverage, gate)
         return found[0]
 
     def _learn(self, coverage: Tensor, gate: Callable[[Tensor], Tensor]) -> Tensor:

@@ -24,6 +24,8 @@ MOST_RESIDENT = 4
 MOST_BLOCKS = 4096
 """Blocks of keys that one program chooses among."""
 BLOCKS_OF_A_WARP = 512
+RANKED_AT_A_TIME = 8
+"""Blocks that are compared with all others of a row in one step."""
 PAGES_OF_A_PROGRAM = 32
 """Pages that one program scores: 128 programs at 32K tokens and 8 key heads."""
 DECODE_EXTRA_BYTES = 8 * 1024
