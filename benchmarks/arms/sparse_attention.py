@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.arms import attention
-from benchmarks.arms.problem import Inputs, KernelArm, Make, Problem, Run, Unavailable
+from benchmarks.arms.problem import Inputs, KernelArm, Make, Problem, Run
 from benchmarks.suites import Suite
 from inference_pio.kernels.block_sparse import BlockList
 from inference_pio.kernels.triton.launch import choose_flash_launch, device_limits
+from inference_pio.sparsity.audited_prefill import AuditedPrefill, PrefillSettings
+from inference_pio.sparsity.backend import TRITON, choose_backend
 
 MODEL = Path(__file__).parents[2] / "tests" / "models" / "qwen3"
 DENSITY = 0.125
@@ -29,9 +31,36 @@ KEY_BLOCK, QUERY_BLOCK = 128, 128
 RECORDED_TOKENS = 8192
 
 
-def select(query: Tensor, key: Tensor, coverage: float) -> BlockList:
-    """The blocks that hold `coverage` of the attention: to be plugged in where the package selects them."""
-    raise Unavailable("the package does not select blocks yet")
+class Selector:
+    """The package's choice of blocks for one layer: as long as the queries are the same tensor, what its heads have
+    shown stays, as it does in a model, and what was chosen last can be asked for again."""
+
+    def __init__(self) -> None:
+        self._place: tuple[Any, ...] = ()
+        self._prefill: AuditedPrefill | None = None
+        self._lists: BlockList | None = None
+
+    def __call__(self, query: Tensor, key: Tensor, coverage: float) -> BlockList:
+        """The blocks that hold `coverage` of the attention."""
+        place = (query.data_ptr(), query.shape, coverage)
+        if self._prefill is None or self._place != place:
+            settings = PrefillSettings(coverage, query_block=_query_block(query.device, query.shape[-1]))
+            self._place, self._prefill = place, AuditedPrefill(query.shape[1], settings, query.device)
+        blocks = (self._prefill.settings.query_block, self._prefill.settings.key_block)
+        if choose_backend(query, key, key, "mean", *blocks).name == TRITON:
+            self._lists = self._prefill.list_blocks(query, key)
+        else:
+            self._lists = self._prefill.choose(query, key).lists()
+        return self._lists
+
+    def last(self, query: Tensor, key: Tensor, coverage: float) -> BlockList:
+        """What was chosen last for these queries: audits are drawn anew each time, so the next choice is another."""
+        if self._lists is None or self._place != (query.data_ptr(), query.shape, coverage):
+            return self(query, key, coverage)
+        return self._lists
+
+
+select = Selector()
 
 
 def built_lists(
@@ -96,7 +125,7 @@ def _lists_of(kind: str, problem: Problem, inputs: Inputs) -> BlockList:
     block = _query_block(device, query.shape[-1])
     if kind == "built":
         return built_lists(length, heads, DENSITY, device, block)
-    return window_lists(length, heads, device, block) if kind == "window" else select(query, key, COVERAGE)
+    return window_lists(length, heads, device, block) if kind == "window" else select.last(query, key, COVERAGE)
 
 
 def _query_block(device: torch.device, width: int) -> int:

@@ -164,6 +164,18 @@ def test_what_lists_leave_out_must_be_left_out() -> None:
     assert sparse_attention.density_of(everything, 256) == 1.0
 
 
+def test_selected_lists_cover_and_the_last_ones_are_remembered() -> None:
+    select = sparse_attention.Selector()
+    topics = torch.nn.functional.one_hot(torch.arange(16) % 4, 64).repeat_interleave(64, 0).bfloat16()
+    query, key = 40 * topics.expand(1, 2, -1, -1), topics.expand(1, 1, -1, -1)
+    lists = select(query, key, 0.95)
+    assert sparse_attention.coverage_of(lists, query, key) >= 0.95
+    assert sparse_attention.density_of(lists, 1024) < 0.9
+    assert select.last(query, key, 0.95) is lists
+    other = query.clone()
+    assert select.last(other, key, 0.95) is not lists
+
+
 def test_recorded_inputs_have_the_scores_of_the_model() -> None:
     query, key, value = sparse_attention.recorded_inputs(200, (4, 2, 128), True, CPU)
     assert (query.shape, key.shape, value.shape) == ((1, 4, 200, 128), (1, 2, 200, 128), (1, 2, 200, 128))
