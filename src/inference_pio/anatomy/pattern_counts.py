@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from torch import Tensor
+
 
 class PatternCounts:
     """One for all layers of a model, and copied with it. Threads that run one model at a time may lose a count.
@@ -20,22 +22,24 @@ class PatternCounts:
         self.sparse_calls: Counter[str] = Counter()
         self.backends: Counter[str] = Counter()
         self.dense_calls: Counter[str] = Counter()
-        self._kept = self._of = 0
+        self._kept: int | Tensor = 0
+        self._of: int | Tensor = 0
 
-    def served(self, phase: str, backend: str, *, kept: int, of: int) -> None:
+    def served(self, phase: str, backend: str, *, kept: int | Tensor, of: int | Tensor) -> None:
         """The pattern served a call: of so many pairs of a query and a key before it, all heads, it kept so many."""
         self.sparse_calls[phase] += 1
         self.backends[backend] += 1
-        self._kept += kept
-        self._of += of
+        self._kept, self._of = self._kept + kept, self._of + of
 
     def left(self, reason: str) -> None:
         """A call was left to the dense function."""
         self.dense_calls[reason] += 1
 
     def to_json(self) -> dict[str, Any]:
-        """Calls of one layer each; `density` is the share of pairs kept in the calls that were served."""
+        """Calls of one layer each; `density` is the share of pairs kept in the calls that were served. What was counted
+        on a device is waited for here."""
+        kept, of = int(self._kept), int(self._of)
         return {
             "sparse_calls": dict(self.sparse_calls), "backends": dict(self.backends),
-            "dense_calls": dict(self.dense_calls), "density": round(self._kept / self._of, 4) if self._of else None,
+            "dense_calls": dict(self.dense_calls), "density": round(kept / of, 4) if of else None,
         }  # fmt: skip

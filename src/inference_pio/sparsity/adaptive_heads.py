@@ -13,10 +13,10 @@ from torch import Tensor
 from inference_pio.anatomy.pattern_counts import PatternCounts
 from inference_pio.anatomy.plain_calls import ExtentReader
 from inference_pio.kernels.certified_attention import certified_attention
-from inference_pio.kernels.listed_attention import gathered_attention, gathered_decode
 from inference_pio.kernels.plain_mask import Extent
 from inference_pio.sparsity.audited_decode import AuditedDecode, DecodeSettings
 from inference_pio.sparsity.audited_prefill import AuditedPrefill, PrefillSettings
+from inference_pio.sparsity.backend import Attended
 from inference_pio.sparsity.page_memory import PageMemory
 
 
@@ -37,8 +37,13 @@ class Served:
     phase: str
     backend: str
     out: Tensor
-    kept: int
-    visible: int
+    kept: int | Tensor
+    visible: int | Tensor
+
+
+def _served(phase: str, attended: Attended) -> Served:
+    kept, visible = (one.sum() if isinstance(one, Tensor) else one for one in (attended.kept, attended.visible))
+    return Served(phase, attended.backend.name, attended.out, kept, visible)
 
 
 class AdaptiveHeads:
@@ -105,12 +110,8 @@ class AdaptiveHeads:
             self.prefill = AuditedPrefill(query.shape[1], own, query.device)
         if self.decode is not None:
             self.decode.begin()
-        choice = self.prefill.choose(query, key, scale=scale, starts=starts)
-        kept, visible = choice.sizes()
-        if kept > settings.dense_above * visible:
-            return "attention spread wide at prefill"
-        out = gathered_attention(query, key, value, choice.lists(), scale=scale, starts=starts)
-        return Served("prefill", "gathered", out, kept, visible)
+        attended = self.prefill.attend(query, key, value, scale=scale, starts=starts)
+        return _served("prefill", attended) if attended else "attention spread wide at prefill"
 
     def _certified(
         self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, scale: float | None,
@@ -132,11 +133,8 @@ class AdaptiveHeads:
         if self.decode is None:
             self.decode = AuditedDecode(query.shape[1], key.shape[1], self.settings.decode, query.device)
         summary = self._memory.follow(layer, self._given.keys(), key, extent, new=1)
-        pages = self.decode.choose(query, seen_key, summary, scale=scale, starts=starts)
-        if pages is None:
-            return "decode steps that teach, or attention spread wide"
-        out = gathered_decode(query, seen_key, seen_value, pages, scale=scale, starts=starts)
-        return Served("decode", "gathered", out, int(pages.sum()), pages.numel())
+        attended = self.decode.attend(query, seen_key, seen_value, summary, scale=scale, starts=starts)
+        return _served("decode", attended) if attended else "decode steps that teach, or attention spread wide"
 
 
 def _holds(layer: Any, key: Tensor) -> bool:

@@ -78,10 +78,10 @@ class AuditedDecode:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, summary: PageSummary, *, scale: float | None = None,
         starts: Tensor | None = None,
-    ) -> Attended:  # fmt: skip
+    ) -> Attended | None:  # fmt: skip
         """Attention of one new token a row, `query` [B, H, 1, D], over the chosen pages of `key`, `value`
         [B, key heads, L, D]: by our kernels where they serve, and then nothing waits for the device; else as `choose`
-        says, by torch's."""
+        says, by torch's, and None where it says dense."""
         batch, _, length, _ = key.shape
         backend = choose_backend(query, key, value, self.settings.scorer, 1, PAGE)
         visible = batch * key.shape[1] * -(-length // PAGE)
@@ -100,7 +100,7 @@ class AuditedDecode:
             return Attended(out, visible if pages is None else pages.counts, visible, backend)
         kept = self.choose(query, key, summary, scale=scale, starts=starts)
         if kept is None:
-            kept = torch.ones(batch, key.shape[1], -(-length // PAGE), dtype=torch.bool, device=query.device)
+            return None
         return Attended(gathered_decode(query, key, value, kept, scale=scale, starts=starts), kept, visible, backend)
 
     def list_pages(

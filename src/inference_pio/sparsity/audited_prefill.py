@@ -27,7 +27,10 @@ FEWEST, FIRST = 16, 32
 
 @dataclass(frozen=True)
 class PrefillSettings:
-    """`coverage` and `audit_rate` as the user gives them; `dense_above`: a head of more estimated density is dense."""
+    """`coverage` and `audit_rate` as the user gives them; `dense_above`: a head of more estimated density is dense.
+
+    The last `ending` queries see all: what is said next hangs on few of them, and a mean over 64 hides these.
+    """
 
     coverage: float = 0.95
     scorer: str = "mean"
@@ -35,6 +38,7 @@ class PrefillSettings:
     key_block: int = 64
     sinks: int = 1
     local: int = 2
+    ending: int = 128
     audit_rate: float = 1 / 64
     dense_above: float = 0.75
     seed: int = 0
@@ -62,9 +66,11 @@ class AuditedPrefill:
         estimate = ESTIMATES[settings.scorer](
             query, key, query_block=settings.query_block, key_block=settings.key_block, scale=scale, starts=starts
         )
-        fixed = fixed_blocks(*sizes, device=device, sinks=settings.sinks, local=settings.local, starts=starts)
+        fixed = fixed_blocks(
+            *sizes, device=device, sinks=settings.sinks, local=settings.local, ending=settings.ending, starts=starts
+        )
         ranked = Ranked.of(estimate, fixed, seen_blocks(*sizes, starts=starts, device=device))
-        audited = self._sample(estimate.shape[2], _blind_blocks(query, key, starts, settings)).to(device)
+        audited = self._sample(query.shape[2], _blind_blocks(query, key, starts, settings)).to(device)
         rows, positions = self._audited_rows(query, key, audited)
         mass = _by_block(row_mass(rows, positions, key, block=settings.key_block, scale=scale, starts=starts))
         coverage = ranked.rows(audited).coverage(mass, self._grid)
@@ -74,9 +80,10 @@ class AuditedPrefill:
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, starts: Tensor | None = None
-    ) -> Attended:
+    ) -> Attended | None:
         """Attention of `query` [B, H, S, D] over what is chosen of `key`, `value` [B, key heads, L, D]: by our kernels
-        where they serve, and then nothing waits for the device; else as `choose` says, by torch's."""
+        where they serve, and then nothing waits for the device; else as `choose` says, by torch's, and None where it
+        spreads so wide that dense attention is faster."""
         settings = self.settings
         backend = choose_backend(query, key, value, settings.scorer, settings.query_block, settings.key_block)
         if backend.name == TRITON:
@@ -87,8 +94,11 @@ class AuditedPrefill:
             out = flash_attention(query, key, value, lists=lists, scale=scale, starts=starts)
             return Attended(out, lists.counts, self._visible(query, key, starts), backend)
         choice = self.choose(query, key, scale=scale, starts=starts)
+        kept, visible = choice.sizes()
+        if kept > settings.dense_above * visible:
+            return None
         out = gathered_attention(query, key, value, choice.lists(), scale=scale, starts=starts)
-        return Attended(out, *choice.sizes(), backend)
+        return Attended(out, kept, visible, backend)
 
     def list_blocks(
         self, query: Tensor, key: Tensor, *, scale: float | None = None, starts: Tensor | None = None
@@ -106,6 +116,7 @@ class AuditedPrefill:
         sizes: dict[str, Any] = {
             "queries": query.shape[2], "keys": key.shape[2], "query_block": settings.query_block,
             "key_block": settings.key_block, "sinks": settings.sinks, "local": settings.local,
+            "ending": settings.ending,
         }  # fmt: skip
         coverage = audited_coverage(scores, weights, audited, self._grid, **sizes, starts=starts)
         choose: Callable[..., BlockList] = functools.partial(choose_blocks, scores, **sizes, starts=starts)
@@ -143,21 +154,25 @@ class AuditedPrefill:
         density = counts.sum((0, 2, 3)) / visible.clamp(min=1)
         return torch.where(density > self.settings.dense_above, DENSE, shares)
 
-    def _sample(self, blocks: int, blind: int) -> Tensor:
-        """Blocks of queries to audit, by chance, none of the first `blind` ones."""
-        seeing = max(1, blocks - blind)
-        wanted = max(FEWEST if self.calls else FIRST, round(self.settings.audit_rate * seeing))
-        return blocks - 1 - torch.randperm(seeing, generator=self._chance)[:wanted]
+    def _choosing(self, queries: int) -> int:
+        """How many blocks of queries, from the first on, do not keep all because they are the last."""
+        return max(1, max(0, queries - self.settings.ending) // self.settings.query_block)
+
+    def _sample(self, queries: int, blind: int) -> Tensor:
+        """Blocks of queries to audit, by chance: none of the first `blind` ones and of the last, which see all."""
+        until = self._choosing(queries)
+        choosing = max(1, until - blind)
+        wanted = max(FEWEST if self.calls else FIRST, round(self.settings.audit_rate * choosing))
+        return until - 1 - torch.randperm(choosing, generator=self._chance)[:wanted]
 
     def _sample_on_device(self, query: Tensor, key: Tensor, starts: Tensor | None) -> Tensor:
         """The same where `starts` must not be waited for: drawn among all, and moved behind the padding there."""
-        size = self.settings.query_block
-        blocks = -(-query.shape[2] // size)
-        drawn = self._sample(blocks, 0).to(query.device, non_blocking=True)
+        size, until = self.settings.query_block, self._choosing(query.shape[2])
+        drawn = self._sample(query.shape[2], 0).to(query.device, non_blocking=True)
         if starts is None:
             return drawn
-        blind = ((starts.max() - (key.shape[2] - query.shape[2]) + size - 1) // size).clamp(0, blocks - 1)
-        return blocks - 1 - drawn % (blocks - blind)
+        blind = ((starts.max() - (key.shape[2] - query.shape[2]) + size - 1) // size).clamp(0, until - 1)
+        return until - 1 - drawn % (until - blind)
 
     def _audited_rows(self, query: Tensor, key: Tensor, audited: Tensor) -> tuple[Tensor, Tensor]:
         """Some queries of each audited block [B, H, rows, D], and where they stand among the keys."""

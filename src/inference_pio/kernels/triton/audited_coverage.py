@@ -16,12 +16,12 @@ from inference_pio.kernels.triton.launch import RANKED_AT_A_TIME, on_device, pag
 
 
 @triton.jit(
-    do_not_specialize=["queries", "keys", "query_spans", "total", "rows", "sinks", "local", "shares_tried"],
+    do_not_specialize=["queries", "keys", "query_spans", "total", "rows", "sinks", "local", "ending", "shares_tried"],
     do_not_specialize_on_alignment=["audited", "shares", "starts", "coverage", "ranks"],
 )
 def coverage_kernel(
     scores, weights, audited, shares, starts, ranks, coverage, queries, keys, query_spans, key_spans, total, rows,
-    sinks, local, shares_tried,
+    sinks, local, ending, shares_tried,
     SPAN: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr, HAS_STARTS: tl.constexpr,
 ):  # fmt: skip
@@ -36,7 +36,9 @@ def coverage_kernel(
         scores + pair * query_spans * key_spans, number, queries, keys, query_spans, key_spans, seen_from, blocks, SPAN,
         QUERY_BLOCK // SPAN, KEY_BLOCK // SPAN,
     )  # fmt: skip
-    fixed, free = block_kinds(number, queries, keys, seen_from, blocks, sinks, local, QUERY_BLOCK, KEY_BLOCK)
+    fixed, free = block_kinds(
+        number, queries, keys, seen_from, blocks, sinks, local, ending, QUERY_BLOCK, KEY_BLOCK
+    )  # fmt: skip
 
     # The true attention, the mean over the block's rows.
     mass = tl.zeros([BLOCKS], tl.float32)
@@ -65,7 +67,8 @@ def coverage_kernel(
 
 def audited_coverage(
     scores: torch.Tensor, weights: torch.Tensor, audited: torch.Tensor, shares: torch.Tensor, queries: int, keys: int,
-    *, query_block: int, key_block: int, sinks: int = 1, local: int = 2, starts: torch.Tensor | None = None,
+    *, query_block: int, key_block: int, sinks: int = 1, local: int = 2, ending: int = 0,
+    starts: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Of each of the `audited` blocks of queries int64 [A], the attention that lies on what is kept of it for each of
     `shares` [T]: float32 [B, H, A, T]. By `scores` of `kernels.block_estimate.span_scores` and by `weights`
@@ -85,7 +88,7 @@ def audited_coverage(
     with on_device(scores):
         coverage_kernel[(audited.numel(), heads, batch)](
             scores.contiguous(), by_block, audited, shares, starts, ranks, coverage, queries, keys, query_spans,
-            key_spans, blocks, rows, sinks, local, shares.numel(), SPAN=SPAN, QUERY_BLOCK=query_block,
+            key_spans, blocks, rows, sinks, local, ending, shares.numel(), SPAN=SPAN, QUERY_BLOCK=query_block,
             KEY_BLOCK=key_block, BLOCKS=padded, ROWS=rows // audited.numel(), CHUNK=RANKED_AT_A_TIME,
             HAS_STARTS=starts is not None, num_warps=page_choice_warps(padded),
         )  # fmt: skip

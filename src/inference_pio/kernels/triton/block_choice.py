@@ -100,23 +100,24 @@ def block_estimate(scores, number, queries, keys, query_spans, key_spans, seen_f
 
 
 @triton.jit
-def block_kinds(number, queries, keys, seen_from, blocks, sinks, local, QUERY_BLOCK: tl.constexpr,
+def block_kinds(number, queries, keys, seen_from, blocks, sinks, local, ending, QUERY_BLOCK: tl.constexpr,
                 KEY_BLOCK: tl.constexpr):  # fmt: skip
     """Which of `blocks` are kept whatever their estimate, and which other ones hold a visible key."""
     last = keys - queries - 1 + tl.minimum((number + 1) * QUERY_BLOCK, queries)
     visible = (blocks * KEY_BLOCK <= last) & ((blocks + 1) * KEY_BLOCK > seen_from) & (blocks * KEY_BLOCK < keys)
     near = blocks > last // KEY_BLOCK - local - (QUERY_BLOCK // KEY_BLOCK - 1)
-    fixed = visible & (near | (blocks < seen_from // KEY_BLOCK + sinks))
+    whole = (ending > 0) & ((number + 1) * QUERY_BLOCK > queries - ending)
+    fixed = visible & (near | (blocks < seen_from // KEY_BLOCK + sinks) | whole)
     return fixed, visible & (fixed == 0)
 
 
 @triton.jit(
-    do_not_specialize=["queries", "keys", "query_spans", "list_length", "sinks", "local"],
+    do_not_specialize=["queries", "keys", "query_spans", "list_length", "sinks", "local", "ending"],
     do_not_specialize_on_alignment=["shares", "before", "starts", "counts", "indices"],
 )
 def choice_kernel(
     scores, shares, before, starts, counts, indices, queries, keys, query_spans, key_spans, list_length, sinks, local,
-    SPAN: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    ending, SPAN: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     HAS_BEFORE: tl.constexpr, HAS_STARTS: tl.constexpr,
 ):  # fmt: skip
     number, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -133,7 +134,9 @@ def choice_kernel(
         scores + row * query_spans * key_spans, number, queries, keys, query_spans, key_spans, seen_from, blocks, SPAN,
         QUERY_BLOCK // SPAN, KEY_BLOCK // SPAN,
     )  # fmt: skip
-    fixed, free = block_kinds(number, queries, keys, seen_from, blocks, sinks, local, QUERY_BLOCK, KEY_BLOCK)
+    fixed, free = block_kinds(
+        number, queries, keys, seen_from, blocks, sinks, local, ending, QUERY_BLOCK, KEY_BLOCK
+    )  # fmt: skip
     kept = smallest_set(estimate, fixed, free, share, 0, False, 1).to(tl.int32)
     row = row * tl.num_programs(0) + number
     tl.store(counts + row, tl.sum(kept, 0))
@@ -142,8 +145,8 @@ def choice_kernel(
 
 def choose_blocks(
     scores: torch.Tensor, shares: torch.Tensor, queries: int, keys: int, *, query_block: int, key_block: int,
-    sinks: int = 1, local: int = 2, starts: torch.Tensor | None = None, before: torch.Tensor | None = None,
-    lists: BlockList | None = None,
+    sinks: int = 1, local: int = 2, ending: int = 0, starts: torch.Tensor | None = None,
+    before: torch.Tensor | None = None, lists: BlockList | None = None,
 ) -> BlockList:  # fmt: skip
     """For each head (`shares` float32 [H]) the blocks that hold its share of the estimate by `scores`, which
     `kernels.block_estimate.span_scores` gives, beside the fixed ones: as lists. Nothing waits for the device.
@@ -161,8 +164,8 @@ def choose_blocks(
     with on_device(scores):
         choice_kernel[(rows, heads, batch)](
             scores.contiguous(), shares, before, starts, lists.counts, lists.indices, queries, keys, query_spans,
-            key_spans, blocks, sinks, local, SPAN=SPAN, QUERY_BLOCK=query_block, KEY_BLOCK=key_block, BLOCKS=padded,
-            HAS_BEFORE=before is not None, HAS_STARTS=starts is not None, num_warps=choice_warps(padded),
+            key_spans, blocks, sinks, local, ending, SPAN=SPAN, QUERY_BLOCK=query_block, KEY_BLOCK=key_block,
+            BLOCKS=padded, HAS_BEFORE=before is not None, HAS_STARTS=starts is not None, num_warps=choice_warps(padded),
         )  # fmt: skip
     return lists
 
