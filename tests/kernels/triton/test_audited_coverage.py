@@ -59,7 +59,7 @@ def test_rows_of_other_blocks_are_refused() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("blocks", [512, 4096])
+@pytest.mark.parametrize("blocks", [512, 2048, 4096])
 @pytest.mark.parametrize("key_block", [64, 128])
 def test_it_compiles_without_spilling(capability: int, blocks: int, key_block: int, compiler: Compiler) -> None:
     from inference_pio.kernels.triton.audited_coverage import audited_coverage, coverage_kernel

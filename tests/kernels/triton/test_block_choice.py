@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("blocks", [512, 4096])
+@pytest.mark.parametrize("blocks", [512, 2048, 4096])
 @pytest.mark.parametrize("key_block", [64, 128])
 def test_it_compiles_without_spilling(capability: int, blocks: int, key_block: int, compiler: Compiler) -> None:
     from inference_pio.kernels.triton.block_choice import choice_kernel, choose_blocks

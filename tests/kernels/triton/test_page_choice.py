@@ -99,6 +99,7 @@ CASES = [
     Case((3000,), budget=1, sinks=2, local=3),
     Case((3000,), share=0.999, width=128, sinks=0, local=0),
     Case((200,), width=256),
+    Case((131200,), heads=2, key_heads=1, capacity=131200, budget=64, share=0.5),
     Case((2945, 65), sinks=0, local=0, share=0.97),
 ]
 
@@ -129,7 +130,7 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("pages", [512, 4096])
+@pytest.mark.parametrize("pages", [1024, 2048, 4096])
 @pytest.mark.parametrize(("scorer", "width"), [("mean", 128), ("both", 128), ("both", 256)])
 def test_it_compiles_to_wide_loads_without_spilling(
     capability: int, pages: int, scorer: str, width: int, compiler: Compiler

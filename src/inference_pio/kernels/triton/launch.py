@@ -110,7 +110,10 @@ FLASH_PADDED = {
     256: FlashLaunch(128, 32, 8, 3, described=True),
 }
 """Guarding against what padding holds takes registers: the launches above would spill."""
-FLASH_CERTIFIED = FLASH_PADDED | {128: FlashLaunch(128, 32, 8, 3, described=True, registers=128)}
+FLASH_CERTIFIED = FLASH_PADDED | {
+    128: FlashLaunch(128, 32, 8, 3, described=True, registers=128),
+    256: FlashLaunch(128, 32, 8, 2, described=True),
+}
 """Leaving tiles out on the way takes registers too; small tiles are left out more often."""
 FLASH = {
     64: FlashLaunch(128, 64, 8, 2),

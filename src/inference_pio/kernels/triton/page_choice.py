@@ -46,6 +46,7 @@ def page_choice_kernel(
     query_batch, query_head, length_step, pages, list_length, sinks, local, most, scale,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr,
     PAGES: tl.constexpr, MEANS: tl.constexpr, BOUNDS: tl.constexpr, CAPPED: tl.constexpr, HAS_STARTS: tl.constexpr,
+    PIVOTS: tl.constexpr,
 ):  # fmt: skip
     tile, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + batch * length_step)
@@ -99,7 +100,7 @@ def page_choice_kernel(
     sink = (number >= seen_from // PAGE_SIZE) & (number < seen_from // PAGE_SIZE + sinks)
     fixed = visible & (sink | (number >= used - local))
     share = tl.load(shares + head)
-    kept = smallest_set(estimate, fixed, visible & (fixed == 0), share, most, CAPPED, 4).to(tl.int32)
+    kept = smallest_set(estimate, fixed, visible & (fixed == 0), share, most, CAPPED, PIVOTS).to(tl.int32)
     tl.store(counts + pair, tl.sum(kept, 0))
     tl.store(indices + pair * list_length + tl.cumsum(kept, 0) - 1, number, mask=kept != 0)
 
@@ -138,7 +139,9 @@ def choose_pages(
             lists.indices.shape[-1], sinks, local, capped, width**-0.5 if scale is None else scale,
             GROUP=group, WIDTH=width, PAGE_SIZE=PAGE,
             TILE=tile, PAGES=padded, MEANS=scorer != "bounds", BOUNDS=scorer != "mean",
-            CAPPED=budget is not None, HAS_STARTS=starts is not None, num_warps=page_choice_warps(padded),
+            CAPPED=budget is not None, HAS_STARTS=starts is not None,
+            PIVOTS=4 if padded <= 1024 else 1,  # more would not fit in registers
+            num_warps=page_choice_warps(padded),
         )  # fmt: skip
     return lists
 
