@@ -92,10 +92,15 @@ def check_kernels(scorer: str, budget: int | None, padding: int | None, device: 
         summary = PageSummary(found.minimum.bfloat16(), found.maximum.bfloat16(), found.mean)
         attended = ours.attend(query, seen, values, summary, starts=starts)
         expected = plain.attend(query.float(), seen.float(), values.float(), summary, starts=starts)
-        assert (attended.backend.name, expected.backend.name) == ("triton", "gathered")
-        assert attended.sizes()[1] == expected.sizes()[1]
-        assert attended.sizes()[0] == pytest.approx(expected.sizes()[0], abs=1)
-        if attended.sizes() == expected.sizes():
+        assert attended.backend.name == "triton"
+        if expected is None:  # the other way leaves these steps to the dense function
+            assert step < FIRST
+            assert attended.sizes()[0] == attended.sizes()[1]
+        else:
+            assert expected.backend.name == "gathered"
+            assert attended.sizes()[1] == expected.sizes()[1]
+            assert attended.sizes()[0] == pytest.approx(expected.sizes()[0], abs=1)
+        if expected is not None and attended.sizes() == expected.sizes():
             torch.testing.assert_close(attended.out.float(), expected.out, rtol=3e-2, atol=3e-2)
         places = torch.arange(length, device=device)[None, None, None]
         exact = naive_attention(query, seen, values, places >= (padding or 0))

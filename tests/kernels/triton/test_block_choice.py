@@ -33,6 +33,7 @@ class Case:
     peaked: float = 3.0
     sinks: int = 1
     local: int = 2
+    ending: int = 0
 
     def scores(self, heads: int, device: str) -> torch.Tensor:
         chance = torch.Generator().manual_seed(self.queries + self.keys)
@@ -46,13 +47,14 @@ class Case:
         estimate = estimate_of_spans(
             scores, *sizes[:2], query_block=self.query_block, key_block=self.key_block, starts=starts
         )
-        fixed = fixed_blocks(*sizes, sinks=self.sinks, local=self.local, starts=starts, device=device)
+        kept = {"sinks": self.sinks, "local": self.local, "ending": self.ending}
+        fixed = fixed_blocks(*sizes, **kept, starts=starts, device=device)
         return Ranked.of(estimate, fixed, seen_blocks(*sizes, starts=starts, device=device)), estimate
 
     def options(self, device: torch.device) -> dict:  # type: ignore[type-arg]
         return {
             "query_block": self.query_block, "key_block": self.key_block, "sinks": self.sinks, "local": self.local,
-            "starts": self.places(device),
+            "ending": self.ending, "starts": self.places(device),
         }  # fmt: skip
 
     def places(self, device: torch.device) -> torch.Tensor | None:
@@ -119,6 +121,7 @@ CASES = [
     Case(queries=129, keys=2000, peaked=8.0),
     Case(queries=200, keys=1100, peaked=0.0),
     Case(queries=300, keys=300, batch=2, starts=(0, 170)),
+    Case(queries=300, keys=700, ending=128),
     Case(queries=100, keys=700, batch=2, starts=(650, 64), sinks=2, local=1),
     Case(queries=70, keys=900, sinks=0, local=0, query_block=64, key_block=128),
 ]
