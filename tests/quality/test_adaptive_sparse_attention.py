@@ -14,7 +14,7 @@ from inference_pio.kernels.certified_attention import certified_attention, dropp
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.measure.needles import needle_questions
 from inference_pio.measure.questions import answers
-from inference_pio.sparsity import adaptive_heads
+from inference_pio.sparsity import certified_prefill
 from inference_pio.sparsity.audited_prefill import AuditedPrefill, Choice
 from inference_pio.sparsity.coverage_control import CoverageControl, CoverageTarget
 from tests.quality import reference_models
@@ -157,7 +157,7 @@ def test_certified_mode_drops_no_more_than_it_may_of_any_row(name: str, monkeypa
         dropped.append(float(dropped_mass(query, key, kept, **sizes).max()))  # type: ignore[no-untyped-call]
         return out, kept, visible
 
-    monkeypatch.setattr(adaptive_heads, "certified_attention", looking_on)
+    monkeypatch.setattr(certified_prefill, "certified_attention", looking_on)
     model, tokens = reference_models.load(name, torch.float32), reference_models.draw(0, 1, 2048)
     with torch.no_grad():
         original = model(tokens, use_cache=False).logits[0].log_softmax(-1)

@@ -65,7 +65,7 @@ def test_certified_mode_is_near_too_and_leaves_decode_alone() -> None:
     heads = _heads(eps=0.02)
     served = heads.serve(query, key, value, Extent((0,), TOKENS), None)
     assert isinstance(served, Served)
-    assert served.backend == "certified"
+    assert served.backend == "gathered"
     expected = naive_attention(query, key, value, causal=True)
     assert float((served.out - expected).abs().max()) <= 2 * 0.02 * float(value.abs().max())
     assert (

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from inference_pio.anatomy.pattern_counts import PatternCounts
 from inference_pio.anatomy.plain_calls import ExtentReader
-from inference_pio.kernels.certified_attention import certified_attention
 from inference_pio.kernels.plain_mask import Extent
 from inference_pio.sparsity.audited_decode import AuditedDecode, DecodeSettings
 from inference_pio.sparsity.audited_prefill import AuditedPrefill, PrefillSettings
 from inference_pio.sparsity.backend import Attended
+from inference_pio.sparsity.certified_prefill import certified_prefill
 from inference_pio.sparsity.page_memory import PageMemory
 
 
@@ -80,6 +80,8 @@ class AdaptiveHeads:
         """Why a call must be dense whatever its mask says."""
         if torch.compiler.is_compiling():
             return "compiled code"
+        if query.is_cuda and torch.cuda.is_current_stream_capturing():
+            return "a CUDA graph that is recorded"
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
             return "gradients"
         return f"fewer than {least} tokens" if key.shape[2] < (least := self.settings.dense_below) else None
@@ -114,12 +116,10 @@ class AdaptiveHeads:
         return _served("prefill", attended) if attended else "attention spread wide at prefill"
 
     def _certified(
-        self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, scale: float | None,
-        eps: float,
-    ) -> Served:  # fmt: skip
+        self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, scale: float | None, eps: float
+    ) -> Served:
         sizes = {"query_block": self.settings.prefill.query_block, "key_block": self.settings.prefill.key_block}
-        out, tiles, visible = certified_attention(query, key, value, eps=eps, scale=scale, starts=starts, **sizes)
-        return Served("prefill", "certified", out, int(tiles.sum()), int(visible.sum()))
+        return _served("prefill", certified_prefill(query, key, value, eps, scale=scale, starts=starts, **sizes))
 
     def _decode(
         self, query: Tensor, key: Tensor, seen_key: Tensor, seen_value: Tensor, extent: Extent,
