@@ -40,6 +40,7 @@ def test_text_attention_is_served_and_restored(name: str) -> None:
     case = Case(name)
     manager = apply(case.model)
     receipt = manager.get_receipts(case.model)[0]
+    assert any("on a CPU" in note for note in receipt.notes)
     assert {site.role for site in receipt.acted} == {"attention"}
     torch.testing.assert_close(tiny.logits(case.model, name), case.logits, rtol=1e-3, atol=1e-3)
     told = counted(manager, case.model)
