@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ pytestmark = [
 ]
 WIDTHS, THEMES = (1280, 360), ("light", "dark")
 IMAGE_HEIGHT, IMAGE_BYTES = 1270, 300_000
+PATIENCE_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,7 @@ def test_the_button_switches_the_theme_and_the_choice_stays(driver: Any, pages: 
     look_at(driver, pages["report"], 1280, "light")
     driver.execute_script("document.getElementById('theme').click()")
     assert lightness(driver) < 50
-    look_at(driver, pages["report"], 1280, "light")
-    assert lightness(driver) < 50
+    assert opened_again(driver, pages["report"]) < 50
     driver.execute_script("document.getElementById('theme').click()")
     assert lightness(driver) > 200
     driver.execute_script("localStorage.clear()")
@@ -76,6 +77,16 @@ def test_a_script_that_got_into_the_page_would_not_run(driver: Any, pages: dict[
     look_at(driver, evil, 1280, "light")
     assert driver.execute_script("return window.ran") is None
     assert "Content Security Policy" in str(driver.get_log("browser"))
+
+
+def opened_again(driver: Any, page: Path) -> float:
+    """The lightness of the page opened anew: dark as soon as the browser has put the choice away, light if it never does."""
+    patience = time.monotonic() + PATIENCE_S
+    while True:
+        look_at(driver, page, 1280, "light")
+        shown = lightness(driver)
+        if shown < 50 or time.monotonic() > patience:
+            return shown
 
 
 def requests(log: list[dict[str, Any]], page: str) -> set[str]:
