@@ -80,7 +80,7 @@ def test_a_script_that_got_into_the_page_would_not_run(driver: Any, pages: dict[
 
 
 def opened_again(driver: Any, page: Path) -> float:
-    """The lightness of the page opened anew: dark as soon as the browser has put the choice away, light if it never does."""
+    """The lightness of the page opened anew: dark once the browser has put the choice away, else light."""
     patience = time.monotonic() + PATIENCE_S
     while True:
         look_at(driver, page, 1280, "light")
