@@ -16,7 +16,7 @@ from inference_pio.kernels.triton.launch import AMPERE, HOPPER, Limits
 MACHINES = {80: AMPERE, 90: HOPPER}
 THREADS_OF_A_WARP = 32
 REGISTERS = 65536
-WANTED = re.compile(r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG)((?:\.[A-Z0-9]+)*)")
+WANTED = re.compile(r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG|FFMA)((?:\.[A-Z0-9]+)*)")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,11 @@ from inference_pio.kernels.triton.support import (
     require,
     supports,
     supports_decode,
+    supports_elementwise,
     supports_latent_decode,
     supports_page_summary,
+    supports_rotary,
+    supports_rotary_store,
 )
 
 
@@ -101,6 +104,43 @@ def test_page_summaries_tell_of_layouts_and_lengths() -> None:
     assert supports_page_summary(summary, keys, lengths(1), lengths(3)).cause is Cause.SHAPE
     assert supports_page_summary(summary, keys, lengths(1, torch.int64)).cause is Cause.DTYPE
     assert supports_page_summary(summary, keys.double(), lengths(1)).cause is Cause.DTYPE
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_elementwise_kernels_tell_of_dtypes_layouts_and_gradients() -> None:
+    x, weight = torch.zeros(2, 8), torch.zeros(8)
+    assert supports_elementwise(x, None, weight)
+    assert supports_elementwise(x, weight.half()).cause is Cause.DTYPE
+    assert supports_elementwise(x.double(), weight.double()).cause is Cause.DTYPE
+    assert supports_elementwise(x.T).cause is Cause.LAYOUT
+    assert supports_elementwise(x, weight.to("meta")).cause is Cause.DEVICE
+    learned = weight.clone().requires_grad_()
+    assert supports_elementwise(x, learned).cause is Cause.GRADIENT
+    with torch.no_grad():
+        assert supports_elementwise(x, learned)
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_rotary_kernels_tell_of_shapes() -> None:
+    query, key, tables = torch.zeros(2, 5, 4, 16), torch.zeros(2, 5, 1, 16), torch.zeros(2, 5, 8)
+    weight = torch.zeros(16)
+    assert supports_rotary(query, key, tables, tables, (weight, None))
+    assert supports_rotary(query, key, tables[:1], tables[:1])
+    assert supports_rotary(query, key[:, :4], tables, tables).cause is Cause.SHAPE
+    assert supports_rotary(query, key, tables[:, :4], tables[:, :4]).cause is Cause.SHAPE
+    assert supports_rotary(query, key, tables[..., :7], tables[..., :7]).cause is Cause.SHAPE
+    assert supports_rotary(query, key, tables, tables, (None, weight[:8])).cause is Cause.SHAPE
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_storing_tells_of_shapes_and_counts() -> None:
+    caches, table = torch.zeros(2, 9, 1, 16), torch.zeros(40, 8)
+    given = [torch.zeros(2, 6 * 16), caches, caches, table, table, lengths(2), lengths(1)]
+    assert supports_rotary_store(*given, heads=4)
+    assert supports_rotary_store(*given, heads=3).cause is Cause.SHAPE
+    assert supports_rotary_store(*given[:5], lengths(3), lengths(1), heads=4).cause is Cause.SHAPE
+    assert supports_rotary_store(*given[:5], lengths(2), lengths(1, torch.int64), heads=4).cause is Cause.DTYPE
+    assert supports_rotary_store(*given[:3], table[:, :7], table[:, :7], *given[5:], heads=4).cause is Cause.SHAPE
 
 
 def test_require_raises_with_the_reason() -> None:

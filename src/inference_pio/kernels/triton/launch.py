@@ -207,6 +207,29 @@ def page_choice_warps(pages: int) -> int:
     return 4 if pages <= 1024 else 8 if pages <= 2048 else 16
 
 
+def norm_warps(width: int) -> int:
+    """Warps of a program that norms one row: a thread holds at most 16 of its elements, in up to 32 warps.
+
+    >>> norm_warps(128), norm_warps(2560), norm_warps(5120)
+    (1, 8, 16)
+    """
+    return min(max(_power_of_2(width) // 512, 1), 32)
+
+
+def rotary_rows(tokens: int, heads: int) -> int:
+    """Tokens of one head that a program turns: as few programs as fill a GPU, and one token where there is one.
+
+    >>> rotary_rows(1, 40), rotary_rows(4096, 40)
+    (1, 16)
+    """
+    return min(_power_of_2(tokens), 16 if tokens * heads >= 16384 else 4)
+
+
+def _power_of_2(number: int) -> int:
+    """The least power of two that is no less."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
 def _resident(limits: Limits, head_dim: int, stages: int) -> int:
     """Decode programs that fit on a multiprocessor at a time; more splits than that would wait for a second turn."""
     pages = (stages - 1) * 2 * PAGE * head_dim * 2

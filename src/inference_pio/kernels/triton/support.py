@@ -13,6 +13,7 @@ from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.triton.launch import HEAD_DIMS, LATENT_WIDTHS, PAGE, ROPE_WIDTHS, device_limits
 
 DTYPES = (torch.bfloat16, torch.float16)
+ELEMENTWISE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 OLDEST = 80
 MOST_SHARING = 64
 
@@ -118,9 +119,71 @@ def supports_page_summary(
         return Support(Cause.SHAPE, f"one length and {batch} starts are needed")
     if any(counted is not None and counted.dtype != torch.int32 for counted in (length, starts)):
         return Support(Cause.DTYPE, "length and starts are int32")
-    if keys.dtype not in (*DTYPES, torch.float32):
+    if keys.dtype not in ELEMENTWISE_DTYPES:
         return Support(Cause.DTYPE, f"it is for bfloat16, float16 or float32, and not {keys.dtype}")
     return _machine(keys)
+
+
+def supports_elementwise(*given: torch.Tensor | None) -> Support:
+    """Whether the kernels of norms, rotations and gates serve tensors that are worked on together."""
+    tensors = [tensor for tensor in given if tensor is not None]
+    first = tensors[0]
+    if not (machine := _machine(first)):
+        return machine
+    if any(tensor.device != first.device for tensor in tensors):
+        return Support(Cause.DEVICE, "its tensors are on different devices")
+    if first.dtype not in ELEMENTWISE_DTYPES or any(tensor.dtype != first.dtype for tensor in tensors):
+        return Support(Cause.DTYPE, f"it is for bfloat16, float16 or float32, all alike, and not {first.dtype}")
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
+        return Support(Cause.LAYOUT, "the elements of a row do not lie side by side")
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return Support(Cause.GRADIENT, "it has no backward pass")
+    return YES
+
+
+def supports_rotary(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    norms: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+) -> Support:
+    """Whether the rotary kernel serves `[B, S, heads, D]` with `cos` and `sin` `[B or 1, S, R]`."""
+    width, turned = query.shape[-1], cos.shape[-1]
+    fits = query.dim() == key.dim() == 4 and query.shape[:2] == key.shape[:2] and key.shape[-1] == width
+    if not fits or cos.shape != sin.shape or cos.shape[:2] not in (query.shape[:2], (1, query.shape[1])):
+        return Support(Cause.SHAPE, f"{_sizes(query, key, cos, sin)} do not belong together")
+    if turned > width or turned % 2 or any(norm is not None and norm.shape != (width,) for norm in norms):
+        return Support(Cause.SHAPE, f"heads of {width} cannot be normed or have {turned} columns turned like that")
+    return supports_elementwise(query, key, cos, sin, *norms)
+
+
+def supports_rotary_store(
+    qkv: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    lengths: torch.Tensor,
+    heads: int,
+    norms: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+) -> Support:
+    """Whether the kernel that rotates and stores one token a row serves `[M, (heads + 2 key heads) * D]`."""
+    rows, (_, _, key_heads, width) = len(qkv), keys.shape
+    fits = keys.shape == values.shape and len(keys) == rows and qkv.shape[1:] == ((heads + 2 * key_heads) * width,)
+    if not fits or cos.shape != sin.shape or cos.dim() != 2:
+        return Support(Cause.SHAPE, f"{_sizes(qkv, keys, values, cos, sin)} do not belong together")
+    turned = cos.shape[-1]
+    if turned > width or turned % 2 or any(norm is not None and norm.shape != (width,) for norm in norms):
+        return Support(Cause.SHAPE, f"heads of {width} cannot be normed or have {turned} columns turned like that")
+    if positions.numel() != rows or lengths.numel() not in (1, rows):
+        return Support(
+            Cause.SHAPE, f"{positions.numel()} positions and {lengths.numel()} lengths do not fit {rows} rows"
+        )
+    if positions.dtype != torch.int32 or lengths.dtype != torch.int32:
+        return Support(Cause.DTYPE, "positions and lengths are int32")
+    return supports_elementwise(qkv, keys, values, cos, sin, *norms)
 
 
 def require(support: Support) -> None:
@@ -129,9 +192,20 @@ def require(support: Support) -> None:
         raise InvalidSetting(f"the Triton kernel does not serve here: {support.said}.")
 
 
+def supports_device(device: torch.device) -> Support:
+    """Whether a device can run kernels at all."""
+    if not has_triton():
+        return Support(Cause.NO_TRITON, "the package triton is not installed (it is made for Linux alone)")
+    machine = _device(device)
+    return YES if machine is None else Support(Cause.DEVICE, machine)
+
+
 def _shapes(query, key, value):
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
-    return Support(Cause.SHAPE, f"query, key and value of shapes {shapes} do not belong together")
+    return Support(Cause.SHAPE, f"query, key and value of shapes {_sizes(query, key, value)} do not belong together")
+
+
+def _sizes(*tensors):
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
 
 
 def _counted(batch, cached, lengths, starts, table):
@@ -166,10 +240,7 @@ def _common(query, key, value, heads, key_heads, known=HEAD_DIMS):
 
 
 def _machine(tensor):
-    if not has_triton():
-        return Support(Cause.NO_TRITON, "the package triton is not installed (it is made for Linux alone)")
-    machine = _device(tensor.device)
-    return YES if machine is None else Support(Cause.DEVICE, machine)
+    return supports_device(tensor.device)
 
 
 def _device(device):
