@@ -21,6 +21,7 @@ from inference_pio.kernels.triton.support import (
     supports_page_summary,
     supports_rotary,
     supports_rotary_store,
+    supports_rows,
 )
 
 
@@ -192,3 +193,24 @@ def test_every_reason_against_a_latent_cache_has_its_cause() -> None:
     assert supports_latent_decode(query, query_rope, latent, turned, lengths()).cause is Cause.LAYOUT
     table = torch.zeros(2, 3, dtype=torch.int32)
     assert supports_latent_decode(query, query_rope, latent, rope, lengths(), table=table).cause is Cause.LAYOUT
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_rows_and_their_weights_belong_together() -> None:
+    rows, weight = torch.zeros(2, 2, 64, dtype=torch.bfloat16)[:, 0], torch.zeros(5, 64, dtype=torch.bfloat16)
+    codes = weight.to(torch.int8)
+    assert supports_rows(rows, weight, weight[0])
+    assert supports_rows(rows.float(), weight.float())
+    assert supports_rows(rows, codes, codes=True)
+    assert supports_rows(rows, codes).cause is Cause.DTYPE
+    assert supports_rows(rows, weight.half()).cause is Cause.DTYPE
+    assert supports_rows(rows.double(), weight.double()).cause is Cause.DTYPE
+    assert supports_rows(rows.T, weight).cause is Cause.LAYOUT
+    assert supports_rows(rows, weight.T).cause is Cause.LAYOUT
+    assert supports_rows(rows[0], weight).cause is Cause.LAYOUT
+    assert supports_rows(rows, weight.to("meta")).cause is Cause.DEVICE
+    assert supports_rows(rows, weight.clone().requires_grad_()).cause is Cause.GRADIENT
+
+
+def test_rows_on_a_cpu_are_told() -> None:
+    assert supports_rows(torch.zeros(1, 64), torch.zeros(5, 64)).cause in (Cause.DEVICE, Cause.NO_TRITON)

@@ -186,6 +186,26 @@ def supports_rotary_store(
     return supports_elementwise(qkv, keys, values, cos, sin, *norms)
 
 
+def supports_rows(
+    rows: torch.Tensor, *weights: torch.Tensor, codes: bool = False
+) -> Support:  # fmt: skip
+    """Whether the kernels of a decode step serve few `rows` [M, in] with `weights`, each of which is contiguous;
+    `codes`: the weights may be int8."""
+    if not (machine := _machine(rows)):
+        return machine
+    if any(weight.device != rows.device for weight in weights):
+        return Support(Cause.DEVICE, "rows and weights are on different devices")
+    known = (rows.dtype, torch.int8) if codes else (rows.dtype,)
+    if rows.dtype not in (*DTYPES, torch.float32) or any(weight.dtype not in known for weight in weights):
+        found = ", ".join(str(dtype) for dtype in {weight.dtype for weight in weights})
+        return Support(Cause.DTYPE, f"it is for bfloat16, float16 or float32, all alike, not {rows.dtype} and {found}")
+    if rows.dim() != 2 or rows.stride(-1) != 1 or not all(weight.is_contiguous() for weight in weights):
+        return Support(Cause.LAYOUT, "the elements of a row, or of a weight, do not lie side by side")
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, *weights)):
+        return Support(Cause.GRADIENT, "it has no backward pass")
+    return YES
+
+
 def require(support: Support) -> None:
     """Raise InvalidSetting, with the reason, where a kernel does not serve."""
     if not support:

@@ -1,0 +1,59 @@
+"""How the kernels of a mixture of experts are launched: predicted from plain matrix-vector products, not yet measured.
+
+Those were fastest with one row and 512 columns a program, and 1 to 4 warps (benchmarks/LOG.md); measured numbers
+replace these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANES = 32
+WIDE = 16
+"""Bytes of the widest load."""
+
+
+@dataclass(frozen=True)
+class RowLaunch:
+    """`rows` of the result a program, `columns` of the weights a step, shared by `warps`; powers of two."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+def choose_route_launch(width: int) -> RowLaunch:
+    """The router's: few bytes in all, so all of them are asked for at a time.
+
+    >>> choose_route_launch(2048)
+    RowLaunch(rows=1, columns=1024, warps=4)
+    """
+    return RowLaunch(1, _columns(width, 1024), 4)
+
+
+def choose_gate_up_launch(width: int, element_bytes: int) -> RowLaunch:
+    """The first product of an expert, over tokens `width` wide; weights of `element_bytes`.
+
+    >>> choose_gate_up_launch(2048, 2), choose_gate_up_launch(2048, 1)
+    (RowLaunch(rows=1, columns=512, warps=2), RowLaunch(rows=1, columns=1024, warps=2))
+    """
+    return RowLaunch(1, _columns(width, 1024 // element_bytes), 2)
+
+
+def choose_down_launch(intermediate: int, slots: int, element_bytes: int) -> RowLaunch:
+    """The second product, where a step takes `columns` of each of the chosen experts.
+
+    >>> choose_down_launch(768, 8, 2), choose_down_launch(1536, 4, 2)
+    (RowLaunch(rows=1, columns=256, warps=4), RowLaunch(rows=1, columns=512, warps=4))
+    """
+    step = max(2048 // slots, LANES * WIDE // element_bytes)
+    return RowLaunch(1, _columns(intermediate, step), 4)
+
+
+def _columns(width: int, most: int) -> int:
+    """At most so many columns; fewer, down to a quarter, where that leaves nothing over at the end of a row."""
+    most = min(most, max(16, 1 << (width - 1).bit_length()))
+    columns = most
+    while columns > most // 4 and width % columns:
+        columns //= 2
+    return columns if width % columns == 0 else most
