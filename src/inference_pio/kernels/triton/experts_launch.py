@@ -1,7 +1,7 @@
-"""How the kernels of a mixture of experts are launched: predicted from plain matrix-vector products, not yet measured.
+"""How the kernels of a decode step with experts or latents are launched: predicted, not yet measured.
 
-Those were fastest with one row and 512 columns a program, and 1 to 4 warps (benchmarks/LOG.md); measured numbers
-replace these.
+Plain matrix-vector products were fastest with one row and 512 columns a program, and 1 to 4 warps; what is predicted
+of these stands in benchmarks/LOG.md, and measured numbers replace it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,24 @@ def choose_down_launch(intermediate: int, slots: int, element_bytes: int) -> Row
     """
     step = max(2048 // slots, LANES * WIDE // element_bytes)
     return RowLaunch(1, _columns(intermediate, step), 4)
+
+
+def choose_absorb_launch(nope: int, width: int) -> RowLaunch:
+    """Here `rows` of a head's matrix are a step, and `columns` are what one program gives: 128 bytes of each row.
+
+    >>> choose_absorb_launch(192, 512)
+    RowLaunch(rows=64, columns=64, warps=4)
+    """
+    return RowLaunch(_columns(nope, 64), _columns(width, 64), 4)
+
+
+def choose_expand_launch(width: int) -> RowLaunch:
+    """A row is short, so a program has several.
+
+    >>> choose_expand_launch(512)
+    RowLaunch(rows=4, columns=512, warps=2)
+    """
+    return RowLaunch(4, _columns(width, 512), 2)
 
 
 def _columns(width: int, most: int) -> int:
