@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from inference_pio.kernels.triton.launch import AMPERE, HOPPER, Limits
 MACHINES = {80: AMPERE, 90: HOPPER}
 THREADS_OF_A_WARP = 32
 REGISTERS = 65536
-WANTED = re.compile(r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG|FFMA)((?:\.[A-Z0-9]+)*)")
+WANTED = re.compile(r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG|FFMA|ACQBULK|PREEXIT)((?:\.[A-Z0-9]+)*)")
 
 
 @dataclass(frozen=True)
 class Code:
-    """What a kernel became: `counts` of instructions, such as {"LDGSTS 128": 32}."""
+    """What a kernel became: `counts` of instructions, such as {"LDGSTS 128": 32}, and the `order` in which they stand.
+
+    There ACQBULK waits for the end of the kernel in front, and PREEXIT lets the next one begin.
+    """
 
     name: str
     registers: int
@@ -29,6 +32,7 @@ class Code:
     shared_bytes: int
     threads: int
     counts: Counter[str]
+    order: tuple[str, ...] = field(repr=False)
 
     def assert_it_fits(self, machine: Limits) -> None:
         assert self.stack_bytes == 0, self
@@ -87,9 +91,9 @@ class Compiler:
         usage = _run(knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin))
         assembly = _run(knobs.nvidia.nvdisasm.path, "-c", str(cubin))
         registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))  # type: ignore[index]
-        counts = Counter(_kind(*match) for match in WANTED.findall(assembly))
+        order = tuple(_kind(*match) for match in WANTED.findall(assembly))
         threads = compiled.metadata.num_warps * THREADS_OF_A_WARP
-        return Code(compiled.metadata.name, registers, stack, compiled.metadata.shared, threads, counts)
+        return Code(compiled.metadata.name, registers, stack, compiled.metadata.shared, threads, Counter(order), order)
 
 
 def _kind(name: str, suffixes: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.gemv import gemv_parts
 from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.triton import support
 from inference_pio.kernels.triton.support import (
@@ -17,6 +18,7 @@ from inference_pio.kernels.triton.support import (
     supports,
     supports_decode,
     supports_elementwise,
+    supports_gemv,
     supports_latent_decode,
     supports_page_summary,
     supports_rotary,
@@ -214,3 +216,30 @@ def test_rows_and_their_weights_belong_together() -> None:
 
 def test_rows_on_a_cpu_are_told() -> None:
     assert supports_rows(torch.zeros(1, 64), torch.zeros(5, 64)).cause in (Cause.DEVICE, Cause.NO_TRITON)
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_a_product_of_a_few_rows_has_its_reasons_too() -> None:
+    x, weight, codes = torch.zeros(2, 64), torch.zeros(6, 64), torch.zeros(6, 64, dtype=torch.int8)
+    scale, half = torch.ones(6), torch.ones(6, dtype=torch.bfloat16)
+
+    def asked(x=x, weights=(weight,), norm_weight=None, residual=None, out=None, **given):  # type: ignore[no-untyped-def]
+        return supports_gemv(x, gemv_parts(x, weights, **given), norm_weight, residual, out)
+
+    assert asked()
+    assert asked(weights=(codes, codes), scales=(half, half), norm_weight=torch.ones(64), out=torch.zeros(2, 12))
+    assert asked(torch.zeros(9, 64)).cause is Cause.SHAPE
+    assert asked(x.double(), (weight.double(),)).cause is Cause.DTYPE
+    assert asked(out=torch.zeros(2, 6, dtype=torch.int32)).cause is Cause.DTYPE
+    assert asked(weights=(codes, codes), scales=(scale, half)).cause is Cause.DTYPE
+    assert asked(weights=(weight, weight), biases=(scale, half)).cause is Cause.DTYPE
+    assert asked(weights=(weight, weight), biases=(scale, None))
+    assert asked(torch.zeros(64, 2).mT).cause is Cause.LAYOUT
+    assert asked(weights=(torch.zeros(64, 6).mT,)).cause is Cause.LAYOUT
+    assert asked(residual=torch.zeros(6, 2).mT).cause is Cause.LAYOUT
+    assert asked(norm_weight=torch.ones(128)[::2]).cause is Cause.LAYOUT
+    assert asked(weights=(weight.to("meta"),)).cause is Cause.DEVICE
+    learned = weight.clone().requires_grad_()
+    assert asked(weights=(learned,)).cause is Cause.GRADIENT
+    with torch.no_grad():
+        assert asked(weights=(learned,))

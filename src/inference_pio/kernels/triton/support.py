@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +13,15 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.triton.launch import HEAD_DIMS, LATENT_WIDTHS, PAGE, ROPE_WIDTHS, device_limits
 
+if TYPE_CHECKING:  # its module brings torch's int8 operators, and asking here loads little
+    from inference_pio.kernels.gemv import GemvParts
+
 DTYPES = (torch.bfloat16, torch.float16)
 ELEMENTWISE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 OLDEST = 80
 MOST_SHARING = 64
+MOST_ROWS = 8
+"""Rows that are multiplied at a time without the matrix units: from there on torch's products win."""
 
 
 class Cause(StrEnum):
@@ -82,6 +88,33 @@ def supports_decode(
         return _shapes(query, key, value)
     counted = _counted(batch, key, lengths, starts, table)
     return _common(query, key, value, query.shape[1], key.shape[2]) if counted else counted
+
+
+def supports_gemv(
+    x: torch.Tensor,
+    parts: GemvParts,
+    norm_weight: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> Support:
+    """Whether the kernel for a few rows serves a checked call of `kernels.gemv.gemv`."""
+    if parts.rows > MOST_ROWS:
+        return Support(Cause.SHAPE, f"it is for 1 to {MOST_ROWS} rows, and x has {parts.rows}")
+    beside = [tensor for tensor in (norm_weight, residual, out) if tensor is not None]
+    vectors = [*(parts.scales or ()), *(bias for bias in parts.biases or () if bias is not None)]
+    tensors = [x, *parts.weights, *beside, *vectors]
+    if any(tensor.dtype not in (*DTYPES, torch.float32) for tensor in (x, *beside, *vectors)):
+        return Support(Cause.DTYPE, f"it is for bfloat16, float16 or float32, and x is {x.dtype}")
+    for alike in (parts.scales or (), [bias for bias in parts.biases or () if bias is not None]):
+        if any(vector.dtype != alike[0].dtype for vector in alike):
+            return Support(Cause.DTYPE, "scales, or biases, of several dtypes were given")
+    if any(tensor.stride(-1) != 1 and tensor.shape[-1] != 1 for tensor in tensors):
+        return Support(Cause.LAYOUT, "the elements of a row do not lie side by side")
+    if any(tensor.device != x.device for tensor in tensors):
+        return Support(Cause.DEVICE, "its tensors are on different devices")
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return Support(Cause.GRADIENT, "it has no backward pass")
+    return _machine(x)
 
 
 def supports_latent_decode(

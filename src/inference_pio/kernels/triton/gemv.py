@@ -1,0 +1,225 @@
+"""A few rows times large matrices, with norm, scales, biases, gate and residual, in one launch.
+
+The plain truth is `kernels.gemv.naive_gemv`. Each weight is read once. A program makes a few columns
+of the result; its tiles are split into what a thread holds of a row, so that threads add up their own products and meet
+once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import triton
+import triton.language as tl
+from inference_pio.compat import triton_interprets
+from inference_pio.kernels.gemv import GemvParts, Optionals, gemv_parts
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, lanes
+from inference_pio.kernels.triton.launch import device_limits, on_device
+from inference_pio.kernels.triton.support import require, supports_gemv
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def read_once(places, columns, start, inputs, EVEN: tl.constexpr):
+    """A tile of weights as it is stored, zeros behind the last input; nothing else will ask the cache for it."""
+    if EVEN:
+        return tl.load(places + start, mask=start < inputs, other=0, eviction_policy="evict_first")
+    return tl.load(places + start, mask=columns + start < inputs, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def read_often(places, columns, start, inputs, EVEN: tl.constexpr):
+    """What every program reads, in float32."""
+    if EVEN:
+        return tl.load(places + start, eviction_policy="evict_last").to(tl.float32)
+    return tl.load(places + start, mask=columns + start < inputs, other=0, eviction_policy="evict_last").to(tl.float32)
+
+
+@triton.jit
+def halved(tile, half: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, HALVES: tl.constexpr,
+           LANE: tl.constexpr):  # fmt: skip
+    """The part of a tile that belongs to one read of `x`: 16 bytes hold 16 codes, but 8 numbers of two bytes."""
+    if HALVES == 2:
+        first, second = tl.split(tl.permute(tl.reshape(tile, [1, ROWS, GROUPS, 2, LANE]), (0, 1, 2, 4, 3)))
+        tile = first if half == 0 else second
+    return tile.to(tl.float32)
+
+
+@triton.jit
+def finished(sums, normal, scale, bias, row, biased, NORMED: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr):
+    """Products of rows, and what stands behind the sum: the norm of each row, scales, biases."""
+    total = tl.sum(sums, 2)
+    if NORMED:
+        total = total * normal
+    if SCALED:
+        total = total * tl.load(scale + row).to(tl.float32)[None, :]
+    if BIASED:
+        total = total + tl.load(bias + row, mask=biased, other=0.0).to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit(
+    do_not_specialize=["residual_step", "out_step", "rows_0", "rows_1", "rows_2", "eps"],
+    do_not_specialize_on_alignment=[
+        "scale_0", "scale_1", "scale_2", "bias_0", "bias_1", "bias_2", "residual", "out",
+    ],
+)  # fmt: skip
+def gemv_kernel(
+    x, norm_weight, weight_0, weight_1, weight_2, scale_0, scale_1, scale_2, bias_0, bias_1, bias_2, residual, out,
+    x_step, step_0, step_1, step_2, residual_step, out_step, rows_0, rows_1, rows_2, inputs, eps,
+    COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, HALVES: tl.constexpr,
+    LANE: tl.constexpr, EVEN: tl.constexpr, WEIGHTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
+    SCALED: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    # Which weight: chosen by values, since a branch would forget how the pointers are aligned.
+    program, first, which = tl.program_id(0), 0, 0
+    weight, step, rows, scale, bias = weight_0, step_0, rows_0, scale_0, bias_0
+    if WEIGHTS > 1 and not GATED:
+        past = program >= tl.cdiv(rows_0, ROWS)
+        program, first = tl.where(past, program - tl.cdiv(rows_0, ROWS), program), tl.where(past, rows_0, 0)
+        weight, step, rows = (
+            tl.where(past, weight_1, weight),
+            tl.where(past, step_1, step),
+            tl.where(past, rows_1, rows),
+        )
+        which = past.to(tl.int32)
+        if SCALED:
+            scale = tl.where(past, scale_1, scale)
+        if BIASED:
+            bias = tl.where(past, bias_1, bias)
+        if WEIGHTS > 2:
+            past = past & (program >= tl.cdiv(rows_1, ROWS))
+            program = tl.where(past, program - tl.cdiv(rows_1, ROWS), program)
+            first, which = tl.where(past, rows_0 + rows_1, first), which + past.to(tl.int32)
+            weight, step = tl.where(past, weight_2, weight), tl.where(past, step_2, step)
+            rows = tl.where(past, rows_2, rows)
+            if SCALED:
+                scale = tl.where(past, scale_2, scale)
+            if BIASED:
+                bias = tl.where(past, bias_2, bias)
+
+    WIDE: tl.constexpr = HALVES * LANE
+    COLUMNS: tl.constexpr = GROUPS * WIDE
+    row = program * ROWS + tl.arange(0, ROWS)
+    held = tl.minimum(row, rows - 1)
+    apart = held.to(tl.int64)[None, :, None, None]
+    group = tl.arange(0, GROUPS)[None, None, :, None] * WIDE
+    column = group + tl.arange(0, LANE)[None, None, None, :]
+    wide_column = group + tl.arange(0, WIDE)[None, None, None, :]
+    places = weight + apart * step + wide_column
+    tile = read_once(places, wide_column, 0, inputs, EVEN)
+    if GATED:
+        up_places = weight_1 + apart * step_1 + wide_column
+        up_tile = read_once(up_places, wide_column, 0, inputs, EVEN)
+    if DEPENDENT:  # weights were there before the kernel in front of this one; what it wrote is read from here on
+        gdc_launch_dependents()
+        gdc_wait()
+
+    member = tl.minimum(tl.arange(0, BATCH), COUNT - 1)
+    x_places = x + member[:, None, None, None] * x_step + column
+    sums = tl.zeros([BATCH, ROWS, GROUPS], tl.float32)
+    up_sums = tl.zeros([BATCH, ROWS, GROUPS], tl.float32)
+    squares = tl.zeros([BATCH, 1, GROUPS], tl.float32)
+    for start in tl.range(0, inputs, COLUMNS):
+        next_tile = read_once(places, wide_column, start + COLUMNS, inputs, EVEN)
+        if GATED:
+            next_up_tile = read_once(up_places, wide_column, start + COLUMNS, inputs, EVEN)
+        for half in tl.static_range(HALVES):
+            vector = read_often(x_places, column, start + half * LANE, inputs, EVEN)
+            if NORMED:
+                squares += tl.sum(vector * vector, 3)
+                vector = vector * read_often(norm_weight + column, column, start + half * LANE, inputs, EVEN)
+            sums += tl.sum(vector * halved(tile, half, ROWS, GROUPS, HALVES, LANE), 3)
+            if GATED:
+                up_sums += tl.sum(vector * halved(up_tile, half, ROWS, GROUPS, HALVES, LANE), 3)
+        tile = next_tile
+        if GATED:
+            up_tile = next_up_tile
+
+    normal = tl.rsqrt(tl.sum(squares, 2) / inputs + eps)
+    biased = ((BIASED >> which) & 1) != 0
+    total = finished(sums, normal, scale, bias, held, biased, NORMED, SCALED, BIASED)
+    if GATED:
+        up = finished(up_sums, normal, scale_1, bias_1, held, (BIASED & 2) != 0, NORMED, SCALED, BIASED)
+        total = total / (1.0 + tl.exp(-total)) * up
+    batch = tl.arange(0, BATCH)[:, None]
+    stored = (batch < COUNT) & (row < rows)[None, :]
+    places_out = (first + row)[None, :]
+    if ADDED:
+        total += tl.load(residual + batch * residual_step + places_out, mask=stored, other=0.0).to(tl.float32)
+    tl.store(out + batch * out_step + places_out, total.to(out.dtype.element_ty), mask=stored)
+
+
+def gemv(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    *,
+    scales: Sequence[torch.Tensor] | None = None,
+    biases: Optionals | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    gated: bool = False,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    launch: GemvLaunch | None = None,
+) -> torch.Tensor:
+    """`kernels.gemv.gemv` for 1 to 8 rows, in one launch; everything between reading and writing is float32.
+
+    `out` may be `residual` itself, and must not otherwise overlap what is read. Nothing is allocated where it is given;
+    nothing waits for the device. A dependent `launch` begins before the kernel in front of it has ended, which must not
+    write weights, scales or biases. Raises InvalidSetting for tensors that `supports_gemv` refuses.
+    """
+    parts = gemv_parts(
+        x, weights, scales=scales, biases=biases, norm_weight=norm_weight, gated=gated, residual=residual, out=out
+    )
+    require(supports_gemv(x, parts, norm_weight, residual, out))
+    limits = device_limits(x.device)
+    if launch is None:
+        rows = parts.weights[0].shape[0] * len(parts.weights) if gated else parts.columns
+        launch = choose_gemv_launch(
+            limits, parts.rows, rows, parts.inputs, parts.weights[0].element_size(), gated=gated
+        )
+    launch.require(limits)
+    out = x.new_empty(parts.rows, parts.columns) if out is None else out
+    with on_device(x):
+        _launch(x, parts, norm_weight, eps, gated, residual, out, launch)
+    return out
+
+
+def _launch(
+    x: torch.Tensor, parts: GemvParts, norm_weight: torch.Tensor | None, eps: float, gated: bool,
+    residual: torch.Tensor | None, out: torch.Tensor, launch: GemvLaunch,
+) -> None:  # fmt: skip
+    weights, counts = parts.weights, [weight.shape[0] for weight in parts.weights]
+    biases, has_bias = _biases(parts.biases)
+    halves, lane = lanes(launch, x.element_size(), weights[0].element_size())
+    programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))
+    dependent = launch.dependent and not triton_interprets()
+    options: dict[str, Any] = {"launch_pdl": True} if dependent else {}
+    gemv_kernel[(programs,)](
+        x, norm_weight, *_three(weights), *_three(parts.scales or ()), *_three(biases), residual, out, x.stride(0),
+        *_three([weight.stride(0) for weight in weights], 0), 0 if residual is None else residual.stride(0),
+        out.stride(0), *_three(counts, 0), parts.inputs, eps,
+        COUNT=parts.rows, BATCH=triton.next_power_of_2(parts.rows), ROWS=launch.rows,
+        GROUPS=launch.columns // (halves * lane), HALVES=halves, LANE=lane, EVEN=parts.inputs % launch.columns == 0,
+        WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated, SCALED=parts.scales is not None,
+        BIASED=has_bias, ADDED=residual is not None, DEPENDENT=dependent, num_warps=launch.warps, **options,
+    )  # fmt: skip
+
+
+def _biases(biases: Optionals | None) -> tuple[Sequence[torch.Tensor], int]:
+    """A bias for every weight, and a bit for each that is meant: the others stand for none and are never read."""
+    meant = [bias for bias in biases or () if bias is not None]
+    if not meant:
+        return (), 0
+    return (
+        [meant[0] if bias is None else bias for bias in biases],
+        sum(1 << place for place, bias in enumerate(biases) if bias is not None),
+    )
+
+
+def _three(given: Sequence[Any], missing: Any = None) -> Sequence[Any]:
+    return [*given, *(missing for _ in range(3 - len(given)))]

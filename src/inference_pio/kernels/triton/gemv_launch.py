@@ -1,0 +1,100 @@
+"""How a product of a few rows with a large matrix is launched: as measured for some shapes, by rule for others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.launch import Limits
+
+THREADS = 32
+LOAD_BYTES = 16
+FIRST_DEPENDENT = 90
+"""The compute capability from which a kernel may begin before the one in front of it has ended."""
+PROGRAMS = 4
+"""Programs a multiprocessor below which a program takes fewer rows: they come and go, and shares even out."""
+BYTES_UNDER_WAY = 32 * 1024
+"""Weights that a multiprocessor waits for at any time, in tiles and the next ones: 20 KB are 3 TB/s at 900 ns."""
+MOST_RESIDENT = 32
+COLUMNS = (256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class GemvLaunch:
+    """`rows` of the weights a program, `columns` of them a step. `dependent`: it begins while the kernel in front of it
+    still runs, and reads only weights until that has ended."""
+
+    rows: int
+    columns: int
+    warps: int
+    dependent: bool = False
+
+    def require(self, limits: Limits) -> None:
+        """Raise InvalidSetting for a launch that a GPU cannot run."""
+        powers = all(number > 0 and number & (number - 1) == 0 for number in (self.rows, self.columns, self.warps))
+        if not powers or self.columns < THREADS * self.warps:
+            raise InvalidSetting(
+                f"{self} is no launch: give powers of two, and {THREADS * self.warps} columns or more to its warps."
+            )
+        if self.dependent and limits.capability < FIRST_DEPENDENT:
+            raise InvalidSetting(
+                f"kernels may overlap from compute capability {FIRST_DEPENDENT / 10} on, and this GPU has "
+                f"{limits.capability / 10}: launch it without `dependent`."
+            )
+
+
+MEASURED = {
+    (6144, 2560): GemvLaunch(1, 512, 1),
+    (2560, 4096): GemvLaunch(1, 1024, 8),
+    (19456, 2560): GemvLaunch(1, 512, 4),
+    (2560, 9728): GemvLaunch(1, 256, 2),
+    (151936, 2560): GemvLaunch(1, 512, 1),
+}
+"""For one row of x and weights [rows, columns] of two bytes: the fastest of about 60 of a plain kernel on an H100."""
+
+
+def choose_gemv_launch(
+    limits: Limits, batch: int, rows: int, inputs: int, weight_bytes: int, *, gated: bool = False,
+    dependent: bool = False,
+) -> GemvLaunch:  # fmt: skip
+    """The launch for `batch` rows of x and weights [rows, inputs] in all (gate and up together) of elements of
+    `weight_bytes`. `dependent` is a wish: GPUs that cannot run kernels so get none.
+
+    >>> from inference_pio.kernels.triton.launch import AMPERE, HOPPER
+    >>> choose_gemv_launch(HOPPER, 1, 151936, 2560, 2)
+    GemvLaunch(rows=1, columns=512, warps=1, dependent=False)
+    >>> choose_gemv_launch(AMPERE, 8, 19456, 2560, 2, gated=True, dependent=True)
+    GemvLaunch(rows=2, columns=256, warps=1, dependent=False)
+    """
+    launch = MEASURED.get((rows, inputs)) if batch == 1 and weight_bytes == 2 else None
+    launch = launch or _by_rule(limits, batch, rows, inputs, weight_bytes, gated)
+    return replace(launch, dependent=dependent and limits.capability >= FIRST_DEPENDENT)
+
+
+def lanes(launch: GemvLaunch, x_bytes: int, weight_bytes: int) -> tuple[int, int]:
+    """How often x is read for one read of the weights, and how many of its numbers a thread reads at a time.
+
+    >>> lanes(GemvLaunch(1, 512, 1), 2, 2), lanes(GemvLaunch(1, 512, 1), 2, 1), lanes(GemvLaunch(1, 512, 4), 2, 2)
+    ((1, 8), (2, 8), (1, 4))
+    """
+    held = launch.columns // (THREADS * launch.warps)
+    lane = min(held, LOAD_BYTES // x_bytes)
+    return (2 if weight_bytes < x_bytes and held >= 2 * lane else 1), lane
+
+
+def _by_rule(limits: Limits, batch: int, rows: int, inputs: int, weight_bytes: int, gated: bool) -> GemvLaunch:
+    together = 2 if gated else 1
+    # What is read of x is used for every row of a program: with more rows of x that saves more than it takes registers.
+    taken = 1 if batch == 1 else 2 if batch == 2 else 4 // together
+    while taken > 1 and rows // (taken * together) < PROGRAMS * limits.multiprocessors:
+        taken //= 2
+    programs = -(-rows // (taken * together))
+    resident = max(1, min(MOST_RESIDENT, programs // limits.multiprocessors))
+    wanted = BYTES_UNDER_WAY // (2 * resident * taken * together * weight_bytes)
+    least = THREADS * LOAD_BYTES // weight_bytes
+    columns = max((size for size in COLUMNS if size <= wanted), default=least)
+    while columns > least and (inputs % columns or batch > 4):  # a masked tail is read for nothing
+        columns //= 2
+    columns = max(columns, least)
+    loads = 2 if batch == 1 else 1  # of 16 bytes that a thread has under way, of each row
+    return GemvLaunch(taken, columns, max(1, min(8, columns * weight_bytes // (THREADS * LOAD_BYTES * loads))))

@@ -1,0 +1,297 @@
+"""The kernel for a few rows against the plain truth: interpreted at odd sizes, compiled at real ones, and on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from inference_pio.compat import has_triton
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.gemv import naive_gemv
+from inference_pio.kernels.int8 import quantize_rows
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch
+from tests.kernels.triton.compiling import MACHINES, Code, Compiler
+
+needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
+
+
+NARROW, WIDE = GemvLaunch(2, 32, 1), GemvLaunch(2, 512, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes, what stands around the product, and how it is launched; `merged`: gate and up are one tensor."""
+
+    batch: int = 1
+    inputs: int = 77
+    outputs: tuple[int, ...] = (5,)
+    launch: GemvLaunch | None = NARROW
+    int8: bool = False
+    biased: tuple[bool, ...] | None = None
+    normed: bool = False
+    gated: bool = False
+    merged: bool = False
+    added: bool = False
+    aliased: bool = False
+    strided: bool = False
+    dtype: torch.dtype = torch.bfloat16
+    out_dtype: torch.dtype | None = None
+
+    @property
+    def columns(self) -> int:
+        return self.outputs[0] if self.gated else sum(self.outputs)
+
+
+def problem(case: Case, device: str = "cpu") -> tuple[torch.Tensor, list[torch.Tensor], dict[str, Any]]:
+    chance = torch.Generator().manual_seed(case.inputs)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=chance).to(device, case.dtype)
+
+    x = numbers(case.batch, case.inputs + 16)[:, : case.inputs]  # rows that do not lie behind one another
+    weights = [numbers(rows, case.inputs) / case.inputs**0.5 for rows in case.outputs]
+    if case.merged:
+        weights = [torch.cat(weights)]
+    given: dict[str, Any] = {"gated": case.gated}
+    if case.int8:
+        weights, given["scales"] = map(list, zip(*map(quantize_rows, weights), strict=True))
+    if case.biased is not None:
+        each = zip(weights, case.biased, strict=True)
+        given["biases"] = [numbers(weight.shape[0]) if biased else None for weight, biased in each]
+    if case.normed:
+        given |= {"norm_weight": numbers(case.inputs), "eps": 0.1}
+    if case.added:
+        given["residual"] = numbers(case.batch, case.columns)
+    return x, weights, given
+
+
+def check(case: Case, device: str = "cpu") -> None:
+    from inference_pio.kernels.triton.gemv import gemv
+
+    x, weights, given = problem(case, device)
+    wanted = naive_gemv(x, weights, rounded=False, **given)
+    # The interpreter's rounding to bfloat16 is not a GPU's, so there none is asked for.
+    rounds = device != "cpu" or case.dtype == torch.float16
+    dtype = case.out_dtype or (case.dtype if rounds else torch.float32)
+    room = torch.full((case.batch, case.columns + 6), 777.0, device=device, dtype=dtype)
+    out = room[:, 3:-3] if case.strided else None if rounds else torch.empty(wanted.shape, device=device)
+    if case.aliased:
+        given["residual"] = out = given["residual"].to(dtype)
+    got = gemv(x, weights, out=out, launch=case.launch, **given)
+    assert out is None or got is out
+    assert got.dtype == dtype
+    exact = dtype == torch.float32
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if exact else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(got.float(), wanted, **tolerance)
+    if case.strided:
+        assert bool((room[:, :3] == 777).all() and (room[:, -3:] == 777).all())
+
+
+EVERYTHING = Case(biased=(True, True), normed=True, gated=True, outputs=(7, 7), added=True, strided=True)
+CASES = [
+    Case(),
+    Case(inputs=64, outputs=(8,)),
+    Case(inputs=1, outputs=(1,)),
+    Case(inputs=33, outputs=(1, 1), launch=GemvLaunch(4, 64, 2)),
+    *(Case(batch, outputs=(5, 1, 6), normed=True, dtype=dtype) for batch in (1, 2, 3, 5, 8)
+      for dtype in (torch.bfloat16, torch.float32)),
+    Case(3, outputs=(5, 1, 6), dtype=torch.float16, normed=True, added=True),
+    Case(2, outputs=(4, 3), biased=(True, False)),
+    Case(2, outputs=(4, 3, 2), biased=(False, True, True), launch=GemvLaunch(1, 32, 1)),
+    Case(outputs=(4, 2), biased=(False, False)),
+    Case(2, outputs=(9,), added=True, aliased=True, dtype=torch.float32),
+    Case(3, outputs=(9, 2), added=True, aliased=True, normed=True, dtype=torch.float16),
+    Case(3, outputs=(9, 2), strided=True),
+    *(replace(EVERYTHING, batch=batch) for batch in (1, 2, 3, 5, 8)),
+    replace(EVERYTHING, dtype=torch.float16, out_dtype=torch.float32),
+    replace(EVERYTHING, batch=3, merged=True, biased=(True,)),
+    replace(EVERYTHING, batch=3, biased=(False, True)),
+    replace(EVERYTHING, batch=2, int8=True, merged=True, biased=None, inputs=1100, launch=WIDE),
+    *(Case(batch, 1100, (5, 1, 6), int8=True, launch=WIDE, normed=True, added=True) for batch in (1, 2, 3, 5, 8)),
+    Case(2, 1024, (5, 3), int8=True, launch=WIDE, biased=(True, False)),
+    Case(2, 300, (5, 3), int8=True, launch=GemvLaunch(2, 256, 1)),
+    Case(2, 300, (5, 3), int8=True, launch=WIDE, dtype=torch.float32),
+    Case(2, 300, (37,), launch=None),
+    Case(8, 300, (16, 16), launch=None, gated=True),
+]  # fmt: skip
+
+
+@needs_triton
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_is_exact_in_the_interpreter(case: Case, interpreted: Callable[..., None]) -> None:
+    interpreted(check, case)
+
+
+def nothing_but_its_own_rows_is_read() -> None:
+    """What lies behind the last row, beside the last input, and in other segments is never multiplied."""
+    from inference_pio.kernels.triton.gemv import gemv
+
+    room = torch.full((9, 80), float("nan"))
+    first, second, x = room[:3, :70], room[4:6, :70], room[7:9, :70]
+    for tensor in (first, second, x):
+        tensor.copy_(torch.randn(tensor.shape))
+    got = gemv(x, [first, second], launch=GemvLaunch(4, 32, 1))
+    torch.testing.assert_close(got, naive_gemv(x, [first, second]), rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+def test_nothing_but_its_own_rows_is_read(interpreted: Callable[..., None]) -> None:
+    interpreted(nothing_but_its_own_rows_is_read)
+
+
+def what_is_not_served_is_told() -> None:
+    from inference_pio.kernels.triton.gemv import gemv
+
+    x, weight = torch.zeros(2, 64), torch.zeros(3, 64)
+    with pytest.raises(InvalidSetting, match="1 to 8 rows, and x has 9"):
+        gemv(torch.zeros(9, 64), [weight])
+    with pytest.raises(InvalidSetting, match="side by side"):
+        gemv(x, [torch.zeros(64, 3).mT])
+    with pytest.raises(InvalidSetting, match="is no launch"):
+        gemv(x, [weight], launch=GemvLaunch(3, 64, 1))
+    with pytest.raises(InvalidSetting, match="does not take x of 64 inputs"):
+        gemv(x, [torch.zeros(3, 65)])
+
+
+@needs_triton
+def test_what_is_not_served_is_told(interpreted: Callable[..., None]) -> None:
+    interpreted(what_is_not_served_is_told)
+
+
+REAL = {
+    "qkv": Case(inputs=2560, outputs=(4096, 1024, 1024), normed=True),
+    "attention_out": Case(inputs=4096, outputs=(2560,), added=True, aliased=True),
+    "gate_up": Case(inputs=2560, outputs=(9728, 9728), normed=True, gated=True),
+    "down": Case(inputs=9728, outputs=(2560,), added=True, aliased=True),
+    "head": Case(inputs=2560, outputs=(151936,), normed=True, out_dtype=torch.float32),
+}
+
+
+def compiled(
+    compiler: Compiler, capability: int, case: Case, launch: GemvLaunch | None = None, dependent: bool = False
+) -> Code:
+    """The machine code of a real case; nothing is computed, so that its tensors are never written."""
+    from inference_pio.kernels.triton.gemv import gemv, gemv_kernel
+
+    compiler.for_machine(capability, gemv_kernel)
+    dtype = torch.int8 if case.int8 else case.dtype
+    weights = [torch.empty(rows, case.inputs, dtype=dtype) for rows in case.outputs]
+    rows = sum(case.outputs)
+    launch = launch or choose_gemv_launch(
+        MACHINES[capability], case.batch, rows, case.inputs, dtype.itemsize, gated=case.gated, dependent=dependent
+    )
+    gemv(
+        torch.empty(case.batch, case.inputs, dtype=case.dtype), weights, gated=case.gated, launch=launch,
+        scales=[torch.empty(rows, dtype=torch.bfloat16) for rows in case.outputs] if case.int8 else None,
+        norm_weight=torch.empty(case.inputs, dtype=case.dtype) if case.normed else None, eps=1e-6,
+        residual=torch.empty(case.batch, case.columns, dtype=case.dtype) if case.added else None,
+        out=torch.empty(case.batch, case.columns, dtype=case.out_dtype or case.dtype),
+    )  # fmt: skip
+    [code] = compiler.found
+    together = 65536 // (-(-code.registers // 8) * 8 * code.threads)
+    print(f"{launch}: {code.registers} registers, {code.threads} threads, {min(together, 32)} programs at a time")
+    return code
+
+
+def _compile(compiler: Compiler, capability: int, case: Case) -> None:
+    code = compiled(compiler, capability, case)
+    code.assert_it_fits(MACHINES[capability])
+    weight_bytes = 1 if case.int8 else 2
+    launch = choose_gemv_launch(
+        MACHINES[capability], case.batch, sum(case.outputs), case.inputs, weight_bytes, gated=case.gated
+    )
+    held_bytes = launch.columns * weight_bytes // (32 * launch.warps)
+    tiles = 4 if case.gated else 2  # in use, and the next
+    assert code.counts["LDG 128" if held_bytes >= 16 else "LDG 64"] >= tiles * launch.rows * max(1, held_bytes // 16)
+    assert not code.counts["LDG 64"] or held_bytes == 8, "measured so"
+    assert not code.counts["LDG U8"], code
+    assert case.int8 or case.added or not code.counts["LDG U16"], code  # scales and residuals are few
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("int8", [False, True], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("name", REAL)
+def test_real_shapes_compile_to_wide_loads_without_spilling(
+    name: str, batch: int, int8: bool, capability: int, compiler: Compiler
+) -> None:
+    _compile(compiler, capability, replace(REAL[name], batch=batch, int8=int8))
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("int8", [False, True], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize("batch", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", REAL)
+def test_so_do_they_with_other_rows(name: str, batch: int, int8: bool, capability: int, compiler: Compiler) -> None:
+    _compile(compiler, capability, replace(REAL[name], batch=batch, int8=int8))
+
+
+@needs_triton
+@pytest.mark.parametrize("name", REAL)
+def test_a_dependent_kernel_waits_after_its_first_weights_and_before_all_else(name: str, compiler: Compiler) -> None:
+    case = REAL[name]
+    code = compiled(compiler, 90, case, dependent=True)
+    code.assert_it_fits(MACHINES[90])
+    wait = code.order.index("ACQBULK")
+    before, after = code.order[:wait], code.order[wait:]
+    assert "PREEXIT" in before
+    launch = choose_gemv_launch(MACHINES[90], 1, sum(case.outputs), case.inputs, 2, gated=case.gated)
+    tile_loads = launch.rows * max(1, launch.columns // (256 * launch.warps)) * (2 if case.gated else 1)
+    assert sum(kind.startswith("LDG") for kind in before) == tile_loads
+    assert not any(kind.startswith("STG") for kind in before)
+    assert any(kind.startswith("STG") for kind in after)
+
+
+@needs_triton
+def test_otherwise_no_kernel_waits_for_another(compiler: Compiler) -> None:
+    code = compiled(compiler, 80, REAL["down"], dependent=True)  # a wish, which this GPU cannot fulfil
+    assert "ACQBULK" not in code.order
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gpu_it_is_exact_up_to_rounding(case: Case) -> None:
+    check(case, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("int8", [False, True], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("name", REAL)
+def test_gpu_real_shapes_are_exact_up_to_rounding(name: str, batch: int, int8: bool) -> None:
+    check(replace(REAL[name], batch=batch, int8=int8, launch=None), "cuda")
+
+
+@pytest.mark.gpu
+def test_gpu_dependent_kernels_in_a_graph_see_what_the_ones_before_wrote() -> None:
+    from inference_pio.kernels.triton.gemv import gemv
+
+    device = torch.device("cuda")
+    launch = GemvLaunch(1, 512, 1, dependent=torch.cuda.get_device_capability() >= (9, 0))
+    weights = [torch.randn(2560, 2560, device=device, dtype=torch.bfloat16) / 50 for _ in range(12)]
+    first = torch.randn(1, 2560, device=device, dtype=torch.bfloat16)
+    states = [torch.empty_like(first) for _ in range(2)]
+
+    def walk(launch: GemvLaunch) -> None:
+        states[0].copy_(first)
+        for index, weight in enumerate(weights):
+            gemv(states[index % 2], [weight], out=states[1 - index % 2], launch=launch)
+
+    walk(replace(launch, dependent=False))
+    wanted = states[0].clone()
+    walk(launch)  # compiles, which no graph may do
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        walk(launch)
+    for _ in range(20):
+        for state in states:
+            state.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(states[0], wanted)

@@ -1,0 +1,64 @@
+"""Launches of products of a few rows: as measured where that was done, enough under way elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.gemv_launch import (
+    BYTES_UNDER_WAY,
+    MEASURED,
+    MOST_RESIDENT,
+    GemvLaunch,
+    choose_gemv_launch,
+    lanes,
+)
+from inference_pio.kernels.triton.launch import AMPERE, HOPPER, Limits
+
+SHAPES = [(6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728), (151936, 2560), (1, 64), (1024, 2560), (32, 2048),
+          (768, 2048), (2048, 768), (5120, 5120), (4097, 1001)]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", MEASURED, ids=str)
+def test_measured_shapes_are_launched_as_measured(shape: tuple[int, int]) -> None:
+    assert choose_gemv_launch(HOPPER, 1, *shape, 2) == MEASURED[shape]
+    assert choose_gemv_launch(HOPPER, 1, *shape, 2, dependent=True).dependent
+    assert choose_gemv_launch(HOPPER, 8, *shape, 2) != MEASURED[shape]  # that was one row
+
+
+@pytest.mark.parametrize("limits", [HOPPER, AMPERE])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("batch", range(1, 9))
+@pytest.mark.parametrize("weight_bytes", [1, 2, 4])
+@pytest.mark.parametrize("gated", [False, True])
+def test_every_choice_can_be_launched(
+    limits: Limits, shape: tuple[int, int], batch: int, weight_bytes: int, gated: bool
+) -> None:
+    launch = choose_gemv_launch(limits, batch, *shape, weight_bytes, gated=gated)
+    launch.require(limits)
+    halves, lane = lanes(launch, max(2, weight_bytes), weight_bytes)
+    assert launch.columns % (halves * lane * 32 * launch.warps) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(1024, 2560), (4096, 4096), (768, 2048), (40000, 1024)], ids=str)
+def test_by_rule_a_multiprocessor_has_enough_to_wait_for(shape: tuple[int, int], batch: int) -> None:
+    launch = choose_gemv_launch(HOPPER, batch, *shape, 2)
+    programs = shape[0] // launch.rows // HOPPER.multiprocessors
+    assert programs >= 4
+    under_way = 2 * min(programs, MOST_RESIDENT) * launch.rows * launch.columns * 2
+    assert under_way >= BYTES_UNDER_WAY / 4
+    assert under_way <= BYTES_UNDER_WAY or launch.columns == 256  # no thread reads less than 16 bytes
+    assert shape[1] % launch.columns == 0, "a masked tail is read for nothing"
+
+
+def test_overlapping_is_a_wish_of_the_choice_and_an_order_of_a_launch() -> None:
+    assert not choose_gemv_launch(AMPERE, 1, 1024, 1024, 2, dependent=True).dependent
+    with pytest.raises(InvalidSetting, match=r"from compute capability 9\.0 on, and this GPU has 8\.0"):
+        GemvLaunch(1, 512, 1, dependent=True).require(AMPERE)
+
+
+@pytest.mark.parametrize("launch", [GemvLaunch(3, 512, 1), GemvLaunch(1, 0, 1), GemvLaunch(1, 64, 4)], ids=str)
+def test_a_launch_that_is_none_is_told(launch: GemvLaunch) -> None:
+    with pytest.raises(InvalidSetting, match="is no launch"):
+        launch.require(HOPPER)
