@@ -25,6 +25,23 @@ def test_a_configuration_is_told_by_its_looks() -> None:
     assert not compat.is_config(model)
 
 
+def test_a_mask_of_left_padding_hides_it_and_tells_what_is_seen() -> None:
+    mask = compat.left_padding_mask(torch.tensor([2, 0], dtype=torch.int32), 4)
+    assert mask.tolist() == [[[[False, False, True, True]]], [[[True] * 4]]]
+    seen = compat.seen_keys(mask)
+    assert seen is not None
+    assert (seen.starts.tolist(), seen.length, seen.ends) == ([2, 0], 4, None)
+
+
+def test_names_are_looked_for_in_the_forward_of_a_class() -> None:
+    class Reading:
+        def forward(self) -> object:
+            return compat
+
+    assert compat.knows_names(Reading, "compat")
+    assert not compat.knows_names(Reading, "tiny")
+
+
 def test_an_attention_function_is_added_once_with_a_mask_and_takes_no_name_of_the_librarys() -> None:
     from transformers.masking_utils import AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface

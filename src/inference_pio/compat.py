@@ -101,6 +101,17 @@ def telling_mask(
     return made
 
 
+def left_padding_mask(starts: Any, length: int) -> Any:
+    """The mask [B, 1, 1, length] of one query a row behind `length` tokens, of which those before `starts` are padding;
+    it tells its `SeenKeys`.
+    """
+    import torch
+
+    mask = (torch.arange(length, device=starts.device) >= starts[:, None])[:, None, None]
+    setattr(mask, _TOLD, SeenKeys(starts, length=length))
+    return mask
+
+
 def _unpadded(batch_size: int, q_length: int, q_offset: Any) -> SeenKeys:
     import torch
 
@@ -340,3 +351,27 @@ def attention_weights_wanted(given: dict[str, Any]) -> bool:
 
     collector = getattr(output_capturing, "_active_collector", None)
     return any(name.endswith("attentions") for name in (collector.get() if collector is not None else None) or ())
+
+
+def knows_names(kind: Any, name: str) -> bool:
+    """Whether the forward of a class uses a name."""
+    return name in inspect.unwrap(kind.forward).__code__.co_names
+
+
+def library_decoding(model: Any, settled: Any) -> Any:
+    """The library's own method, of the model's class, that decodes as a settled configuration asks."""
+    from transformers.generation.utils import GENERATION_MODES_MAPPING
+
+    return getattr(type(model), GENERATION_MODES_MAPPING[settled.get_generation_mode()])
+
+
+def library_prefill(model: Any, tokens: Any, settled: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The library's forward over a prompt, and what it hands to the step after it."""
+    outputs = model._prefill(tokens, settled, given)
+    return outputs, model._update_model_kwargs_for_generation(outputs, dict(given))
+
+
+def pad_token(settled: Any) -> int | None:
+    """The token that fills rows which have ended."""
+    held = getattr(settled, "_pad_token_tensor", None)
+    return None if held is None else int(held)

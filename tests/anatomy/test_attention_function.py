@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference_pio.anatomy.attention_function import add_pattern, run_dense, run_pattern
+from inference_pio.anatomy.attention_function import add_pattern, attend_as_configured, run_dense, run_pattern
 from inference_pio.anatomy.attention_name import OVER
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import add_attention_function, library_attention
@@ -90,3 +90,17 @@ def test_a_pattern_over_eager_attention_gets_its_masks_in_the_form_it_reads() ->
     with journal.step("pattern"):
         run_pattern(journal, model, _paths(model), PATTERN)
     torch.testing.assert_close(model(**given).logits[:, -1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_attends_from_outside_as_its_forward_would() -> None:
+    model: Any = tiny.build("llama")
+    journal, module = Journal(model), model.model.layers[1].self_attn
+    query, key = torch.randn(2, 4, 1, 16), torch.randn(2, 2, 6, 16)
+    expected, _ = library_attention()(module, query, key, key, None, scaling=0.2)
+    assert torch.equal(attend_as_configured(module, query, key, key, None, scaling=0.2), expected)
+    paths = [path for path, _, _ in attention_modules(model)]
+    with journal.step("switch"):
+        run_dense(journal, model, paths, DENSE)
+        run_pattern(journal, model, paths, PATTERN)
+    assert torch.equal(attend_as_configured(module, query, key, key, None, scaling=0.2), expected)
+    assert CALLS == [("pattern", "1"), ("dense", "1")]

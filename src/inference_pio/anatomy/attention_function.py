@@ -38,6 +38,14 @@ def run_pattern(journal: Journal, model: nn.Module, paths: Collection[str], patt
     _switch(journal, model, paths, lambda now: _named(pattern, dense_part(now)))
 
 
+def attend_as_configured(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
+) -> Tensor:
+    """What a module's own attention function makes of queries [B, heads, S, D], asked by name as its forward would."""
+    attend: Attend = attention_function(attention_name(module.config) or "eager")
+    return attend(module, query, key, value, mask, **rest)[0]
+
+
 def _named(pattern: str | None, dense: str) -> str:
     """The name under which the library finds a pattern over a dense function; made and added at first use."""
     if pattern is None:
