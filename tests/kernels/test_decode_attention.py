@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from inference_pio.kernels.attention import naive_attention
-from inference_pio.kernels.decode_attention import gather_pages, naive_decode_attention
+from inference_pio.kernels.decode_attention import (
+    choose_decode_backend,
+    decode_attention,
+    gather_pages,
+    naive_decode_attention,
+)
 
 
 def tensors() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -41,6 +47,23 @@ def test_pages_left_out_are_not_seen_and_nothing_seen_gives_zeros() -> None:
     assert not out[0, :2].any()
     scores = torch.softmax(key[0, 4:7, 1] @ query[0, 3] / 8**0.5, -1)
     torch.testing.assert_close(out[0, 3], scores @ value[0, 4:7, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("starts", [None, (2, 0), (6, 0)])
+def test_without_a_kernel_the_whole_room_is_read_and_what_is_not_held_hidden(
+    dtype: torch.dtype, key_heads: int, starts: tuple[int, int] | None
+) -> None:
+    query, key, value = (tensor.to(dtype) for tensor in tensors())
+    key, value = (tensor.repeat(1, 1, 2, 1)[:, :, :key_heads] for tensor in (key, value))
+    first = None if starts is None else torch.tensor(starts, dtype=torch.int32)
+    for held in (torch.tensor([7], dtype=torch.int32), torch.tensor([7, 10], dtype=torch.int32)):
+        assert choose_decode_backend(query, key, value, held, first) == "torch"
+        out = decode_attention(query, key, value, held, first, scale=0.3)
+        expected = naive_decode_attention(query.float(), key.float(), value.float(), held, first, scale=0.3)
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_pages_are_gathered_in_the_tables_order() -> None:

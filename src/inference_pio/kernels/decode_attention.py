@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from inference_pio.kernels.attention import naive_attention
+from inference_pio.kernels.triton.support import supports_decode
+
+TRITON, TORCH = "triton", "torch"
 
 
 def naive_decode_attention(
@@ -34,6 +38,48 @@ def naive_decode_attention(
     value = value.masked_fill(tokens.expand(batch, capacity)[..., None, None] >= lengths.view(-1, 1, 1, 1), 0.0)
     out = naive_attention(query[:, :, None], key.transpose(1, 2), value.transpose(1, 2), seen, scale=scale)
     return out[:, :, 0].nan_to_num(0.0)
+
+
+def choose_decode_backend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: torch.Tensor,
+    starts: torch.Tensor | None = None,
+) -> str:
+    """ "triton" where its kernel serves, which reads held tokens alone; else "torch", which reads the whole room."""
+    served = query.is_cuda and bool(supports_decode(query, key, value, lengths, starts))
+    return TRITON if served else TORCH
+
+
+def decode_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: torch.Tensor,
+    starts: torch.Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """The same in the dtype of the query, without a look at the host; what lies behind `lengths` must be finite.
+
+    >>> query, cache = torch.ones(1, 2, 8), torch.ones(1, 64, 1, 8)
+    >>> decode_attention(query, cache, cache, torch.tensor([3], dtype=torch.int32)).shape
+    torch.Size([1, 2, 8])
+    """
+    if choose_decode_backend(query, key, value, lengths, starts) == TRITON:
+        from inference_pio.kernels.triton.decode import decode_attention as split
+
+        return split(query, key, value, lengths, starts, scale=scale)
+    tokens = torch.arange(key.shape[1], device=key.device)
+    seen = tokens < lengths[:, None]
+    if starts is not None:
+        seen = seen & (tokens >= starts[:, None])
+    out = F.scaled_dot_product_attention(
+        query[:, :, None], key.transpose(1, 2), value.transpose(1, 2), attn_mask=seen[:, None, None], scale=scale,
+        enable_gqa=query.shape[1] != key.shape[2],
+    )  # fmt: skip
+    return out[:, :, 0]
 
 
 def gather_pages(pool: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
