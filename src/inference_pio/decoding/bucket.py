@@ -1,0 +1,99 @@
+"""Room for a batch of so many rows: cache, slots and tables of angles, kept from call to call at the same addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_pio.anatomy.decoder import Decoder
+from inference_pio.anatomy.decoder_attention import LatentHeads
+from inference_pio.cache import PagedCache
+from inference_pio.cache.store import Store, bucket
+from inference_pio.decoding.runner import Runner
+from inference_pio.decoding.slots import Slots
+
+KEPT_RUNNERS = 8
+"""Recorded steps that a bucket keeps: one for each way of choosing tokens that was asked for last."""
+
+
+class Bucket:
+    """For `batch` rows; `capacity` tokens each, more by `grow`, which moves what is held and drops recorded steps."""
+
+    def __init__(self, model: nn.Module, decoder: Decoder, batch: int, capacity: int, ahead: int) -> None:
+        self.batch, self.capacity, self.decoder = batch, bucket(capacity), decoder
+        self.device = next(model.parameters()).device
+        self.cache = PagedCache.of(model, capacity=self.capacity)
+        self.slots = Slots(batch, ahead, self.device)
+        self.runners: dict[Any, Runner] = {}
+        self.padded = False
+        self.logits = torch.empty(0)
+        self.cos, self.sin = self._angles()
+
+    @property
+    def nbytes(self) -> int:
+        return self.cache.nbytes + self.cos.nbytes + self.sin.nbytes
+
+    def store(self, layer: int) -> Store:
+        """Where a layer's keys and values lie; there from the first prompt on, or from `furnish`."""
+        found = self.cache.layers[layer].store  # type: ignore[attr-defined]
+        assert isinstance(found, Store)
+        return found
+
+    def clear(self, mask: Tensor | None) -> None:
+        """Forget the last call; the next one's rows are padded as a mask [B, tokens] says. Raises InvalidSetting where
+        they are padded elsewhere than on the left.
+        """
+        self.cache.reset()
+        self.padded = mask is not None and not bool((mask != 0).all())
+        if mask is not None and self.padded:
+            self.cache.set_padding(mask)
+
+    @torch.inference_mode(False)
+    def furnish(self) -> None:
+        """Make the stores, before any prompt comes."""
+        dtype: Any = self.decoder.embedding.weight.dtype
+        for layer, parts in zip(self.cache.paged_layers, self.decoder.layers, strict=True):
+            if layer.store is None:
+                shapes = (
+                    ((1, parts.attention.sizes.latent), (1, parts.attention.sizes.rope))
+                    if isinstance(parts.attention, LatentHeads)
+                    else ((parts.attention.key_heads, parts.attention.head_dim),) * 2
+                )
+                keys, values = (
+                    torch.empty(self.batch, heads, 0, width, dtype=dtype, device=self.device) for heads, width in shapes
+                )
+                layer.lazy_initialization(keys, values)
+
+    def grow(self, capacity: int, held: int) -> None:
+        """Room for more tokens, of which `held` are there already."""
+        self.runners.clear()
+        self.capacity = bucket(capacity)
+        for layer in self.cache.paged_layers:
+            layer.length = held
+        self.cache.reserve(self.capacity)
+        self.cos, self.sin = self._angles()
+
+    def runner(self, key: Any) -> Runner | None:
+        """A recorded step, now the one that was used last."""
+        found = self.runners.pop(key, None)
+        if found is not None:
+            self.runners[key] = found
+        return found
+
+    def keep(self, key: Any, runner: Runner) -> None:
+        self.runners[key] = runner
+        while len(self.runners) > KEPT_RUNNERS:
+            del self.runners[next(iter(self.runners))]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _angles(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of every position, [capacity, rotated], as the model's own module makes them."""
+        rows = self.decoder.position_rows
+        positions = torch.arange(self.capacity, device=self.device)
+        shape = (rows, 1, -1) if rows > 1 else (1, -1)
+        like = torch.empty(1, 1, 1, dtype=self.decoder.embedding.weight.dtype, device=self.device)  # type: ignore[arg-type]
+        cos, sin = self.decoder.rotary(like, positions.view(1, -1).expand(*shape[:-1], self.capacity))
+        return cos[0].contiguous(), sin[0].contiguous()

@@ -1,0 +1,169 @@
+"""One call of `generate`: the library reads the prompt into our cache, then runs of steps bring token after token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from inference_pio.compat import library_prefill, pad_token
+from inference_pio.decoding.bucket import Bucket
+from inference_pio.decoding.counts import Counts
+from inference_pio.decoding.flights import IN_FLIGHT, Flights
+from inference_pio.decoding.operations import Operations
+from inference_pio.decoding.prepare import first_positions, handed_out
+from inference_pio.decoding.progress import Progress
+from inference_pio.decoding.runner import Runner, record
+from inference_pio.decoding.sampling import Recipe, draw, recipe_of
+from inference_pio.decoding.step import logits_of_step
+
+AHEAD = 4
+"""Steps that a GPU takes in one go: the host looks at tokens once in so many."""
+
+
+class Call:
+    """`prepare` makes whatever may want memory; `run` decodes and gives what the library's `_sample` would."""
+
+    def __init__(
+        self, model: Any, tokens: Tensor, processors: Any, criteria: Any, settled: Any, streamer: Any,
+        given: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.model, self.prompt, self.processors, self.settled, self.given = model, tokens, processors, settled, given
+        self.progress = Progress(tokens, criteria, pad_token(settled), streamer)
+        self.detailed = bool(settled.return_dict_in_generate)
+        self.scores: list[Tensor] | None = [] if self.detailed and settled.output_scores else None
+        self.raw: list[Tensor] | None = [] if self.detailed and settled.output_logits else None
+        found = recipe_of(processors, sampled=settled.do_sample, prompt=tokens.shape[1], device=model.device)
+        watched = self.scores is not None or self.raw is not None
+        self.recipe: Recipe | None = None if watched or isinstance(found, str) else found
+
+    def prepare(self, bucket: Bucket, operations: Operations, counts: Counts) -> None:
+        """Take the bucket: rows told, stores made, steps recorded."""
+        self.bucket, self.operations, self.counts = bucket, operations, counts
+        bucket.clear(self.given.get("attention_mask"))
+        bucket.furnish()
+        bucket.slots.begin(self.prompt.new_zeros(1), self.prompt.new_zeros(1), length=0, made=0)
+        if self.recipe is not None and self.recipe.marks:
+            bucket.slots.mark(self.prompt, self.vocabulary, self.recipe.unmarked)
+        self.runner()
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.bucket.decoder.head.out_features)  # type: ignore[arg-type]
+
+    @property
+    def ahead(self) -> int:
+        """Steps of one run: one where the host must look at every token."""
+        return AHEAD if self.recipe is not None and self.progress.hosted and self.bucket.device.type == "cuda" else 1
+
+    @property
+    def slack(self) -> int:
+        """Tokens that runs on their way may write behind the last one asked for."""
+        return AHEAD * (IN_FLIGHT + 1)
+
+    def runner(self) -> Runner:
+        """The recorded steps for this way of choosing; recorded now if they are not there."""
+        key = (self.recipe.key if self.recipe else "logits", self.ahead, self.bucket.padded)
+        found = self.bucket.runner(key)
+        if found is None:
+            start = time.perf_counter()
+            found = record(self._steps(), self.bucket.slots.kept(), self.bucket.device)
+            self.bucket.keep(key, found)
+            self.counts.recorded += 1
+            self.counts.recording_s += time.perf_counter() - start
+        return found
+
+    def run(self) -> Any:
+        """The rest of the call."""
+        self.given["past_key_values"] = self.bucket.cache
+        outputs, self.given = library_prefill(self.model, self.prompt, self.settled, self.given)
+        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=self.prompt.device)
+        del outputs
+        held = self.bucket.cache.get_seq_length()
+        ended = self._choose_here(logits)
+        if not ended:
+            self._begin(held)
+            for tokens in self._device_chooses(held) if self.recipe is not None else self._host_chooses(held):
+                if self.progress.accept(tokens):
+                    break
+        self.progress.end()
+        self.counts.calls += 1
+        self.counts.new_tokens += self.progress.new * len(self.prompt)
+        return self._result(held + self.progress.new - 1)
+
+    def _begin(self, held: int) -> None:
+        """Stand behind the prompt and the first token chosen."""
+        tokens = self.progress.tokens
+        positions = first_positions(self.model, tokens, self.given, held)
+        slots, cache = self.bucket.slots, self.bucket.cache
+        slots.begin(tokens[:, -1], positions, length=held, made=1, starts=cache.span.starts)
+        if self.recipe is not None and self.recipe.marks:
+            slots.mark(tokens, self.vocabulary, self.recipe.unmarked)
+        self._lead = max(0, int(positions.max()) - held)
+
+    def _device_chooses(self, held: int) -> Iterator[Tensor]:
+        flights, sent = Flights(self.bucket.slots), 0
+        while True:
+            while len(flights) < flights.most:
+                self._make_room(held + sent)
+                flights.launch(self.runner())
+                sent += self.ahead
+            yield from flights.land()[:, : self.ahead].unbind(1)
+
+    def _host_chooses(self, held: int) -> Iterator[Tensor]:
+        """The library's own processors look at every token; so may those who asked for scores."""
+        while True:
+            self._make_room(held + self.progress.new - 1)
+            self.runner().run()
+            logits = self.bucket.logits.to(copy=True, device=self.prompt.device)
+            tokens = self._chosen(logits)
+            self.bucket.slots.leave(tokens.to(self.bucket.device), 0)
+            yield tokens
+
+    def _choose_here(self, logits: Tensor) -> bool:
+        return self.progress.accept(self._chosen(logits))
+
+    def _chosen(self, logits: Tensor) -> Tensor:
+        scores = self.processors(self.progress.tokens, logits)
+        if self.scores is not None:
+            self.scores.append(scores)
+        if self.raw is not None:
+            self.raw.append(logits)
+        return draw(scores, sampled=self.settled.do_sample)
+
+    def _make_room(self, held: int) -> None:
+        """Room for one run more behind `held` tokens, and for the positions that those have."""
+        wanted = held + self._lead + self.ahead
+        if wanted > self.bucket.capacity:
+            self.bucket.grow(wanted, held)
+
+    def _steps(self) -> Callable[[], None]:
+        bucket, operations, recipe, ahead = self.bucket, self.operations, self.recipe, self.ahead
+
+        def chosen_on_the_device() -> None:
+            for step in range(ahead):
+                assert recipe is not None
+                logits = logits_of_step(bucket.decoder, operations, bucket)
+                bucket.slots.leave(recipe.choose(logits, bucket.slots), step)
+
+        def logits_alone() -> None:
+            bucket.logits = logits_of_step(bucket.decoder, operations, bucket)
+
+        return logits_alone if recipe is None else chosen_on_the_device
+
+    def _result(self, held: int) -> Any:
+        tokens = self.progress.tokens
+        if not self.detailed:
+            return tokens
+        return GenerateDecoderOnlyOutput(
+            sequences=tokens, scores=_tuple(self.scores), logits=_tuple(self.raw),
+            past_key_values=handed_out(self.model, self.bucket, held),
+        )  # fmt: skip
+
+
+def _tuple(found: list[Tensor] | None) -> tuple[Tensor, ...] | None:
+    return None if found is None else tuple(found)

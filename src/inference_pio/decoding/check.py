@@ -1,0 +1,59 @@
+"""Hold a composed step against the library's own forward, on a few tokens, before any user's tokens go through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_pio.anatomy.decoder import Decoder
+from inference_pio.compat import attention_name
+from inference_pio.decoding.bucket import Bucket
+from inference_pio.decoding.operations import Operations
+from inference_pio.decoding.step import logits_of_step
+
+TOKENS, ROWS = 9, 2
+NEAR = {torch.float32: 0.99999}
+"""Least cosine of the step's logits with the library's; a part that is missing or misread costs far more than this."""
+NEAR_IN_16_BITS = 0.995
+
+
+@torch.no_grad()
+def why_step_differs(model: nn.Module, decoder: Decoder, operations: Operations) -> str | None:
+    """Why a composed step may not stand in for the library's forward here, or None: its logits are as good as equal."""
+    tokens = _tokens(decoder.embedding)
+    positions = torch.arange(TOKENS, device=tokens.device).expand(ROWS, TOKENS)
+    expected = _last_logits(model, tokens, positions)
+    bucket = Bucket(model, decoder, ROWS, TOKENS, ahead=1)
+    if [layer.module.layer_idx for layer in _attentions(decoder)] != list(range(len(bucket.cache.paged_layers))):
+        return "its layers do not all keep all of their keys and values"
+    _call(model, tokens[:, :-1], positions[:, :-1], past_key_values=bucket.cache, use_cache=True)
+    bucket.slots.begin(tokens[:, -1], positions[:, -1], length=TOKENS - 1, made=0)
+    found = logits_of_step(decoder, operations, bucket)
+    cosine = torch.nn.functional.cosine_similarity(found, expected, dim=-1).min().item()
+    least = NEAR.get(decoder.embedding.weight.dtype, NEAR_IN_16_BITS)  # type: ignore[arg-type]
+    if not cosine >= least:
+        name = attention_name(getattr(model, "config", None)) or "its attention"
+        return f"a step composed of its parts gives other logits than the library (cosine {cosine:.5f}, with {name})"
+    return None
+
+
+def _attentions(decoder: Decoder) -> list[Any]:
+    return [layer.attention for layer in decoder.layers]
+
+
+def _tokens(embedding: Any) -> Tensor:
+    """Tokens without a meaning, the same each time."""
+    chance = torch.Generator().manual_seed(0)
+    most = embedding.num_embeddings
+    return torch.randint(most // 8, most // 2, (ROWS, TOKENS), generator=chance).to(embedding.weight.device)
+
+
+def _last_logits(model: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
+    found: Tensor = _call(model, tokens, positions, use_cache=False).logits[:, -1].float()
+    return found
+
+
+def _call(model: nn.Module, tokens: Tensor, positions: Tensor, **how: Any) -> Any:
+    return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, **how)

@@ -1,0 +1,130 @@
+"""The engine: the library prepares a call and reads its prompt, then whole steps run at addresses that stay."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_pio.anatomy.decoder import Decoder, decoder_of
+from inference_pio.compat import library_decoding
+from inference_pio.decoding.bucket import Bucket
+from inference_pio.decoding.call import AHEAD, Call
+from inference_pio.decoding.check import why_step_differs
+from inference_pio.decoding.counts import Counts
+from inference_pio.decoding.operations import Operations
+from inference_pio.decoding.prepare import most_tokens
+from inference_pio.decoding.stamp import stamp_of, why_not_replaced
+from inference_pio.errors import InvalidSetting
+
+MOST_ROWS = 32
+FIRST_ROOM = 1024
+"""New tokens that room is made for at first; more room is made as they come."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """The parts of a model that steps are composed of, if they are known, and what they were found on."""
+
+    decoder: Decoder | None
+    stamp: tuple[Any, ...]
+    broken: str | None
+
+
+class Engine:
+    """Decodes for one model, a call at a time; others wait. `operations` say with what a step is computed.
+
+    What it cannot decode, the library does, and `counts` says why. A copy of the model gets an engine of its own.
+    """
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations, self.counts = operations, Counts()
+        self._turn = threading.Lock()
+        self._built: Built | None = None
+        self._buckets: dict[int, Bucket] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return Engine(self.operations)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of room that is kept for the next call."""
+        return sum(bucket.nbytes for bucket in self._buckets.values())
+
+    def close(self) -> None:
+        """Give all room and every recorded step back."""
+        self._buckets.clear()
+        self._built = None
+
+    def why_not(self, model: nn.Module) -> str | None:
+        """Why this model, as it is now, is left to the library, or None."""
+        built = self._built
+        if built is None or built.stamp != stamp_of(built.decoder, model):
+            self.close()
+            decoder = decoder_of(model)
+            if not isinstance(decoder, str) and (reason := why_not_replaced(model, decoder)):
+                return reason
+            broken = decoder if isinstance(decoder, str) else why_step_differs(model, decoder, self.operations)
+            parts = None if isinstance(decoder, str) else decoder
+            self._built = built = Built(parts, stamp_of(parts, model), broken)
+        return built.broken or (why_not_replaced(model, built.decoder) if built.decoder else None)
+
+    def decode(
+        self, model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
+        synced_gpus: bool = False, streamer: Any = None, **given: Any,
+    ) -> Any:  # fmt: skip
+        """What stands in for the library's `_sample`, with its arguments and its results."""
+        with self._turn:
+            reason = self.why_not(model) or _why_not_these(input_ids)
+            call = None
+            if reason is None:
+                call = Call(
+                    model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, dict(given)
+                )
+                reason = self._prepare(model, call)
+            if call is not None and reason is None:
+                return call.run()
+        return self._library(
+            reason, model, input_ids, logits_processor=logits_processor, stopping_criteria=stopping_criteria,
+            generation_config=generation_config, synced_gpus=synced_gpus, streamer=streamer, **given,
+        )  # fmt: skip
+
+    def _prepare(self, model: nn.Module, call: Call) -> str | None:
+        """Make room for a call, with all room for others given up if it must be; why there is none, or None."""
+        assert self._built is not None
+        assert self._built.decoder is not None
+        prompt, most = most_tokens(call.settled, call.prompt, call.given)
+        wanted = prompt + min(most, FIRST_ROOM) + call.slack
+        for last in (False, True):
+            try:
+                bucket = self._bucket(model, self._built.decoder, len(call.prompt), wanted)
+                call.prepare(bucket, self.operations, self.counts)
+            except torch.OutOfMemoryError:
+                self._buckets.clear()
+                if last:
+                    return "there was not enough memory for a cache and recorded steps of its own"
+            except InvalidSetting as error:  # rows padded elsewhere than on the left
+                return str(error)
+            else:
+                return None
+        return None
+
+    def _bucket(self, model: nn.Module, decoder: Decoder, rows: int, tokens: int) -> Bucket:
+        found = self._buckets.get(rows)
+        if found is None or found.capacity < tokens:
+            self._buckets.pop(rows, None)
+            found = self._buckets[rows] = Bucket(model, decoder, rows, tokens, AHEAD)
+        return found
+
+    def _library(self, reason: str | None, model: Any, tokens: Tensor, **given: Any) -> Any:
+        self.counts.left[str(reason)] += 1
+        return library_decoding(model, given["generation_config"])(model, tokens, **given)
+
+
+def _why_not_these(tokens: Tensor) -> str | None:
+    if not 1 <= len(tokens) <= MOST_ROWS:
+        return f"a batch of more than {MOST_ROWS} rows"
+    return None

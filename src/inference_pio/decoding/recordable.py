@@ -1,0 +1,39 @@
+"""The same operations where a step is recorded: nothing asks the host, so the length is read on the device."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads
+from inference_pio.anatomy.latent_attention import readable_weight
+from inference_pio.cache.store import Store
+from inference_pio.decoding.bucket import Bucket
+from inference_pio.decoding.operations import PlainOperations
+from inference_pio.kernels.decode_attention import decode_attention
+from inference_pio.kernels.latent_attention import latent_attention
+
+
+class RecordableOperations(PlainOperations):
+    """The library's roundings everywhere but inside attention, which one kernel computes over all that is held."""
+
+    name = "torch, recorded"
+
+    def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
+        return decode_attention(
+            query, store.keys, store.values, bucket.slots.lengths, starts_of(bucket), scale=attention.scale
+        )
+
+    def _over_latent(
+        self, attention: LatentHeads, query: Tensor, turned: Tensor, store: Store, bucket: Bucket
+    ) -> Tensor:
+        up = readable_weight(attention.out_of_latent, query.dtype)
+        out = latent_attention(
+            query[:, :, None], turned[:, :, None], store.keys[:, :, 0], store.values[:, :, 0], up,
+            bucket.slots.lengths, starts_of(bucket), scale=attention.scale,
+        )  # fmt: skip
+        return out[:, :, 0]
+
+
+def starts_of(bucket: Bucket) -> Tensor | None:
+    """Where rows begin, where they do not all begin at the first token."""
+    return bucket.slots.starts if bucket.padded else None

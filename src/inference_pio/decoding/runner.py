@@ -1,0 +1,64 @@
+"""Several steps in one go: recorded as one CUDA graph, or called one after another where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+WARM_UPS = 2
+"""Runs before recording: kernels are compiled and libraries set up in the first."""
+
+
+class Runner(Protocol):
+    """`run` takes the steps; what they gave lies in the slots."""
+
+    def run(self) -> None: ...
+
+
+class EagerRunner:
+    """The twin of a recorded step: the same steps, called from here."""
+
+    def __init__(self, steps: Callable[[], None]) -> None:
+        self._steps = steps
+
+    def run(self) -> None:
+        self._steps()
+
+
+class GraphRunner:
+    """Steps recorded once and replayed: every tensor they read or write must stay where it is.
+
+    Recording runs them a few times first; what `kept` holds, and the random state, is put back afterwards.
+    """
+
+    def __init__(self, steps: Callable[[], None], kept: Sequence[Tensor], device: torch.device) -> None:
+        before = [tensor.clone() for tensor in kept]
+        chance = torch.cuda.get_rng_state(device)
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                steps()
+        torch.cuda.current_stream(device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            steps()
+        for tensor, was in zip(kept, before, strict=True):
+            tensor.copy_(was)
+        torch.cuda.set_rng_state(chance, device)
+
+    def run(self) -> None:
+        self._graph.replay()
+
+
+def choose_runner(device: torch.device) -> str:
+    """How steps are run on a device: "graph" or "eager"."""
+    return "graph" if device.type == "cuda" else "eager"
+
+
+def record(steps: Callable[[], None], kept: Sequence[Tensor], device: torch.device) -> Runner:
+    """A runner of the kind that serves the device."""
+    return GraphRunner(steps, kept, device) if choose_runner(device) == "graph" else EagerRunner(steps)

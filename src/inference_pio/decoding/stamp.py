@@ -1,0 +1,57 @@
+"""What a recorded step was built on: if any of it is another thing now, the step is built anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+from inference_pio.anatomy.decoder import Decoder
+from inference_pio.compat import attention_name
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def stamp_of(decoder: Decoder | None, model: nn.Module) -> tuple[Any, ...]:
+    """Modules, addresses and kinds of their tensors, overridden forwards, names of attention functions; of a model
+    whose parts are not known, its modules alone.
+
+    Every edit of a model moves one of these: a module replaced, a weight rebound or moved, an adapter put around.
+    """
+    if decoder is None:
+        return tuple(map(id, model.modules()))
+    return tuple(chain.from_iterable(_marks(module) for module in decoder.modules()))
+
+
+def why_not_replaced(model: nn.Module, decoder: Decoder) -> str | None:
+    """Why the modules of a decoder must be called themselves, or None."""
+    if model.training:
+        return "the model is in training mode"
+    for module in chain((model,), decoder.modules()):
+        own = vars(module)
+        if any(own.get(name) for name in HOOKS):
+            return f"{type(module).__name__} carries hooks, which a step of our own would not call"
+        if _is_foreign(own.get("forward")):
+            return f"the forward of {type(module).__name__} is overridden"
+    return None
+
+
+def _marks(module: nn.Module) -> Iterator[Any]:
+    own = vars(module)
+    yield id(module)
+    yield id(own.get("forward"))
+    for tensor in chain(own["_parameters"].values(), own["_buffers"].values()):
+        if tensor is not None:
+            yield tensor.data_ptr()
+            yield tensor.dtype
+            yield tensor.device
+    if "config" in own:
+        yield attention_name(own["config"])
+
+
+def _is_foreign(forward: Any) -> bool:
+    """Whether a forward that stands on an instance is not one of this package's own, which a step may stand in for."""
+    function = getattr(forward, "__func__", forward)
+    return function is not None and not str(getattr(function, "__module__", "")).startswith("inference_pio.")

@@ -1,0 +1,66 @@
+"""A step that computes anything else than the library is found out before it is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from inference_pio.anatomy.decoder import Decoder, decoder_of
+from inference_pio.decoding.check import why_step_differs
+from inference_pio.decoding.operations import PlainOperations
+from tests import tiny
+from tests.decoding.conftest import COMPOSED
+
+
+def why(model: Any, operations: Any = None) -> str | None:
+    decoder = decoder_of(model)
+    assert isinstance(decoder, Decoder)
+    return why_step_differs(model, decoder, operations or PlainOperations())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", COMPOSED)
+def test_a_true_step_passes_and_leaves_the_model_as_it_was(name: str, dtype: torch.dtype) -> None:
+    model = tiny.build(name, dtype=dtype)
+    before = tiny.logits(model, name)
+    chance = torch.get_rng_state()
+    assert why(model) is None
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert torch.equal(tiny.logits(model, name), before)
+
+
+class NoResidual(PlainOperations):
+    def project(self, x: Tensor, linears: Any, *, residual: Tensor | None = None, **how: Any) -> Tensor:
+        return super().project(x, linears, **how)
+
+
+class NoRotation(PlainOperations):
+    def attend(self, attention: Any, qkv: Tensor, bucket: Any, layer: int) -> Tensor:
+        bucket.slots.positions.zero_()
+        return super().attend(attention, qkv, bucket, layer)
+
+
+@pytest.mark.parametrize("wrong", [NoResidual, NoRotation])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_step_is_told(wrong: Any, dtype: torch.dtype) -> None:
+    told = why(tiny.build("llama", dtype=dtype), wrong())
+    assert told is not None
+    assert "gives other logits than the library (cosine" in told
+
+
+def test_a_multiplier_that_no_part_tells_of_is_found() -> None:
+    model: Any = tiny.build("llama")
+    kind = type(model)
+    head = {"forward": lambda self, *given, **how: _softened(kind.forward(self, *given, **how))}
+    model.__class__ = type("Softened", (kind,), head)
+    told = why(model)
+    assert told is not None
+    assert "other logits" in told
+
+
+def _softened(output: Any) -> Any:
+    output.logits = torch.tanh(output.logits)
+    return output

@@ -1,0 +1,88 @@
+"""Every edit of a model moves its stamp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from inference_pio.anatomy.decoder import Decoder, decoder_of
+from inference_pio.decoding.stamp import stamp_of, why_not_replaced
+from tests import tiny
+
+
+def _replace(model: Any) -> None:
+    model.model.layers[1].mlp.up_proj = nn.Linear(tiny.HIDDEN, 100, bias=False)
+
+
+def _rebind(model: Any) -> None:
+    model.model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.zeros(100, tiny.HIDDEN))
+
+
+def _rehouse(model: Any) -> None:
+    weight = model.model.layers[1].mlp.up_proj.weight
+    weight.data = weight.data.clone()
+
+
+def _cast(model: Any) -> None:
+    model.to(torch.bfloat16)
+
+
+def _forward(model: Any) -> None:
+    model.model.layers[0].mlp.forward = lambda x: x
+
+
+def _attention(model: Any) -> None:
+    model.set_attn_implementation("eager")
+
+
+def _fewer(model: Any) -> None:
+    del model.model.layers[2]
+
+
+EDITS: list[Callable[[Any], None]] = [_replace, _rebind, _rehouse, _cast, _forward, _attention, _fewer]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda one: one.__name__)
+def test_an_edit_moves_the_stamp(edit: Callable[[Any], None]) -> None:
+    model = tiny.build("llama")
+    decoder = decoder_of(model)
+    assert isinstance(decoder, Decoder)
+    before = stamp_of(decoder, model)
+    assert stamp_of(decoder, model) == before
+    edit(model)
+    now = decoder_of(model)
+    assert isinstance(now, Decoder)
+    assert stamp_of(decoder, model) != before or stamp_of(now, model) != before
+
+
+def test_an_edit_in_place_needs_no_new_step() -> None:
+    model: Any = tiny.build("llama")
+    decoder = decoder_of(model)
+    assert isinstance(decoder, Decoder)
+    before = stamp_of(decoder, model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(2)
+    assert stamp_of(decoder, model) == before
+
+
+def test_forwards_of_ours_may_be_stood_in_for_and_others_not() -> None:
+    model: Any = tiny.build("llama")
+    decoder = decoder_of(model)
+    assert isinstance(decoder, Decoder)
+    assert why_not_replaced(model, decoder) is None
+
+    def forward(x: Any) -> Any:
+        return x
+
+    model.model.norm.forward = forward
+    assert why_not_replaced(model, decoder) == "the forward of LlamaRMSNorm is overridden"
+    forward.__module__ = "inference_pio.anatomy.somewhere"
+    assert why_not_replaced(model, decoder) is None
+    handle = model.register_forward_pre_hook(lambda *given: None)
+    assert "LlamaForCausalLM carries hooks" in str(why_not_replaced(model, decoder))
+    handle.remove()
+    assert why_not_replaced(model.train(), decoder) == "the model is in training mode"

@@ -1,0 +1,45 @@
+"""One composed step gives the library's logits, bit for bit in plain operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from inference_pio.anatomy.decoder import Decoder, decoder_of
+from inference_pio.decoding.bucket import Bucket
+from inference_pio.decoding.operations import Operations, PlainOperations
+from inference_pio.decoding.step import logits_of_step
+from tests import tiny
+from tests.decoding.conftest import COMPOSED, prompt
+
+
+def both(name: str, dtype: torch.dtype, padded: int, operations: Operations, device: str = "cpu") -> Any:
+    """A step behind a prompt, composed and by the library: float32 [rows, vocabulary] each."""
+    model: Any = tiny.build(name, dtype=dtype).to(device)
+    decoder = decoder_of(model)
+    assert isinstance(decoder, Decoder)
+    given = {name: tensor.to(device) for name, tensor in prompt(padded=padded).items()}
+    tokens, mask = given["input_ids"], given["attention_mask"]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    first = {"input_ids": tokens[:, :-1], "attention_mask": mask[:, :-1], "position_ids": positions[:, :-1]}
+    last = {"input_ids": tokens[:, -1:], "attention_mask": mask, "position_ids": positions[:, -1:]}
+    with torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+        expected = model(**last, past_key_values=cache, use_cache=True).logits[:, -1].float()
+        bucket = Bucket(model, decoder, 2, 300, ahead=1)
+        bucket.clear(mask)
+        model(**first, past_key_values=bucket.cache, use_cache=True)
+        slots, span = bucket.slots, bucket.cache.span
+        slots.begin(tokens[:, -1], positions[:, -1], length=8, made=0, starts=span.starts)
+        return logits_of_step(decoder, operations, bucket), expected
+
+
+@pytest.mark.parametrize("padded", [0, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", COMPOSED)
+def test_plain_operations_give_the_librarys_bits(name: str, dtype: torch.dtype, padded: int) -> None:
+    found, expected = both(name, dtype, padded, PlainOperations())
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)

@@ -1,0 +1,155 @@
+"""The user's own call, in all its forms, goes through the engine and comes back exactly."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    TextStreamer,
+)
+
+from inference_pio.decoding.engine import Engine
+from inference_pio.decoding.operations import PlainOperations
+from inference_pio.decoding.takeover import ENGINE, engine_of, take_over
+from inference_pio.undo.fingerprint import fingerprint
+from inference_pio.undo.journal import Journal
+from tests import tiny
+from tests.decoding.conftest import Taken, prompt
+from tests.quality import reference_models
+from tests.undo.help import take_back
+
+Take = Callable[..., Taken]
+
+
+def test_the_call_looks_as_it_did_and_is_given_back(take: Take) -> None:
+    one = take("llama")
+    assert inspect.signature(one.model.generate) == inspect.signature(one.plain.generate)
+    model, engine = tiny.build("llama"), Engine(PlainOperations())
+    before, journal = fingerprint(model), Journal(model)
+    with journal.step("take over") as frame:
+        take_over(journal, model, engine)
+    assert vars(model)[ENGINE] is engine is engine_of(model)
+    model.generate(**prompt(), max_new_tokens=3, pad_token_id=0)  # type: ignore[operator]
+    assert engine.nbytes > 0
+    take_back(journal, frame)
+    assert engine_of(model) is None
+    assert engine.nbytes == 0
+    assert before.differences(fingerprint(model)) == []
+
+
+def test_configurations_and_positions_of_arguments_are_the_librarys(take: Take) -> None:
+    one, given = take("llama"), prompt()
+    config = GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(*one.both(given["input_ids"], config, attention_mask=given["attention_mask"]))
+    assert torch.equal(*one.both(given["input_ids"], max_length=15, do_sample=False))
+    assert torch.equal(*one.both(inputs=given["input_ids"], max_length=15, do_sample=False))
+    for model in (one.model, one.plain):
+        model.generation_config.update(do_sample=True, top_k=7, max_new_tokens=6)
+    assert torch.equal(*one.both(**given))
+    for model in (one.model, one.plain):
+        model.generation_config.num_beams = 3
+    assert torch.equal(*one.both(**given))
+    assert one.engine.counts.left == {"beam sample": 1}
+    assert one.engine.counts.calls == 4
+
+
+def test_wrong_arguments_meet_the_librarys_own_words(take: Take) -> None:
+    one = take("llama")
+    for wrong in ({"no_such_option": 1}, {"max_new_tokens": 0}, {"temperature": -1.0, "do_sample": True}):
+        said = []
+        for model in (one.model, one.plain):
+            with pytest.raises((ValueError, TypeError)) as caught:
+                model.generate(**prompt(), **{"max_new_tokens": 3, "pad_token_id": 0, **wrong})
+            said.append((type(caught.value), str(caught.value)))
+        assert said[0] == said[1]
+    assert torch.equal(*one.both(**prompt(), max_new_tokens=3, do_sample=False))
+
+
+def test_sequences_for_one_prompt_and_unconditional_ones(take: Take) -> None:
+    one = take("llama")
+    ours, theirs = one.both(**prompt(2), max_new_tokens=6, do_sample=True, num_return_sequences=3)
+    assert torch.equal(ours, theirs)
+    assert ours.shape[0] == 6
+    assert torch.equal(*one.both(bos_token_id=5, max_new_tokens=6, do_sample=False))
+    assert one.engine.counts.calls == 2
+
+
+def test_streamers_hear_what_they_would_hear(take: Take, capsys: pytest.CaptureFixture[str]) -> None:
+    one = take("llama")
+    tokenizer: Any = reference_models.tokenizer()
+    heard = []
+    for model in (one.model, one.plain):
+        streamer: Any = TextStreamer(tokenizer)
+        model.generate(**prompt(1), max_new_tokens=20, do_sample=False, streamer=streamer, pad_token_id=0)
+        heard.append(capsys.readouterr().out)
+    assert heard[0] == heard[1] != ""
+    streamer = TextIteratorStreamer(tokenizer, timeout=30)
+    given = {**prompt(1), "max_new_tokens": 20, "do_sample": False, "streamer": streamer, "pad_token_id": 0}
+    thread = threading.Thread(target=one.model.generate, kwargs=given)
+    thread.start()
+    assert "".join(streamer) == heard[0].removesuffix("\n")
+    thread.join()
+    assert one.engine.counts.calls == 2
+
+
+def test_stop_strings_and_criteria_of_the_users_end_a_text(take: Take) -> None:
+    one = take("llama")
+    tokenizer: Any = reference_models.tokenizer()
+    free = one.plain.generate(**prompt(1), max_new_tokens=20, do_sample=False, pad_token_id=0)
+    word = next(said for token in free[0, 14:] if len(said := tokenizer.decode(token)) == 1 and said.isalnum())
+    ours, theirs = one.both(
+        **prompt(1), max_new_tokens=20, do_sample=False, stop_strings=[word], tokenizer=tokenizer, pad_token_id=0
+    )
+    assert torch.equal(ours, theirs)
+    assert theirs.shape[1] < 29
+    config = GenerationConfig(max_new_tokens=20, do_sample=False, stop_strings=[word], pad_token_id=0)
+    ours, theirs = one.both(**prompt(1), generation_config=config, tokenizer=tokenizer)
+    assert torch.equal(ours, theirs)
+    assert config.stop_strings == [word]
+
+    class Third(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            return torch.full((len(input_ids),), input_ids.shape[1] >= 12)
+
+    criteria = StoppingCriteriaList([Third()])
+    ours, theirs = one.both(**prompt(2), max_new_tokens=20, do_sample=False, stopping_criteria=criteria)
+    assert torch.equal(ours, theirs)
+    assert ours.shape[1] == 12
+    assert one.engine.counts.calls == 3
+    for model in (one.model, one.plain):
+        model.generation_config.stop_strings = [word]
+    ours, theirs = one.both(**prompt(1), max_new_tokens=20, do_sample=False, tokenizer=tokenizer)
+    assert torch.equal(ours, theirs)
+    assert one.engine.counts.left == {"stop_strings stand in the model's own generation_config": 1}
+
+
+def test_assisted_decoding_and_custom_loops_are_the_librarys(take: Take) -> None:
+    one = take("llama")
+    assistant = tiny.build("llama", seed=4)
+    ours, theirs = one.both(**prompt(1), max_new_tokens=8, do_sample=False, assistant_model=assistant)
+    assert torch.equal(ours, theirs)
+    ours, theirs = one.both(**prompt(1), max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=2)
+    assert torch.equal(ours, theirs)
+    own = lambda model, input_ids, **given: input_ids  # noqa: E731
+    said = one.model.generate(**prompt(1), custom_generate=own, max_new_tokens=3)
+    assert torch.equal(said, prompt(1)["input_ids"])
+    assert one.engine.counts.left == {"assisted generation": 2, "custom_generate was given": 1}
+
+
+def test_inference_mode_and_what_comes_after_it(take: Take) -> None:
+    one = take("qwen3")
+    with torch.inference_mode():
+        assert torch.equal(*one.both(**prompt(), max_new_tokens=5, do_sample=False))
+    assert torch.equal(*one.both(**prompt(), max_new_tokens=300, do_sample=False))
+    with torch.inference_mode():
+        assert torch.equal(*one.both(**prompt(padded=1), max_new_tokens=5, do_sample=True, repetition_penalty=1.2))
+    assert torch.equal(*one.both(**prompt(), max_new_tokens=5, do_sample=True, repetition_penalty=1.2))
