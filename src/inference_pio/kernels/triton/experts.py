@@ -1,6 +1,7 @@
 """Products with the chosen experts of few tokens, read where they lie; the plain truth is in `kernels.experts`.
 
-Each token reads each of its experts by itself: tokens that share one run side by side and find it in the second cache.
+Each token reads each of its experts by itself; programs that may read the same rows stand next to one another, so that
+tokens which share an expert find it in the second cache.
 Sums are float32 in a fixed order. The first product is rounded as the library rounds it; the second once, at the end.
 """
 
@@ -50,8 +51,8 @@ def expert_gate_up_kernel(
     x += token * x_row
     out += token * out_row
     if tile < TOP_K * TILES:
-        slot = tile // TILES
-        rows = tile % TILES * ROWS + tl.arange(0, ROWS)
+        slot = tile % TOP_K  # an expert may be one token's first and another's last
+        rows = tile // TOP_K * ROWS + tl.arange(0, ROWS)
         expert = tl.load(index + token * TOP_K + slot).to(tl.int64)
         here = (rows < INNER) & (expert >= 0) & (expert < EXPERTS)  # one that lives elsewhere gives zeros
         gate, scale = gate_up + expert * (2 * INNER * WIDTH), scales
