@@ -29,13 +29,17 @@ class GemvLaunch:
     warps: int
     dependent: bool = False
 
-    def require(self, limits: Limits) -> None:
-        """Raise InvalidSetting for a launch that a GPU cannot run."""
-        powers = all(number > 0 and number & (number - 1) == 0 for number in (self.rows, self.columns, self.warps))
-        if not powers or self.columns < THREADS * self.warps:
+    def check(self) -> None:
+        """Raise InvalidSetting for numbers that no kernel can be made of."""
+        numbers = (self.rows, self.columns, self.warps)
+        if any(number < 1 or number & (number - 1) for number in numbers) or self.columns < THREADS * self.warps:
             raise InvalidSetting(
                 f"{self} is no launch: give powers of two, and {THREADS * self.warps} columns or more to its warps."
             )
+
+    def require(self, limits: Limits) -> None:
+        """Raise InvalidSetting for a launch that a GPU cannot run."""
+        self.check()
         if self.dependent and limits.capability < FIRST_DEPENDENT:
             raise InvalidSetting(
                 f"kernels may overlap from compute capability {FIRST_DEPENDENT / 10} on, and this GPU has "

@@ -1,0 +1,223 @@
+"""The fastest launch of a product of a few rows on this GPU: candidates are checked, then timed over many weights."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.gemv import gemv as torch_gemv
+from inference_pio.kernels.triton.gemv_launch import LOAD_BYTES, THREADS, GemvLaunch, choose_gemv_launch
+from inference_pio.kernels.triton.launch import Limits, device_limits
+
+MOST_CANDIDATES = 40
+MOST_SUMS = 64
+"""Sums that a thread may hold, of each row of x with each row of the weights: more leave no registers for loads."""
+MOST_READ_BYTES = 128
+"""Weights that a thread may have under way in one tile."""
+TOLERANCE = 3e-2
+"""What rounding explains of a result, as a share of its largest number."""
+BETTER = 0.99
+"""What a launch must take of the time of the one that is known to be good: less of a gain may be chance."""
+CACHE_TIMES = 4
+"""How often the weights in turn should fill the GPU's cache, so that each comes from memory."""
+REPLAYS = 5
+
+GemvWeights = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor] | None]
+"""The weights of one product, and their scales where they are int8."""
+
+
+@dataclass(frozen=True)
+class GemvProblem:
+    """What is launched again and again: `batch` rows of `inputs`, weights of `outputs` rows, what stands around them.
+
+    `outputs` of a gated product are those of gate and up, two of them, even where one tensor holds both.
+    """
+
+    batch: int
+    inputs: int
+    outputs: tuple[int, ...]
+    dtype: torch.dtype = torch.bfloat16
+    int8: bool = False
+    normed: bool = False
+    gated: bool = False
+    added: bool = False
+    out_dtype: torch.dtype | None = None
+    dependent: bool = False
+
+    @property
+    def weight_bytes(self) -> int:
+        return 1 if self.int8 else self.dtype.itemsize
+
+    def key(self) -> str:
+        """Its name in a file.
+
+        >>> GemvProblem(1, 2560, (4096, 1024, 1024), normed=True).key()
+        '1 x 2560 x 4096+1024+1024 bfloat16 normed'
+        """
+        said = [f"{self.batch} x {self.inputs} x {'+'.join(map(str, self.outputs))}", _name(self.dtype)]
+        said += [word for word in ("int8", "normed", "gated", "added", "dependent") if getattr(self, word)]
+        return " ".join([*said, *([f"out {_name(self.out_dtype)}"] if self.out_dtype else [])])
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The launch that was chosen, microseconds of each that was timed, and what a reader of them should know."""
+
+    launch: GemvLaunch
+    microseconds: dict[GemvLaunch, float]
+    notes: tuple[str, ...] = ()
+
+
+Run = Callable[[GemvProblem, GemvWeights, GemvLaunch], torch.Tensor]
+Timed = Callable[[GemvProblem, Sequence[GemvWeights], GemvLaunch], float]
+
+
+def candidates(problem: GemvProblem, limits: Limits) -> list[GemvLaunch]:
+    """At most 40 launches: the one that is chosen without timing, then others, the likeliest first."""
+    first = choose_gemv_launch(
+        limits, problem.batch, sum(problem.outputs), problem.inputs, problem.weight_bytes, gated=problem.gated,
+        dependent=problem.dependent,
+    )  # fmt: skip
+    together = 2 if problem.gated else 1
+    found = []
+    for rows, columns, warps in itertools.product((1, 2, 4, 8), (256, 512, 1024, 2048), (1, 2, 4, 8)):
+        held_bytes = columns * problem.weight_bytes / (THREADS * warps)
+        chunks = max(1.0, held_bytes / LOAD_BYTES)
+        sums = problem.batch * rows * together * chunks
+        fits = sums <= MOST_SUMS and rows * together * held_bytes <= MOST_READ_BYTES and held_bytes >= LOAD_BYTES / 2
+        if fits and columns < 2 * problem.inputs and rows <= max(problem.outputs):
+            found.append(GemvLaunch(rows, columns, warps, first.dependent))
+    found.sort(key=lambda launch: _unlikely(problem, launch))
+    return list(dict.fromkeys([first, *found]))[:MOST_CANDIDATES]
+
+
+def tune(
+    problem: GemvProblem,
+    weights_in_turn: Sequence[GemvWeights],
+    time_limit_s: float,
+    *,
+    run: Run | None = None,
+    timed: Timed | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Tuning:
+    """The fastest candidate within the time limit that gives torch's result; nothing of the caller's is written.
+
+    `weights_in_turn` are many different weights of one shape, so that each is read from memory as in a model. Raises
+    InvalidSetting where no candidate gives the right result.
+    """
+    if not weights_in_turn:
+        raise InvalidSetting(f"no weights were given to tune {problem.key()} with: give those of several layers.")
+    run, timed, begun = run or _run, timed or graph_microseconds, clock()
+    device = weights_in_turn[0][0][0].device
+    tried = candidates(problem, device_limits(device))
+    true = torch_gemv(**_call(problem, weights_in_turn[0])).float()
+    microseconds: dict[GemvLaunch, float] = {}
+    notes = _notes_of_weights(weights_in_turn, device)
+    for count, launch in enumerate(tried):
+        if count and clock() - begun > time_limit_s:
+            notes.append(f"{len(tried) - count} of {len(tried)} candidates were not tried within {time_limit_s:g} s")
+            break
+        if wrong := _why_wrong(problem, weights_in_turn[0], launch, true, run):
+            notes.append(f"{launch}: {wrong}")
+            continue
+        microseconds[launch] = timed(problem, weights_in_turn, launch)
+    if not microseconds:
+        raise InvalidSetting(f"no launch gives the right result of {problem.key()}: {'; '.join(notes)}.")
+    best = min(microseconds, key=microseconds.__getitem__)
+    known = tried[0]
+    if known in microseconds and microseconds[best] > BETTER * microseconds[known]:
+        best = known
+    return Tuning(best, microseconds, tuple(notes))
+
+
+def graph_microseconds(problem: GemvProblem, weights_in_turn: Sequence[GemvWeights], launch: GemvLaunch) -> float:
+    """Microseconds a launch, in a recorded graph that walks through all the weights: the median of a few replays."""
+    from inference_pio.kernels.triton.gemv import gemv
+
+    device = weights_in_turn[0][0][0].device
+    calls = [_call(problem, weights) for weights in weights_in_turn]
+    with torch.cuda.device(device), torch.no_grad():
+        gemv(**calls[0], launch=launch)  # compiles, which no graph may do
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                gemv(**call, launch=launch)
+        graph.replay()
+        taken = []
+        for _ in range(REPLAYS):
+            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begun.record()
+            graph.replay()
+            ended.record()
+            ended.synchronize()
+            taken.append(begun.elapsed_time(ended) * 1000 / len(calls))
+    return statistics.median(taken)
+
+
+def _run(problem: GemvProblem, weights: GemvWeights, launch: GemvLaunch) -> torch.Tensor:
+    from inference_pio.kernels.triton.gemv import gemv
+
+    with torch.no_grad():
+        return gemv(**_call(problem, weights), launch=launch)
+
+
+def _call(problem: GemvProblem, weights: GemvWeights) -> dict[str, object]:
+    """Arguments for a product with these weights, all else made up."""
+    device = weights[0][0].device
+    chance = torch.Generator(device).manual_seed(1)
+    columns = problem.outputs[0] if problem.gated else sum(problem.outputs)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=chance, device=device).to(problem.dtype)
+
+    out = torch.empty(problem.batch, columns, device=device, dtype=problem.out_dtype or problem.dtype)
+    given: dict[str, object] = {"x": numbers(problem.batch, problem.inputs), "weights": weights[0], "out": out}
+    given |= {"scales": weights[1], "gated": problem.gated}
+    if problem.normed:
+        given |= {"norm_weight": numbers(problem.inputs), "eps": 1e-6}
+    if problem.added:
+        given["residual"] = numbers(problem.batch, columns)
+    return given
+
+
+def _why_wrong(
+    problem: GemvProblem, weights: GemvWeights, launch: GemvLaunch, true: torch.Tensor, run: Run
+) -> str | None:
+    try:
+        got = run(problem, weights, launch).float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as raised:  # whatever a compiler or a driver raises is the reason why a launch is not used
+        return f"it does not run here ({(str(raised) or repr(raised)).splitlines()[0]})"
+    error = ((got - true).abs().max() / true.abs().max().clamp(min=1e-9)).item()
+    return None if error <= TOLERANCE else f"it is off by {error:.2g} of the largest number"
+
+
+def _notes_of_weights(weights_in_turn: Sequence[GemvWeights], device: torch.device) -> list[str]:
+    if device.type != "cuda":
+        return []
+    held = {tensor.data_ptr(): tensor.nbytes for weights, _ in weights_in_turn for tensor in weights}
+    held_bytes, cache_bytes = sum(held.values()), torch.cuda.get_device_properties(device).L2_cache_size
+    if held_bytes >= CACHE_TIMES * cache_bytes:
+        return []
+    sizes = f"{held_bytes / 1e6:.0f} MB of weights in turn, and the GPU's cache holds {cache_bytes / 1e6:.0f} MB"
+    return [f"the times may flatter: {sizes}"]
+
+
+def _unlikely(problem: GemvProblem, launch: GemvLaunch) -> tuple[float, ...]:
+    """Ascending from the likeliest: whole tiles, loads of 16 bytes, then as measured: few rows, short tiles."""
+    held_bytes = launch.columns * problem.weight_bytes // (THREADS * launch.warps)
+    best_rows = 1 if problem.batch == 1 else 2 if problem.batch == 2 else 4
+    far = abs(launch.rows.bit_length() - best_rows.bit_length())
+    return (far + (problem.inputs % launch.columns > 0) + (held_bytes < LOAD_BYTES), launch.columns, launch.warps)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
