@@ -19,7 +19,7 @@ from tests.kernels.triton.compiling import MACHINES, Code, Compiler
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
 
-NARROW, WIDE = GemvLaunch(2, 32, 1), GemvLaunch(2, 512, 1)
+NARROW, WIDE, UNITS = GemvLaunch(2, 32, 1), GemvLaunch(2, 512, 1), GemvLaunch(16, 64, 1, stages=2)
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ CASES = [
     Case(3, outputs=(5, 1, 6), dtype=torch.float16, normed=True, added=True),
     Case(2, outputs=(4, 3), biased=(True, False)),
     Case(2, outputs=(4, 3, 2), biased=(False, True, True), launch=GemvLaunch(1, 32, 1)),
+    Case(2, outputs=(4, 3, 2), biased=(True, True, False), launch=GemvLaunch(1, 32, 1)),
+    Case(2, outputs=(4, 3, 2), biased=(True, False, True)),
     Case(outputs=(4, 2), biased=(False, False)),
     Case(2, outputs=(9,), added=True, aliased=True, dtype=torch.float32),
     Case(3, outputs=(9, 2), added=True, aliased=True, normed=True, dtype=torch.float16),
@@ -110,11 +112,17 @@ CASES = [
     replace(EVERYTHING, dtype=torch.float16, out_dtype=torch.float32),
     replace(EVERYTHING, batch=3, merged=True, biased=(True,)),
     replace(EVERYTHING, batch=3, biased=(False, True)),
+    replace(EVERYTHING, batch=3, biased=(True, False)),
     replace(EVERYTHING, batch=2, int8=True, merged=True, biased=None, inputs=1100, launch=WIDE),
     *(Case(batch, 1100, (5, 1, 6), int8=True, launch=WIDE, normed=True, added=True) for batch in (1, 2, 3, 5, 8)),
     Case(2, 1024, (5, 3), int8=True, launch=WIDE, biased=(True, False)),
     Case(2, 300, (5, 3), int8=True, launch=GemvLaunch(2, 256, 1)),
     Case(2, 300, (5, 3), int8=True, launch=WIDE, dtype=torch.float32),
+    *(Case(batch, outputs=(5, 1, 18), normed=True, launch=UNITS) for batch in (1, 2, 3, 5, 8)),
+    Case(8, 256, (16, 33), normed=True, launch=UNITS, added=True, strided=True),
+    replace(EVERYTHING, batch=5, outputs=(17, 17), launch=UNITS),
+    replace(EVERYTHING, batch=8, outputs=(17, 17), launch=UNITS, int8=True, merged=True, biased=(True,)),
+    Case(8, outputs=(9, 18), int8=True, launch=UNITS, biased=(True, False), normed=True),
     Case(2, 300, (37,), launch=None),
     Case(8, 300, (16, 16), launch=None, gated=True),
 ]  # fmt: skip
@@ -153,6 +161,8 @@ def what_is_not_served_is_told() -> None:
         gemv(x, [torch.zeros(64, 3).mT])
     with pytest.raises(InvalidSetting, match="is no launch"):
         gemv(x, [weight], launch=GemvLaunch(3, 64, 1))
+    with pytest.raises(InvalidSetting, match=r"is for bfloat16, and x is torch\.float32"):
+        gemv(x, [weight], launch=UNITS)
     with pytest.raises(InvalidSetting, match="does not take x of 64 inputs"):
         gemv(x, [torch.zeros(3, 65)])
 
@@ -193,7 +203,9 @@ def compiled(
     )  # fmt: skip
     [code] = compiler.found
     together = 65536 // (-(-code.registers // 8) * 8 * code.threads)
-    print(f"{launch}: {code.registers} registers, {code.threads} threads, {min(together, 32)} programs at a time")
+    together = min(together, 32, MACHINES[capability].shared_bytes // (code.shared_bytes + 1024))
+    used = f"{code.registers} registers, {code.shared_bytes} shared bytes, {code.threads} threads"
+    print(f"{launch}: {used}, {together} programs at a time")
     return code
 
 
@@ -204,11 +216,17 @@ def _compile(compiler: Compiler, capability: int, case: Case) -> None:
     launch = choose_gemv_launch(
         MACHINES[capability], case.batch, sum(case.outputs), case.inputs, weight_bytes, gated=case.gated
     )
+    assert not code.counts["LDG U8"], code
+    if launch.stages:
+        copied = launch.rows * launch.columns * weight_bytes // (512 * launch.warps) * (2 if case.gated else 1)
+        assert code.counts["LDGSTS 128"] >= launch.stages * copied
+        assert code.counts["HMMA"], code
+        assert not code.counts["LDGSTS"], code
+        return
     held_bytes = launch.columns * weight_bytes // (32 * launch.warps)
     tiles = 4 if case.gated else 2  # in use, and the next
     assert code.counts["LDG 128" if held_bytes >= 16 else "LDG 64"] >= tiles * launch.rows * max(1, held_bytes // 16)
     assert not code.counts["LDG 64"] or held_bytes == 8, "measured so"
-    assert not code.counts["LDG U8"], code
     assert case.int8 or case.added or not code.counts["LDG U16"], code  # scales and residuals are few
 
 
@@ -234,16 +252,21 @@ def test_so_do_they_with_other_rows(name: str, batch: int, int8: bool, capabilit
 
 
 @needs_triton
+@pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("name", REAL)
-def test_a_dependent_kernel_waits_after_its_first_weights_and_before_all_else(name: str, compiler: Compiler) -> None:
-    case = REAL[name]
+def test_a_dependent_kernel_waits_after_its_first_weights_and_before_all_else(
+    name: str, batch: int, compiler: Compiler
+) -> None:
+    case = replace(REAL[name], batch=batch)
     code = compiled(compiler, 90, case, dependent=True)
     code.assert_it_fits(MACHINES[90])
     wait = code.order.index("ACQBULK")
     before, after = code.order[:wait], code.order[wait:]
     assert "PREEXIT" in before
-    launch = choose_gemv_launch(MACHINES[90], 1, sum(case.outputs), case.inputs, 2, gated=case.gated)
+    launch = choose_gemv_launch(MACHINES[90], batch, sum(case.outputs), case.inputs, 2, gated=case.gated)
     tile_loads = launch.rows * max(1, launch.columns // (256 * launch.warps)) * (2 if case.gated else 1)
+    if launch.stages:
+        tile_loads = launch.rows * launch.columns // (256 * launch.warps) * (2 if case.gated else 1)
     assert sum(kind.startswith("LDG") for kind in before) == tile_loads
     assert not any(kind.startswith("STG") for kind in before)
     assert any(kind.startswith("STG") for kind in after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.gemv_launch import (
@@ -35,7 +36,8 @@ def test_every_choice_can_be_launched(
     limits: Limits, shape: tuple[int, int], batch: int, weight_bytes: int, gated: bool
 ) -> None:
     launch = choose_gemv_launch(limits, batch, *shape, weight_bytes, gated=gated)
-    launch.require(limits)
+    launch.require(limits, torch.bfloat16)
+    assert bool(launch.stages) is (batch > 4 or (batch > 1 and weight_bytes == 1))
     halves, lane = lanes(launch, max(2, weight_bytes), weight_bytes)
     assert launch.columns % (halves * lane * 32 * launch.warps) == 0
 
@@ -55,10 +57,25 @@ def test_by_rule_a_multiprocessor_has_enough_to_wait_for(shape: tuple[int, int],
 def test_overlapping_is_a_wish_of_the_choice_and_an_order_of_a_launch() -> None:
     assert not choose_gemv_launch(AMPERE, 1, 1024, 1024, 2, dependent=True).dependent
     with pytest.raises(InvalidSetting, match=r"from compute capability 9\.0 on, and this GPU has 8\.0"):
-        GemvLaunch(1, 512, 1, dependent=True).require(AMPERE)
+        GemvLaunch(1, 512, 1, dependent=True).require(AMPERE, torch.bfloat16)
 
 
-@pytest.mark.parametrize("launch", [GemvLaunch(3, 512, 1), GemvLaunch(1, 0, 1), GemvLaunch(1, 64, 4)], ids=str)
+def test_many_rows_go_to_the_matrix_units_where_threads_would_be_slower_than_memory() -> None:
+    for batch, weight_bytes, units in ((1, 2, False), (4, 2, False), (5, 2, True), (1, 1, False), (2, 1, True)):
+        launch = choose_gemv_launch(HOPPER, batch, 6144, 2560, weight_bytes)
+        assert bool(launch.stages) is units
+        assert not choose_gemv_launch(HOPPER, batch, 6144, 2560, weight_bytes, bfloat16=False).stages
+    with pytest.raises(InvalidSetting, match=r"for bfloat16, and x is torch\.float16"):
+        GemvLaunch(16, 128, 1, stages=3).require(HOPPER, torch.float16)
+
+
+NO_LAUNCHES = [
+    GemvLaunch(3, 512, 1), GemvLaunch(1, 0, 1), GemvLaunch(1, 64, 4), GemvLaunch(8, 128, 1, stages=3),
+    GemvLaunch(16, 128, 1, stages=7), GemvLaunch(1, 512, 1, stages=-1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("launch", NO_LAUNCHES, ids=str)
 def test_a_launch_that_is_none_is_told(launch: GemvLaunch) -> None:
     with pytest.raises(InvalidSetting, match="is no launch"):
-        launch.require(HOPPER)
+        launch.require(HOPPER, torch.bfloat16)

@@ -16,7 +16,7 @@ from inference_pio.kernels.triton.gemv_tuning import GemvProblem, Tuning
 
 MACHINE = {"device": "a GPU", "capability": "9.0", "torch": "2", "triton": "3", "source": "abc"}
 PROBLEM, OTHER = GemvProblem(1, 2560, (6144,)), GemvProblem(2, 2560, (6144,), dependent=True)
-LAUNCH, SLOWER = GemvLaunch(2, 512, 1), GemvLaunch(1, 1024, 4, dependent=True)
+LAUNCH, SLOWER = GemvLaunch(2, 512, 1), GemvLaunch(16, 256, 2, stages=4, dependent=True)
 TUNING = Tuning(LAUNCH, {LAUNCH: 12.5, SLOWER: 13.0}, ("a note",))
 
 
@@ -76,7 +76,8 @@ DAMAGES = {
     "a word": _changed(rows="2"),
     "three rows": _changed(rows=3),
     "too many warps": _changed(warps=64),
-    "an unknown number": _changed(stages=2),
+    "an unknown number": _changed(steps=2),
+    "few rows for matrix units": _changed(stages=2),
     "no truth": _changed(dependent="yes"),
     "a truth for a number": _changed(rows=True),
 }

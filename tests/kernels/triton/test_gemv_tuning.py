@@ -83,11 +83,13 @@ def test_candidates_are_launches_and_the_known_one_comes_first(problem: GemvProb
         assert 1 <= len(found) == len(set(found)) <= MOST_CANDIDATES
         assert found[0] == choose_gemv_launch(
             limits, problem.batch, sum(problem.outputs), problem.inputs, problem.weight_bytes,
-            gated=problem.gated, dependent=problem.dependent,
+            gated=problem.gated, dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16,
         )  # fmt: skip
         for launch in found:
-            launch.require(limits)
+            launch.require(limits, problem.dtype)
         assert problem.inputs < 512 or len(found) > 8
+        several = problem.batch > 1 and problem.dtype is torch.bfloat16
+        assert {bool(launch.stages) for launch in found} == ({True, False} if several else {False})
 
 
 def test_problems_that_differ_have_other_names() -> None:

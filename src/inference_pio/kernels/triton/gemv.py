@@ -21,6 +21,9 @@ from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.support import require, supports_gemv
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+LEAST_NARROW = 8
+"""Columns of the narrow matrix that matrix units take at least."""
+
 
 @triton.jit
 def read_once(places, columns, start, inputs, EVEN: tl.constexpr):
@@ -49,75 +52,31 @@ def halved(tile, half: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, H
 
 
 @triton.jit
-def finished(sums, normal, scale, bias, row, biased, NORMED: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr):
-    """Products of rows, and what stands behind the sum: the norm of each row, scales, biases."""
-    total = tl.sum(sums, 2)
-    if NORMED:
-        total = total * normal
-    if SCALED:
-        total = total * tl.load(scale + row).to(tl.float32)[None, :]
-    if BIASED:
-        total = total + tl.load(bias + row, mask=biased, other=0.0).to(tl.float32)[None, :]
-    return total
+def wait_for_others():
+    """Weights were there before the kernel in front of this one; what it wrote may be read from here on."""
+    gdc_launch_dependents()
+    gdc_wait()
 
 
-@triton.jit(
-    do_not_specialize=["residual_step", "out_step", "rows_0", "rows_1", "rows_2", "eps"],
-    do_not_specialize_on_alignment=[
-        "scale_0", "scale_1", "scale_2", "bias_0", "bias_1", "bias_2", "residual", "out",
-    ],
-)  # fmt: skip
-def gemv_kernel(
-    x, norm_weight, weight_0, weight_1, weight_2, scale_0, scale_1, scale_2, bias_0, bias_1, bias_2, residual, out,
-    x_step, step_0, step_1, step_2, residual_step, out_step, rows_0, rows_1, rows_2, inputs, eps,
-    COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, HALVES: tl.constexpr,
-    LANE: tl.constexpr, EVEN: tl.constexpr, WEIGHTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
-    SCALED: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr,
+@triton.jit
+def sums_by_threads(
+    x, norm_weight, places, up_places, x_step, inputs, COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, HALVES: tl.constexpr, LANE: tl.constexpr, EVEN: tl.constexpr, NORMED: tl.constexpr,
+    GATED: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    # Which weight: chosen by values, since a branch would forget how the pointers are aligned.
-    program, first, which = tl.program_id(0), 0, 0
-    weight, step, rows, scale, bias = weight_0, step_0, rows_0, scale_0, bias_0
-    if WEIGHTS > 1 and not GATED:
-        past = program >= tl.cdiv(rows_0, ROWS)
-        program, first = tl.where(past, program - tl.cdiv(rows_0, ROWS), program), tl.where(past, rows_0, 0)
-        weight, step, rows = (
-            tl.where(past, weight_1, weight),
-            tl.where(past, step_1, step),
-            tl.where(past, rows_1, rows),
-        )
-        which = past.to(tl.int32)
-        if SCALED:
-            scale = tl.where(past, scale_1, scale)
-        if BIASED:
-            bias = tl.where(past, bias_1, bias)
-        if WEIGHTS > 2:
-            past = past & (program >= tl.cdiv(rows_1, ROWS))
-            program = tl.where(past, program - tl.cdiv(rows_1, ROWS), program)
-            first, which = tl.where(past, rows_0 + rows_1, first), which + past.to(tl.int32)
-            weight, step = tl.where(past, weight_2, weight), tl.where(past, step_2, step)
-            rows = tl.where(past, rows_2, rows)
-            if SCALED:
-                scale = tl.where(past, scale_2, scale)
-            if BIASED:
-                bias = tl.where(past, bias_2, bias)
-
+    """Products [BATCH, ROWS] with one weight, or with two, and sums of squares of x: a tile is in use, one comes."""
     WIDE: tl.constexpr = HALVES * LANE
-    COLUMNS: tl.constexpr = GROUPS * WIDE
-    row = program * ROWS + tl.arange(0, ROWS)
-    held = tl.minimum(row, rows - 1)
-    apart = held.to(tl.int64)[None, :, None, None]
+    GROUPS: tl.constexpr = COLUMNS // WIDE
     group = tl.arange(0, GROUPS)[None, None, :, None] * WIDE
     column = group + tl.arange(0, LANE)[None, None, None, :]
     wide_column = group + tl.arange(0, WIDE)[None, None, None, :]
-    places = weight + apart * step + wide_column
+    places = places[None, :, None, None] + wide_column
     tile = read_once(places, wide_column, 0, inputs, EVEN)
     if GATED:
-        up_places = weight_1 + apart * step_1 + wide_column
+        up_places = up_places[None, :, None, None] + wide_column
         up_tile = read_once(up_places, wide_column, 0, inputs, EVEN)
-    if DEPENDENT:  # weights were there before the kernel in front of this one; what it wrote is read from here on
-        gdc_launch_dependents()
-        gdc_wait()
-
+    if DEPENDENT:
+        wait_for_others()
     member = tl.minimum(tl.arange(0, BATCH), COUNT - 1)
     x_places = x + member[:, None, None, None] * x_step + column
     sums = tl.zeros([BATCH, ROWS, GROUPS], tl.float32)
@@ -138,12 +97,133 @@ def gemv_kernel(
         tile = next_tile
         if GATED:
             up_tile = next_up_tile
+    return tl.sum(sums, 2), tl.sum(up_sums, 2), tl.sum(squares, 2)
 
-    normal = tl.rsqrt(tl.sum(squares, 2) / inputs + eps)
-    biased = ((BIASED >> which) & 1) != 0
-    total = finished(sums, normal, scale, bias, held, biased, NORMED, SCALED, BIASED)
+
+@triton.jit
+def add_tile(sums, up_sums, squares, tile, up_tile, x_places, norm_weight, column, start, inputs, EVEN: tl.constexpr,
+             NORMED: tl.constexpr, GATED: tl.constexpr, TYPE: tl.constexpr):  # fmt: skip
+    vector = read_often(x_places, column[None, :], start, inputs, EVEN)
+    if NORMED:
+        squares += vector * vector
+        vector = vector * read_often(norm_weight + column, column, start, inputs, EVEN)[None, :]
+    vector = tl.trans(vector.to(TYPE))
+    sums = tl.dot(tile.to(TYPE), vector, sums)
     if GATED:
-        up = finished(up_sums, normal, scale_1, bias_1, held, (BIASED & 2) != 0, NORMED, SCALED, BIASED)
+        up_sums = tl.dot(up_tile.to(TYPE), vector, up_sums)
+    return sums, up_sums, squares
+
+
+@triton.jit
+def sums_by_matrix_units(
+    x, norm_weight, places, up_places, x_step, inputs, COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, EVEN: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """The same, where weights are the tall matrix and x the narrow one: `STAGES` tiles are on their way."""
+    column = tl.arange(0, COLUMNS)
+    places = places[:, None] + column[None, :]
+    up_places = up_places[:, None] + column[None, :]
+    member = tl.minimum(tl.arange(0, BATCH), COUNT - 1)
+    x_places = x + member[:, None] * x_step + column[None, :]
+    sums = tl.zeros([ROWS, BATCH], tl.float32)
+    up_sums = tl.zeros([ROWS, BATCH], tl.float32)
+    squares = tl.zeros([BATCH, COLUMNS], tl.float32)
+    begin = 0
+    if DEPENDENT:  # the first tile on its own
+        tile = read_once(places, column[None, :], 0, inputs, EVEN)
+        up_tile = tile
+        if GATED:
+            up_tile = read_once(up_places, column[None, :], 0, inputs, EVEN)
+        wait_for_others()
+        sums, up_sums, squares = add_tile(
+            sums, up_sums, squares, tile, up_tile, x_places, norm_weight, column, 0, inputs, EVEN, NORMED, GATED, TYPE
+        )
+        begin = COLUMNS
+    for start in tl.range(begin, inputs, COLUMNS, num_stages=STAGES):
+        tile = read_once(places, column[None, :], start, inputs, EVEN)
+        up_tile = tile
+        if GATED:
+            up_tile = read_once(up_places, column[None, :], start, inputs, EVEN)
+        sums, up_sums, squares = add_tile(
+            sums, up_sums, squares, tile, up_tile, x_places, norm_weight, column, start, inputs, EVEN, NORMED, GATED,
+            TYPE,
+        )  # fmt: skip
+    return tl.trans(sums), tl.trans(up_sums), tl.sum(squares, 1)[:, None]
+
+
+@triton.jit
+def finished(total, normal, scale, bias, row, biased, NORMED: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr):
+    """Products of rows, and what stands behind the sum: the norm of each row, scales, biases."""
+    if NORMED:
+        total = total * normal
+    if SCALED:
+        total = total * tl.load(scale + row).to(tl.float32)[None, :]
+    if BIASED:
+        total = total + tl.load(bias + row, mask=biased, other=0.0).to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit(
+    do_not_specialize=["residual_step", "out_step", "rows_0", "rows_1", "rows_2", "eps"],
+    do_not_specialize_on_alignment=[
+        "scale_0", "scale_1", "scale_2", "bias_0", "bias_1", "bias_2", "residual", "out",
+    ],
+)  # fmt: skip
+def gemv_kernel(
+    x, norm_weight, weight_0, weight_1, weight_2, scale_0, scale_1, scale_2, bias_0, bias_1, bias_2, residual, out,
+    x_step, step_0, step_1, step_2, residual_step, out_step, rows_0, rows_1, rows_2, inputs, eps,
+    COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALVES: tl.constexpr,
+    LANE: tl.constexpr, EVEN: tl.constexpr, WEIGHTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
+    SCALED: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr, STAGES: tl.constexpr,
+    TYPE: tl.constexpr,
+):  # fmt: skip
+    # Which weight: chosen by values, since a branch would forget how the pointers are aligned.
+    program, first, which = tl.program_id(0), 0, 0
+    weight, step, rows, scale, bias = weight_0, step_0, rows_0, scale_0, bias_0
+    if WEIGHTS > 1 and not GATED:
+        past = program >= tl.cdiv(rows_0, ROWS)
+        program, first = tl.where(past, program - tl.cdiv(rows_0, ROWS), program), tl.where(past, rows_0, 0)
+        weight, step = tl.where(past, weight_1, weight), tl.where(past, step_1, step)
+        rows = tl.where(past, rows_1, rows)
+        which = past.to(tl.int32)
+        if SCALED:
+            scale = tl.where(past, scale_1, scale)
+        if BIASED:
+            bias = tl.where(past, bias_1, bias)
+        if WEIGHTS > 2:
+            past = past & (program >= tl.cdiv(rows_1, ROWS))
+            program = tl.where(past, program - tl.cdiv(rows_1, ROWS), program)
+            first, which = tl.where(past, rows_0 + rows_1, first), which + past.to(tl.int32)
+            weight, step = tl.where(past, weight_2, weight), tl.where(past, step_2, step)
+            rows = tl.where(past, rows_2, rows)
+            if SCALED:
+                scale = tl.where(past, scale_2, scale)
+            if BIASED:
+                bias = tl.where(past, bias_2, bias)
+
+    row = program * ROWS + tl.arange(0, ROWS)
+    held = tl.minimum(row, rows - 1)
+    places = weight + held.to(tl.int64) * step
+    up_places = places
+    if GATED:
+        up_places = weight_1 + held.to(tl.int64) * step_1
+    if STAGES:
+        total, up, squares = sums_by_matrix_units(
+            x, norm_weight, places, up_places, x_step, inputs, COUNT, BATCH, ROWS, COLUMNS, EVEN, NORMED, GATED,
+            DEPENDENT, STAGES, TYPE,
+        )  # fmt: skip
+    else:
+        total, up, squares = sums_by_threads(
+            x, norm_weight, places, up_places, x_step, inputs, COUNT, BATCH, ROWS, COLUMNS, HALVES, LANE, EVEN, NORMED,
+            GATED, DEPENDENT,
+        )  # fmt: skip
+
+    normal = tl.rsqrt(squares / inputs + eps)
+    biased = ((BIASED >> which) & 1) != 0
+    total = finished(total, normal, scale, bias, held, biased, NORMED, SCALED, BIASED)
+    if GATED:
+        up = finished(up, normal, scale_1, bias_1, held, (BIASED & 2) != 0, NORMED, SCALED, BIASED)
         total = total / (1.0 + tl.exp(-total)) * up
     batch = tl.arange(0, BATCH)[:, None]
     stored = (batch < COUNT) & (row < rows)[None, :]
@@ -180,9 +260,10 @@ def gemv(
     if launch is None:
         rows = parts.weights[0].shape[0] * len(parts.weights) if gated else parts.columns
         launch = choose_gemv_launch(
-            limits, parts.rows, rows, parts.inputs, parts.weights[0].element_size(), gated=gated
-        )
-    launch.require(limits)
+            limits, parts.rows, rows, parts.inputs, parts.weights[0].element_size(), gated=gated,
+            bfloat16=x.dtype is torch.bfloat16,
+        )  # fmt: skip
+    launch.require(limits, x.dtype)
     out = x.new_empty(parts.rows, parts.columns) if out is None else out
     with on_device(x):
         _launch(x, parts, norm_weight, eps, gated, residual, out, launch)
@@ -196,6 +277,7 @@ def _launch(
     weights, counts = parts.weights, [weight.shape[0] for weight in parts.weights]
     biases, has_bias = _biases(parts.biases)
     halves, lane = lanes(launch, x.element_size(), weights[0].element_size())
+    batch = triton.next_power_of_2(parts.rows)
     programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))
     dependent = launch.dependent and not triton_interprets()
     options: dict[str, Any] = {"launch_pdl": True} if dependent else {}
@@ -203,10 +285,11 @@ def _launch(
         x, norm_weight, *_three(weights), *_three(parts.scales or ()), *_three(biases), residual, out, x.stride(0),
         *_three([weight.stride(0) for weight in weights], 0), 0 if residual is None else residual.stride(0),
         out.stride(0), *_three(counts, 0), parts.inputs, eps,
-        COUNT=parts.rows, BATCH=triton.next_power_of_2(parts.rows), ROWS=launch.rows,
-        GROUPS=launch.columns // (halves * lane), HALVES=halves, LANE=lane, EVEN=parts.inputs % launch.columns == 0,
+        COUNT=parts.rows, BATCH=max(batch, LEAST_NARROW) if launch.stages else batch, ROWS=launch.rows,
+        COLUMNS=launch.columns, HALVES=halves, LANE=lane, EVEN=parts.inputs % launch.columns == 0,
         WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated, SCALED=parts.scales is not None,
-        BIASED=has_bias, ADDED=residual is not None, DEPENDENT=dependent, num_warps=launch.warps, **options,
+        BIASED=has_bias, ADDED=residual is not None, DEPENDENT=dependent, STAGES=launch.stages,
+        TYPE=tl.float32 if triton_interprets() else tl.bfloat16, num_warps=launch.warps, **options,
     )  # fmt: skip
 
 

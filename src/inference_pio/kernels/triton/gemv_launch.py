@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import Limits
 
@@ -16,17 +18,29 @@ PROGRAMS = 4
 BYTES_UNDER_WAY = 32 * 1024
 """Weights that a multiprocessor waits for at any time, in tiles and the next ones: 20 KB are 3 TB/s at 900 ns."""
 MOST_RESIDENT = 32
+MOST_BY_THREADS, MOST_CODES_BY_THREADS = 4, 1
+"""Rows of x up to which threads multiply, for weights of two bytes and of one. An H100 has time for 19 instructions of
+a warp while 64 bytes come from memory: by threads 32 numbers cost 10 with 1 or 2 rows of x, 12 with 4, 20 with 8."""
+MATRIX_ROWS = 16
+"""Rows of weights that matrix units take at a time."""
+MATRIX_COLUMNS = 128
+"""Columns of a step for each warp of theirs."""
+MOST_STAGES = 6
 COLUMNS = (256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
 class GemvLaunch:
-    """`rows` of the weights a program, `columns` of them a step. `dependent`: it begins while the kernel in front of it
-    still runs, and reads only weights until that has ended."""
+    """`rows` of the weights a program, `columns` of them a step.
+
+    `stages`: the matrix units multiply, and so many tiles are on their way to them; none: each thread multiplies what
+    it reads. `dependent`: a program begins while the kernel in front still runs, and reads only weights until its end.
+    """
 
     rows: int
     columns: int
     warps: int
+    stages: int = 0
     dependent: bool = False
 
     def check(self) -> None:
@@ -36,10 +50,16 @@ class GemvLaunch:
             raise InvalidSetting(
                 f"{self} is no launch: give powers of two, and {THREADS * self.warps} columns or more to its warps."
             )
+        if not 0 <= self.stages <= MOST_STAGES or (self.stages and self.rows < MATRIX_ROWS):
+            raise InvalidSetting(
+                f"{self} is no launch: matrix units take {MATRIX_ROWS} rows or more, in 1 to {MOST_STAGES} stages."
+            )
 
-    def require(self, limits: Limits) -> None:
-        """Raise InvalidSetting for a launch that a GPU cannot run."""
+    def require(self, limits: Limits, dtype: torch.dtype) -> None:
+        """Raise InvalidSetting for a launch that a GPU cannot run, or that does not serve activations of a dtype."""
         self.check()
+        if self.stages and dtype is not torch.bfloat16:  # float16 could not hold x times a norm's weight
+            raise InvalidSetting(f"{self} is for bfloat16, and x is {dtype}: launch it without `stages`.")
         if self.dependent and limits.capability < FIRST_DEPENDENT:
             raise InvalidSetting(
                 f"kernels may overlap from compute capability {FIRST_DEPENDENT / 10} on, and this GPU has "
@@ -59,18 +79,20 @@ MEASURED = {
 
 def choose_gemv_launch(
     limits: Limits, batch: int, rows: int, inputs: int, weight_bytes: int, *, gated: bool = False,
-    dependent: bool = False,
+    dependent: bool = False, bfloat16: bool = True,
 ) -> GemvLaunch:  # fmt: skip
     """The launch for `batch` rows of x and weights [rows, inputs] in all (gate and up together) of elements of
-    `weight_bytes`. `dependent` is a wish: GPUs that cannot run kernels so get none.
+    `weight_bytes`. `dependent` is a wish: GPUs that cannot run kernels so get none. `bfloat16`: x is.
 
     >>> from inference_pio.kernels.triton.launch import AMPERE, HOPPER
     >>> choose_gemv_launch(HOPPER, 1, 151936, 2560, 2)
-    GemvLaunch(rows=1, columns=512, warps=1, dependent=False)
+    GemvLaunch(rows=1, columns=512, warps=1, stages=0, dependent=False)
     >>> choose_gemv_launch(AMPERE, 8, 19456, 2560, 2, gated=True, dependent=True)
-    GemvLaunch(rows=2, columns=256, warps=1, dependent=False)
+    GemvLaunch(rows=16, columns=128, warps=1, stages=3, dependent=False)
     """
     launch = MEASURED.get((rows, inputs)) if batch == 1 and weight_bytes == 2 else None
+    if launch is None and bfloat16 and batch > (MOST_BY_THREADS if weight_bytes > 1 else MOST_CODES_BY_THREADS):
+        launch = _by_matrix_units(limits, rows, inputs, gated)
     launch = launch or _by_rule(limits, batch, rows, inputs, weight_bytes, gated)
     return replace(launch, dependent=dependent and limits.capability >= FIRST_DEPENDENT)
 
@@ -86,10 +108,19 @@ def lanes(launch: GemvLaunch, x_bytes: int, weight_bytes: int) -> tuple[int, int
     return (2 if weight_bytes < x_bytes and held >= 2 * lane else 1), lane
 
 
+def _by_matrix_units(limits: Limits, rows: int, inputs: int, gated: bool) -> GemvLaunch:
+    programs = rows // (MATRIX_ROWS * (2 if gated else 1) * limits.multiprocessors)
+    warps = 1 if programs >= 6 else 2 if programs >= 2 else 4  # they share what is done to x; all weights pass by each
+    while warps > 1 and inputs % (MATRIX_COLUMNS * warps):
+        warps //= 2
+    return GemvLaunch(MATRIX_ROWS, MATRIX_COLUMNS * warps, warps, stages=3 if gated else 4)
+
+
 def _by_rule(limits: Limits, batch: int, rows: int, inputs: int, weight_bytes: int, gated: bool) -> GemvLaunch:
     together = 2 if gated else 1
-    # What is read of x is used for every row of a program: with more rows of x that saves more than it takes registers.
-    taken = 1 if batch == 1 else 2 if batch == 2 else 4 // together
+    # What is read of x is used for every row of a program, which saves time: with more rows of x, and with codes, of
+    # which twice as many come from memory in a time.
+    taken = 4 // together if batch > 2 else 2 if batch == 2 or weight_bytes * together == 1 else 1
     while taken > 1 and rows // (taken * together) < PROGRAMS * limits.multiprocessors:
         taken //= 2
     programs = -(-rows // (taken * together))
@@ -97,7 +128,7 @@ def _by_rule(limits: Limits, batch: int, rows: int, inputs: int, weight_bytes: i
     wanted = BYTES_UNDER_WAY // (2 * resident * taken * together * weight_bytes)
     least = THREADS * LOAD_BYTES // weight_bytes
     columns = max((size for size in COLUMNS if size <= wanted), default=least)
-    while columns > least and (inputs % columns or batch > 4):  # a masked tail is read for nothing
+    while columns > least and (inputs % columns or batch > MOST_BY_THREADS):  # a masked tail is read for nothing
         columns //= 2
     columns = max(columns, least)
     loads = 2 if batch == 1 else 1  # of 16 bytes that a thread has under way, of each row

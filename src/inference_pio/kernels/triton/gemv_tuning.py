@@ -5,14 +5,21 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.gemv import gemv as torch_gemv
-from inference_pio.kernels.triton.gemv_launch import LOAD_BYTES, THREADS, GemvLaunch, choose_gemv_launch
+from inference_pio.kernels.triton.gemv_launch import (
+    LOAD_BYTES,
+    MATRIX_COLUMNS,
+    MATRIX_ROWS,
+    THREADS,
+    GemvLaunch,
+    choose_gemv_launch,
+)
 from inference_pio.kernels.triton.launch import Limits, device_limits
 
 MOST_CANDIDATES = 40
@@ -82,19 +89,32 @@ def candidates(problem: GemvProblem, limits: Limits) -> list[GemvLaunch]:
     """At most 40 launches: the one that is chosen without timing, then others, the likeliest first."""
     first = choose_gemv_launch(
         limits, problem.batch, sum(problem.outputs), problem.inputs, problem.weight_bytes, gated=problem.gated,
-        dependent=problem.dependent,
+        dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16,
     )  # fmt: skip
+    by_threads = sorted(_by_threads(problem, first.dependent), key=lambda launch: _unlikely(problem, launch))
+    found = [first, *_by_matrix_units(problem, limits, first.dependent), *by_threads]
+    return list(dict.fromkeys(found))[:MOST_CANDIDATES]
+
+
+def _by_threads(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
     together = 2 if problem.gated else 1
-    found = []
     for rows, columns, warps in itertools.product((1, 2, 4, 8), (256, 512, 1024, 2048), (1, 2, 4, 8)):
         held_bytes = columns * problem.weight_bytes / (THREADS * warps)
-        chunks = max(1.0, held_bytes / LOAD_BYTES)
-        sums = problem.batch * rows * together * chunks
+        sums = problem.batch * rows * together * max(1.0, held_bytes / LOAD_BYTES)
         fits = sums <= MOST_SUMS and rows * together * held_bytes <= MOST_READ_BYTES and held_bytes >= LOAD_BYTES / 2
         if fits and columns < 2 * problem.inputs and rows <= max(problem.outputs):
-            found.append(GemvLaunch(rows, columns, warps, first.dependent))
-    found.sort(key=lambda launch: _unlikely(problem, launch))
-    return list(dict.fromkeys([first, *found]))[:MOST_CANDIDATES]
+            yield GemvLaunch(rows, columns, warps, dependent=dependent)
+
+
+def _by_matrix_units(problem: GemvProblem, limits: Limits, dependent: bool) -> Iterator[GemvLaunch]:
+    if problem.batch == 1 or problem.dtype is not torch.bfloat16:
+        return
+    together = 2 if problem.gated else 1
+    for rows, warps, stages in itertools.product((MATRIX_ROWS, 2 * MATRIX_ROWS), (1, 2, 4), (3, 4)):
+        columns = MATRIX_COLUMNS * warps
+        tile_bytes = columns * (rows * together * problem.weight_bytes + 16 * problem.dtype.itemsize)
+        if stages * tile_bytes <= limits.shared_bytes and columns < 2 * problem.inputs:
+            yield GemvLaunch(rows, columns, warps, stages, dependent)
 
 
 def tune(
