@@ -375,3 +375,16 @@ def pad_token(settled: Any) -> int | None:
     """The token that fills rows which have ended."""
     held = getattr(settled, "_pad_token_tensor", None)
     return None if held is None else int(held)
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks on all modules of the process are set, which see every call."""
+    return any(_global_hooks())
+
+
+@functools.cache
+def _global_hooks() -> tuple[Any, ...]:
+    from torch.nn.modules import module
+
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return tuple(getattr(module, f"_global_{kind}") for kind in kinds)

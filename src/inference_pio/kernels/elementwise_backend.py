@@ -22,11 +22,12 @@ def choose_elementwise_backend(device: torch.device, dtype: torch.dtype) -> str:
     return TRITON if on_gpu and supports_device(device) else TORCH
 
 
-def choose_for(*tensors: torch.Tensor | None) -> str:
+def choose_for(first: torch.Tensor, *others: torch.Tensor | None) -> str:
     """The backend for one call: torch where gradients are wanted, or where the dtypes differ from one another."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    first = given[0]
-    if not first.is_cuda or any(tensor.dtype != first.dtype or tensor.stride(-1) != 1 for tensor in given):
+    if not first.is_cuda:
+        return TORCH
+    given = [first, *(tensor for tensor in others if tensor is not None)]
+    if any(tensor.dtype != first.dtype or tensor.stride(-1) != 1 for tensor in given):
         return TORCH
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return TORCH

@@ -1,0 +1,66 @@
+"""When a faster forward may stand in for a module's own, and when a module must be called and not read."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from inference_pio.compat import has_global_hooks
+from inference_pio.undo.journal import Journal
+
+
+def serves(module: nn.Module, x: torch.Tensor) -> bool:
+    """Whether a call is plain inference: no training, no gradients, nothing traced by torch.compile."""
+    if module.training or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and (x.requires_grad or _learns(module)))
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks see the calls of a module, so that it must be called.
+
+    >>> is_watched(nn.Linear(2, 2))
+    False
+    """
+    mine = module.__dict__  # written out: this is asked for every layer of every token
+    return (
+        bool(
+            mine["_forward_hooks"]
+            or mine["_forward_pre_hooks"]
+            or mine["_backward_hooks"]
+            or mine["_backward_pre_hooks"]
+        )
+        or has_global_hooks()
+    )
+
+
+def library_forward(module: nn.Module, *given: Any, **named: Any) -> Any:
+    """What the forward of a module's class computes, whatever stands on the module itself."""
+    return type(module).forward(module, *given, **named)
+
+
+def put_forward(journal: Journal, module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Let a module compute by another function of it; a bound method follows a deepcopy to the new module."""
+    journal.set(module, "forward", types.MethodType(forward, module))
+
+
+def computes_by(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether `put_forward` has put this function on a module, and nobody another since."""
+    return getattr(module.__dict__.get("forward"), "__func__", None) is forward
+
+
+def why_not_replaced(module: nn.Module) -> str | None:
+    """Why a module's forward is not ours to replace, or None."""
+    if "forward" in module.__dict__:
+        return "its forward is overridden by somebody else"
+    if hasattr(module, "parametrizations"):
+        return "its weights are parametrized"
+    return None

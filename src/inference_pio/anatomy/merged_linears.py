@@ -1,0 +1,97 @@
+"""Linear layers that take one input, merged: one tensor holds their weights side by side, each still with its own name.
+
+Nothing is kept beside the weights: at each call it is seen whether they still lie side by side, so that a copy, or a
+weight that somebody gave other data, is computed as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from inference_pio.anatomy.call_guards import is_watched
+from inference_pio.anatomy.parts import is_adapted
+from inference_pio.undo.journal import Journal
+from inference_pio.undo.slots import storage_key, tensors_of
+
+
+class Sharing:
+    """Which storages of a model several of its tensors use, looked up once for all its layers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = list(tensors_of(model))
+        self.tensors = Counter(id(tensor) for tensor in tensors)
+        self.storages = Counter(storage_key(tensor) for tensor in {id(one): one for one in tensors}.values())
+
+    def shares(self, tensor: torch.Tensor) -> bool:
+        return self.tensors[id(tensor)] > 1 or self.storages[storage_key(tensor)] > 1
+
+
+def why_separate(layers: Sequence[nn.Module], sharing: Sharing) -> str | None:
+    """Why layers of one input keep tensors of their own, or None."""
+    for layer in layers:
+        if is_adapted(layer):
+            return "an adapter is wrapped around one of its layers"
+        if type(layer) is not nn.Linear:
+            return f"one of its layers is a {type(layer).__name__}, and no plain Linear"
+        if is_watched(layer) or "forward" in layer.__dict__ or hasattr(layer, "parametrizations"):
+            return "one of its layers carries hooks, a parametrization, or a forward of somebody else"
+        if type(layer.weight) is not nn.Parameter or not layer.weight.numel():
+            return "one of its weights is empty, or of a kind of its own"
+    tensors = [tensor for layer in layers for tensor in layer.parameters(recurse=False)]
+    if any(sharing.shares(tensor) for tensor in tensors):
+        return "one of its weights is shared with another place"
+    kinds = {(tensor.dtype, tensor.device, tensor.shape[1:]) for tensor in tensors if tensor.dim() == 2}
+    if len(kinds) > 1:
+        return "its weights differ in dtype, device or width"
+    if len({layer.bias is None for layer in layers}) > 1:
+        return "some of its layers have a bias and some have none"
+    return None
+
+
+@torch.no_grad()
+def merge(journal: Journal, layers: Sequence[nn.Module]) -> None:
+    """Put the weights (and biases) of layers side by side in one tensor; the Parameters become views of it.
+
+    The old memory is let go with each call, so no more than one merged tensor is held twice at a time.
+    """
+    for name in ("weight", "bias"):
+        tensors = [layer._parameters[name] for layer in layers]
+        if None not in tensors:
+            parts: list[torch.Tensor] = tensors  # type: ignore[assignment]
+            whole = torch.cat([part.detach() for part in parts])
+            homes = torch.split(whole, [len(part) for part in parts])
+            journal.rehouse(dict(zip(parts, homes, strict=True)))
+
+
+def together(layers: Sequence[nn.Module], name: str = "weight") -> torch.Tensor | None:
+    """The weights (or biases) of layers as the one tensor in which they lie side by side; None if they do not."""
+    first: torch.Tensor = layers[0]._parameters[name]  # type: ignore[assignment]
+    end = first.data_ptr()
+    rows, shape = 0, first.shape[1:]
+    for layer in layers:
+        part: torch.Tensor = layer._parameters[name]  # type: ignore[assignment]
+        if part.data_ptr() != end or part.dtype != first.dtype or part.shape[1:] != shape:
+            return None
+        rows, end = rows + part.shape[0], end + part.nbytes
+    held = first.untyped_storage()
+    if end > held.data_ptr() + held.nbytes():  # neighbours by chance
+        return None
+    return first.as_strided((rows, *shape), first.stride())
+
+
+def merged_linear(layers: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor | None:
+    """What all layers make of `x`, side by side in one product; None where each must be called."""
+    if any(type(layer) is not nn.Linear or is_watched(layer) or "forward" in layer.__dict__ for layer in layers):
+        return None
+    weight = together(layers)
+    if weight is None:
+        return None
+    if layers[0]._parameters["bias"] is None:
+        return F.linear(x, weight)
+    bias = together(layers, "bias")
+    return None if bias is None else F.linear(x, weight, bias)

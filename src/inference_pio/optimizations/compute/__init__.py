@@ -1,0 +1,1 @@
+"""Optimizations of what is computed."""

@@ -1,0 +1,90 @@
+"""A faster forward serves plain inference alone; who watches calls, or has a forward of one's own, is told."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize
+
+from inference_pio.anatomy.call_guards import (
+    computes_by,
+    is_watched,
+    library_forward,
+    put_forward,
+    serves,
+    why_not_replaced,
+)
+from inference_pio.undo.journal import Journal
+
+
+def doubled(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return 2 * library_forward(self, x)  # type: ignore[no-any-return]
+
+
+def test_training_gradients_and_tracing_are_not_plain_inference() -> None:
+    layer, x = nn.Linear(2, 2).eval(), torch.ones(1, 2)
+    assert not serves(layer, x)
+    with torch.no_grad():
+        assert serves(layer, x)
+        assert not serves(layer.train(), x)
+    layer.eval().requires_grad_(False)
+    assert serves(layer, x)
+    assert not serves(layer, x.clone().requires_grad_())
+    seen = []
+
+    def asked(x: torch.Tensor) -> torch.Tensor:
+        seen.append(serves(layer, x))
+        return x + 1
+
+    torch.compile(asked, backend="eager", fullgraph=False)(x)
+    assert seen == [False]
+
+
+def test_every_kind_of_hook_watches() -> None:
+    layer = nn.Linear(2, 2)
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook, layer.register_full_backward_hook):
+        handle = register(lambda *given: None)  # type: ignore[operator]
+        assert is_watched(layer)
+        handle.remove()
+        assert not is_watched(layer)
+    handle = register_module_forward_hook(lambda *given: None)
+    assert is_watched(layer)
+    handle.remove()
+    assert not is_watched(layer)
+
+
+def test_a_forward_follows_a_copy_and_comes_off_again() -> None:
+    model = nn.Sequential(nn.Linear(2, 2)).eval()
+    layer, x = model[0], torch.ones(1, 2)
+    before = layer(x)
+    journal = Journal(model)
+    with journal.step("double") as frame:
+        put_forward(journal, layer, doubled)
+    assert computes_by(layer, doubled)
+    assert torch.equal(layer(x), 2 * before)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied[0].weight.zero_()
+        copied[0].bias.zero_()
+    assert torch.equal(copied(x), torch.zeros(1, 2))
+    assert torch.equal(layer(x), 2 * before)
+    frame.unwind(0)
+    assert not computes_by(layer, doubled)
+    assert torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize("what", ["forward", "parametrization"])
+def test_what_is_not_ours_to_replace_is_told(what: str) -> None:
+    layer = nn.Linear(2, 2)
+    assert why_not_replaced(layer) is None
+    if what == "forward":
+        layer.forward = layer.forward  # type: ignore[method-assign]
+        assert why_not_replaced(layer) == "its forward is overridden by somebody else"
+        assert not computes_by(layer, doubled)
+    else:
+        parametrize.register_parametrization(layer, "weight", nn.Identity())
+        assert why_not_replaced(layer) == "its weights are parametrized"
