@@ -15,7 +15,9 @@ from inference_pio.decoding.operations import PlainOperations
 from inference_pio.decoding.takeover import take_over
 from inference_pio.undo.journal import Journal
 from tests import tiny
+from tests.kernels.triton.conftest import interpreted
 
+__all__ = ["interpreted"]
 COMPOSED = [name for name in tiny.HF_NAMES if name != "gpt2"]
 
 

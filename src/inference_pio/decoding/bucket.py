@@ -27,7 +27,7 @@ class Bucket:
         self.cache = PagedCache.of(model, capacity=self.capacity)
         self.slots = Slots(batch, ahead, self.device)
         self.runners: dict[Any, Runner] = {}
-        self.padded = False
+        self.padded, self.prepared = False, False
         self.logits = torch.empty(0)
         self.cos, self.sin = self._angles()
 

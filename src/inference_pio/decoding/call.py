@@ -47,6 +47,10 @@ class Call:
         bucket.clear(self.given.get("attention_mask"))
         bucket.furnish()
         bucket.slots.begin(self.prompt.new_zeros(1), self.prompt.new_zeros(1), length=0, made=0)
+        if not bucket.prepared:
+            operations.prepare(bucket.decoder, bucket)
+            bucket.slots.begin(self.prompt.new_zeros(1), self.prompt.new_zeros(1), length=0, made=0)
+            bucket.prepared = True
         if self.recipe is not None and self.recipe.marks:
             bucket.slots.mark(self.prompt, self.vocabulary, self.recipe.unmarked)
         self.runner()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.attention_function import attend_as_configured
+from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads
 from inference_pio.anatomy.decoder_mlp import Mixture
 from inference_pio.anatomy.decoder_norm import Norm
@@ -25,6 +26,9 @@ class Operations(Protocol):
     """Rows are tokens, [B, width], one for each row of the batch; `layer` is the number of the layer in the cache."""
 
     name: str
+
+    def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
+        """Once for a bucket, before its steps are recorded: the slots may be changed, nothing else."""
 
     def embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor: ...
 
@@ -52,6 +56,9 @@ class PlainOperations:
     """The library's own arithmetic, rounding for rounding; the host reads how long the cache is."""
 
     name = "torch"
+
+    def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
+        """Nothing is to be found out."""
 
     def embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor:
         hidden: Tensor = embedding(tokens)

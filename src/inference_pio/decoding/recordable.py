@@ -5,12 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads
+from inference_pio.anatomy.decoder_mlp import Mixture
+from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.anatomy.latent_attention import readable_weight
 from inference_pio.cache.store import Store
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.operations import PlainOperations
+from inference_pio.decoding.weights import expert_weights
 from inference_pio.kernels.decode_attention import decode_attention
+from inference_pio.kernels.experts import expert_down, expert_gate_up
 from inference_pio.kernels.latent_attention import latent_attention
+from inference_pio.kernels.routing import route
 
 
 class RecordableOperations(PlainOperations):
@@ -32,6 +37,20 @@ class RecordableOperations(PlainOperations):
             bucket.slots.lengths, starts_of(bucket), scale=attention.scale,
         )  # fmt: skip
         return out[:, :, 0]
+
+    def mix(self, x: Tensor, norm: Norm, mixture: Mixture) -> Tensor:
+        experts = expert_weights(mixture.experts)
+        if experts is None:
+            return super().mix(x, norm, mixture)
+        gate: Tensor = mixture.router.weight  # type: ignore[assignment]
+        normed, index, weight = route(
+            x, gate, mixture.rule, correction=mixture.correction, norm_weight=norm.weight, eps=norm.eps
+        )
+        hidden = expert_gate_up(normed, experts.gate_up, index, scales=experts.gate_up_scale)
+        mixed = expert_down(hidden, experts.down, index, weight, scales=experts.down_scale)
+        if mixture.shared is not None:
+            mixed = mixed + mixture.shared.module(normed)
+        return x + mixed
 
 
 def starts_of(bucket: Bucket) -> Tensor | None:

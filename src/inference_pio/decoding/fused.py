@@ -1,0 +1,140 @@
+"""The operations as few large kernels: each product takes the norm before it and what stands behind it along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_pio.anatomy.decoder import Decoder
+from inference_pio.anatomy.decoder_attention import LatentHeads
+from inference_pio.anatomy.decoder_mlp import Mixture
+from inference_pio.anatomy.decoder_norm import Norm
+from inference_pio.anatomy.latent_attention import readable_weight
+from inference_pio.decoding.bucket import Bucket
+from inference_pio.decoding.launches import Launches
+from inference_pio.decoding.recordable import RecordableOperations, starts_of
+from inference_pio.decoding.step import logits_of_step
+from inference_pio.decoding.weights import LinearWeights, expert_weights, linear_weights
+from inference_pio.kernels.triton.support import MOST_ROWS, supports_latent_decode
+
+
+class FusedOperations(RecordableOperations):
+    """Our kernels for up to eight rows, torch's products and our elementwise kernels for more.
+
+    A dense layer takes seven launches: queries, keys and values; rotation and cache; attention in two; its result;
+    gate and up; down. `launches` are those that were found fastest here.
+    """
+
+    name = "triton"
+
+    def __init__(self, launches: Launches | None = None, *, dependent: bool = False) -> None:
+        self.launches = launches or Launches()
+        self.dependent = dependent
+
+    def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
+        """Find launches for a bucket's products, by one step that is listened to."""
+        if bucket.device.type == "cuda" and bucket.batch <= MOST_ROWS:
+            self.launches.listen()
+            logits_of_step(decoder, self, bucket)
+            self.launches.tune(bucket.device)
+
+    def project(
+        self, x: Tensor, linears: Sequence[nn.Module], *, norm: Norm | None = None, gated: bool = False,
+        residual: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        held = [linear_weights(layer) for layer in linears]
+        if len(x) > MOST_ROWS or None in held or len({layer.weight.dtype for layer in held if layer}) > 1:
+            return super().project(x, linears, norm=norm, gated=gated, residual=residual)
+        return self._multiply(x, held, norm=norm, gated=gated, residual=residual)  # type: ignore[arg-type]
+
+    def attend_latent(
+        self, attention: LatentHeads, query: Tensor, latent: Tensor, bucket: Bucket, layer: int
+    ) -> Tensor:
+        from inference_pio.kernels.triton.latent_decode import latent_decode_attention
+        from inference_pio.kernels.triton.latent_step import absorb_and_store, expand
+
+        store, slots, sizes = bucket.store(layer), bucket.slots, attention.sizes
+        lengths, starts = slots.lengths, starts_of(bucket)
+        held, turned = store.keys[:, :, 0], store.values[:, :, 0]
+        like = (
+            query.new_empty(len(query), sizes.heads, sizes.latent),
+            query.new_empty(len(query), sizes.heads, sizes.rope),
+        )
+        if len(query) > MOST_ROWS or not supports_latent_decode(*like, held, turned, lengths, starts):
+            return super().attend_latent(attention, query, latent, bucket, layer)
+        up, norm = readable_weight(attention.out_of_latent, query.dtype), attention.latent_norm
+        absorbed, rotated = absorb_and_store(
+            query, up, latent, norm.weight, norm.eps, bucket.cos, bucket.sin, slots.positions, store.tensors[0],
+            lengths, heads=sizes.heads, nope=sizes.nope, interleaved=attention.interleaved, out=like,
+        )  # fmt: skip
+        attended = latent_decode_attention(absorbed, rotated, held, turned, lengths, starts, scale=attention.scale)
+        return expand(attended, up, sizes.nope)
+
+    def mix(self, x: Tensor, norm: Norm, mixture: Mixture) -> Tensor:
+        from inference_pio.kernels.triton.experts import expert_down, expert_gate_up
+        from inference_pio.kernels.triton.routing import route
+
+        experts, shared = expert_weights(mixture.experts), _shared(mixture)
+        if len(x) > MOST_ROWS or experts is None or shared is None:
+            return super().mix(x, norm, mixture)
+        gate: Tensor = mixture.router.weight  # type: ignore[assignment]
+        normed, index, weight = route(
+            x, gate, mixture.rule, correction=mixture.correction, norm_weight=norm.weight, eps=norm.eps
+        )
+        up, down = shared.get("up", {}), shared.get("down", {})
+        hidden = expert_gate_up(normed, experts.gate_up, index, scales=experts.gate_up_scale, **up)
+        return expert_down(hidden, experts.down, index, weight, scales=experts.down_scale, residual=x, **down)
+
+    def logits(self, x: Tensor, norm: Norm, head: nn.Module) -> Tensor:
+        held = linear_weights(head)
+        if len(x) > MOST_ROWS or held is None:
+            return super().logits(x, norm, head)
+        out = x.new_empty(len(x), len(held.weight), dtype=torch.float32)
+        return self._multiply(x, [held], norm=norm, out=out)
+
+    def _multiply(
+        self, x: Tensor, held: Sequence[LinearWeights], *, norm: Norm | None = None, gated: bool = False,
+        residual: Tensor | None = None, out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        from inference_pio.kernels.triton.gemv import gemv
+
+        weights = [layer.weight for layer in held]
+        scales = [layer.scale for layer in held if layer.scale is not None] or None
+        biases = [layer.bias for layer in held] if any(layer.bias is not None for layer in held) else None
+        given: dict[str, Any] = {"scales": scales, "biases": biases, "gated": gated, "residual": residual, "out": out}
+        if norm is not None:
+            given |= {"norm_weight": norm.weight, "eps": norm.eps}
+        launch = self.launches.launch_for(x, weights, scales, dependent=self.dependent, **_beside(given))
+        return gemv(x, weights, launch=launch, **given)
+
+
+def _shared(mixture: Mixture) -> dict[str, dict[str, Any]] | None:
+    """How the shared expert goes along with the chosen ones; empty where there is none, None where it cannot."""
+    if mixture.shared is None:
+        return {}
+    parts = [linear_weights(layer) for layer in (mixture.shared.gate, mixture.shared.up, mixture.shared.down)]
+    if any(part is None or part.bias is not None for part in parts):
+        return None
+    gate, up, down = parts
+    assert gate is not None
+    assert up is not None
+    assert down is not None
+    scales = None if gate.scale is None or up.scale is None else (gate.scale, up.scale)
+    return {
+        "up": {"shared": (gate.weight, up.weight), "shared_scales": scales},
+        "down": {"shared": down.weight, "shared_scales": down.scale},
+    }
+
+
+def _beside(given: dict[str, Any]) -> dict[str, Any]:
+    """What stands around a product, in the words by which launches are kept."""
+    out = given["out"]
+    return {
+        "normed": "norm_weight" in given,
+        "gated": given["gated"],
+        "added": given["residual"] is not None,
+        "out_dtype": None if out is None else out.dtype,
+    }

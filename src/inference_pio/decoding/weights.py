@@ -1,0 +1,59 @@
+"""The tensors that a layer multiplies with, where they can be read from beside it: plain ones, or int8 with scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inference_pio.formats.int8_experts import Int8Experts, experts_layout
+from inference_pio.formats.int8_linear import Int8Linear
+
+
+@dataclass(frozen=True)
+class LinearWeights:
+    """`weight` [out, in], `scale` [out] where it is int8 codes, and a `bias` [out]."""
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """`gate_up` [E, 2I, H] and `down` [E, H, I], each with scales a row where they are int8 codes."""
+
+    gate_up: Tensor
+    down: Tensor
+    gate_up_scale: Tensor | None = None
+    down_scale: Tensor | None = None
+
+
+def linear_weights(layer: nn.Module) -> LinearWeights | None:
+    """What a linear layer holds; None for one that computes in a way of its own.
+
+    >>> found = linear_weights(nn.Linear(3, 2))
+    >>> tuple(found.weight.shape), found.scale
+    ((2, 3), None)
+    """
+    if isinstance(layer, Int8Linear):
+        return LinearWeights(layer.weight_int8, layer.weight_scale, layer._parameters["bias"])
+    plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
+    if not plain or hasattr(layer, "parametrizations"):
+        return None
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return LinearWeights(weight, None, layer._parameters["bias"])
+
+
+def expert_weights(experts: nn.Module) -> ExpertWeights | None:
+    """What fused experts hold; None for a layout that is not known."""
+    if isinstance(experts, Int8Experts):
+        return ExpertWeights(experts.gate_up_int8, experts.down_int8, experts.gate_up_scale, experts.down_scale)
+    if experts_layout(experts) is not None:
+        return None
+    held = [experts._parameters[name] for name in ("gate_up_proj", "down_proj")]
+    gate_up, down = held
+    assert isinstance(gate_up, torch.Tensor)
+    assert isinstance(down, torch.Tensor)
+    return ExpertWeights(gate_up, down)

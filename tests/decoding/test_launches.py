@@ -1,0 +1,103 @@
+"""Launches are found once for each product, kept on the disk, and never in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inference_pio.compat import has_triton
+from inference_pio.decoding import launches as module
+from inference_pio.decoding.launches import Launches
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch
+from inference_pio.kernels.triton.gemv_tuning import GemvProblem, GemvWeights, Tuning
+
+CPU = torch.device("cpu")
+X, WEIGHT = torch.zeros(1, 64), torch.zeros(6, 64)
+FOUND = GemvLaunch(2, 256, 1)
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("INFERENCE_PIO_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "machine_of", lambda device: {"device": "of this test"})
+    return tmp_path
+
+
+def heard(launches: Launches, *weights: torch.Tensor, **beside: Any) -> GemvLaunch | None:
+    return launches.launch_for(X, weights or (WEIGHT,), None, **beside)
+
+
+def tuner(calls: list[tuple[str, int]]) -> Callable[[GemvProblem, Sequence[GemvWeights], float], Tuning]:
+    def tuned(problem: GemvProblem, weights: Sequence[GemvWeights], time_limit_s: float) -> Tuning:
+        calls.append((problem.key(), len(weights)))
+        return Tuning(FOUND, {FOUND: 1.0})
+
+    return tuned
+
+
+def test_products_that_were_heard_get_launches_and_alike_ones_share_them() -> None:
+    launches, calls = Launches(), list[tuple[str, int]]()
+    assert heard(launches) is None
+    launches.listen()
+    heard(launches, WEIGHT)
+    heard(launches, WEIGHT.clone())
+    heard(launches, WEIGHT, WEIGHT, gated=True)
+    assert launches.tune(CPU, tuner(calls)) == 2
+    assert calls == [("1 x 64 x 6 float32", 2), ("1 x 64 x 6+6 float32 gated", 1)]
+    assert heard(launches) == heard(launches, WEIGHT, WEIGHT, gated=True) == FOUND
+    assert heard(launches, normed=True) is None
+    launches.listen()
+    heard(launches)
+    assert launches.tune(CPU, tuner(calls)) == 0
+
+
+def test_another_process_finds_them_in_the_file(machine: Path) -> None:
+    first, calls = Launches(), list[tuple[str, int]]()
+    first.listen()
+    heard(first)
+    first.tune(CPU, tuner(calls))
+    assert [path.parent.name for path in machine.rglob("gemv-*.json")] == ["tuning"]
+    again = Launches()
+    again.listen()
+    heard(again)
+    assert again.tune(CPU, tuner(calls)) == 0
+    assert len(calls) == 1
+    assert heard(again) == FOUND
+
+
+def test_what_cannot_be_tuned_or_kept_is_noted_and_goes_by_rule(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> Tuning:
+        raise InvalidSetting("no launch gives the right result")
+
+    launches = Launches()
+    launches.listen()
+    heard(launches)
+    assert launches.tune(CPU, broken) == 0
+    assert launches.notes == ["no launch gives the right result"]
+    assert heard(launches) is None
+    (machine / "file").write_text("")
+    monkeypatch.setenv("INFERENCE_PIO_CACHE", str(machine / "file"))
+    launches.listen()
+    heard(launches)
+    assert launches.tune(CPU, broken) == 0
+    assert launches.notes[1].startswith("launches are not tuned: cannot write the cache folder")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed")
+def test_it_tunes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    device = torch.device("cuda")
+    launches = Launches()
+    launches.listen()
+    x, weights = torch.randn(1, 512, device=device), [torch.randn(1024, 512, device=device) for _ in range(4)]
+    for weight in weights:
+        launches.launch_for(x, (weight,), None)
+    assert launches.tune(device) in (0, 1)
+    assert launches.launch_for(x, weights[:1], None) is not None
+    assert launches.notes == []

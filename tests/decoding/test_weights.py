@@ -1,0 +1,52 @@
+"""What a layer multiplies with is read where its class computes with nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from inference_pio.decoding.weights import expert_weights, linear_weights
+from inference_pio.formats.int8_experts import Int8Experts
+from inference_pio.formats.int8_linear import Int8Linear
+from tests import tiny
+
+
+def test_plain_and_compressed_linears_are_read() -> None:
+    plain = nn.Linear(32, 3)
+    found = linear_weights(plain)
+    assert found is not None
+    assert (found.weight, found.scale, found.bias) == (plain.weight, None, plain.bias)
+    coded = Int8Linear.from_linear(plain)
+    found = linear_weights(coded)
+    assert found is not None
+    assert found.weight is coded.weight_int8
+    assert found.scale is coded.weight_scale
+    assert found.bias is plain.bias
+
+
+def test_linears_that_compute_otherwise_are_called() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    assert linear_weights(Scaled(2, 2)) is None
+    assert linear_weights(nn.Identity()) is None
+    assert linear_weights(parametrizations.weight_norm(nn.Linear(2, 2))) is None
+
+
+def test_experts_are_read_in_the_known_layout_alone() -> None:
+    model: Any = tiny.build("qwen3_moe")
+    experts = model.model.layers[1].mlp.experts
+    found = expert_weights(experts)
+    assert found is not None
+    assert (found.gate_up, found.down, found.gate_up_scale) == (experts.gate_up_proj, experts.down_proj, None)
+    coded = Int8Experts.from_experts(experts)
+    found = expert_weights(coded)
+    assert found is not None
+    assert found.gate_up is coded.gate_up_int8
+    assert found.down_scale is coded.down_scale
+    experts.is_transposed = True
+    assert expert_weights(experts) is None
