@@ -23,12 +23,13 @@ class RowLaunch:
 
 
 def choose_route_launch(width: int) -> RowLaunch:
-    """The router's: few bytes in all, so all of them are asked for at a time.
+    """The router's: few bytes in all, so a program asks for all of its own at a time.
 
-    >>> choose_route_launch(2048)
-    RowLaunch(rows=1, columns=1024, warps=4)
+    >>> choose_route_launch(2048), choose_route_launch(5120)
+    (RowLaunch(rows=1, columns=2048, warps=4), RowLaunch(rows=1, columns=8192, warps=8))
     """
-    return RowLaunch(1, _columns(width, 1024), 4)
+    columns = max(16, 1 << (width - 1).bit_length())
+    return RowLaunch(1, columns, 4 if columns <= 2048 else 8)
 
 
 def choose_gate_up_launch(width: int, element_bytes: int) -> RowLaunch:

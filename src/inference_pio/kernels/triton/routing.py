@@ -1,7 +1,7 @@
 """Which experts a token goes to, in one launch: many programs score experts, the last one of each token chooses.
 
-The plain truth is `kernels.routing.naive_route`. Logits are float32 sums over tokens that were not rounded after their
-norm; a "softmax" rule rounds them once, as the library's product does. Of equal scores the lowest number wins.
+The plain truth is `kernels.routing.naive_route`; what the library rounds is rounded here, so that its choice is met up
+to the order of float32 sums. Of equal scores the lowest number wins.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 
 import triton
 import triton.language as tl
+from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.routing import Routed, RoutingRule
 from inference_pio.kernels.triton.experts_launch import RowLaunch, choose_route_launch
 from inference_pio.kernels.triton.launch import on_device
@@ -59,37 +60,27 @@ def route_kernel(
     NORMALISED: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr,
 ):  # fmt: skip
     tile, token = tl.program_id(0), tl.program_id(1)
-    rows, columns = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    x_places, normed_places = x + token * x_row, normed + token * normed_row
 
-    # Some experts' logits; the norm's factor is one for the token, so it waits for the end.
-    summed = tl.zeros([ROWS, COLUMNS], tl.float32)
-    squares = tl.zeros([COLUMNS], tl.float32)
-    for step in tl.static_range(0, WIDTH, COLUMNS):
-        place = step + columns
-        inside = place < WIDTH
-        mine = tl.load(x_places + place, mask=inside, other=0.0).to(tl.float32)
-        if NORMED:
-            squares += mine * mine
-            mine *= tl.load(norm_weight + place, mask=inside, other=0.0).to(tl.float32)
-        gate_places = gate + rows[:, None] * WIDTH + place[None, :]
-        gates = tl.load(gate_places, mask=(rows < EXPERTS)[:, None] & inside[None, :], other=0.0)
-        summed += mine[None, :] * gates.to(tl.float32)
-    factor = 1.0
+    # Some experts' logits, in one step: a walk along the row would have to be walked twice, for the norm's sum first.
+    rows, columns = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    inside = columns < WIDTH
+    gate_places = gate + rows[:, None] * WIDTH + columns[None, :]
+    gates = tl.load(gate_places, mask=(rows < EXPERTS)[:, None] & inside[None, :], other=0.0)
     if NORMED:
-        factor = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)
-    tl.store(logits + token * EXPERTS + rows, tl.sum(summed, 1) * factor, mask=rows < EXPERTS)
+        weights = tl.load(norm_weight + columns, mask=inside, other=0.0)
+    seen = tl.load(x + token * x_row + columns, mask=inside, other=0.0)
+    mine = seen.to(tl.float32)
+    if NORMED:
+        mine *= tl.rsqrt(tl.sum(mine * mine, 0) / WIDTH + eps)
+        mine = mine.to(seen.dtype).to(tl.float32) * weights.to(tl.float32)
+        mine = mine.to(seen.dtype).to(tl.float32)
+    found = tl.sum(mine[None, :] * gates.to(tl.float32), 1)
+    tl.store(logits + token * EXPERTS + rows, found, mask=rows < EXPERTS)
 
     tl.debug_barrier()
     came_before = tl.atomic_add(arrived + token, 1, sem="acq_rel")
     if NORMED and tile == 0:
-        for step in tl.static_range(0, WIDTH, COLUMNS):
-            place = step + columns
-            inside = place < WIDTH
-            mine = tl.load(x_places + place, mask=inside, other=0.0).to(tl.float32) * factor
-            weights = tl.load(norm_weight + place, mask=inside, other=0.0).to(tl.float32)
-            rounded = mine.to(normed.dtype.element_ty).to(tl.float32)
-            tl.store(normed_places + place, (rounded * weights).to(normed.dtype.element_ty), mask=inside)
+        tl.store(normed + token * normed_row + columns, mine.to(normed.dtype.element_ty), mask=inside)
     if came_before != tl.num_programs(0) - 1:
         return
 
@@ -147,6 +138,8 @@ def route(
     out = out or empty_routed(x, rule, normalised=norm_weight is not None)
     scratch = scratch or RoutingScratch.of(tokens, experts, x.device)
     launch = launch or choose_route_launch(width)
+    if launch.columns < width:
+        raise InvalidSetting(f"the routing kernel takes a token in one step: {launch.columns} columns for {width}.")
     with on_device(x):
         route_kernel[(triton.cdiv(experts, launch.rows), tokens)](
             x, gate, norm_weight, correction, out.normed, scratch.logits, scratch.arrived, out.index, out.weight,
