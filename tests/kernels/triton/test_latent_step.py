@@ -12,6 +12,7 @@ import torch
 from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels import latent_step as plain
+from inference_pio.kernels.latent_attention import naive_latent_attention
 from inference_pio.kernels.latent_step import naive_absorb, naive_expand, naive_latent_row
 from inference_pio.kernels.triton.experts_launch import RowLaunch
 from tests.kernels.triton.compiling import MACHINES, Compiler
@@ -132,6 +133,36 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_they_are_exact_in_the_interpreter(case: Case, interpreted: Callable[..., None]) -> None:
     interpreted(check, case)
+
+
+def check_step(device: str = "cpu") -> None:
+    """Store, absorb, attend and expand, over a cache that holds some tokens, against attention as it is defined."""
+    from inference_pio.kernels.triton.latent_decode import latent_decode_attention
+    from inference_pio.kernels.triton.latent_step import absorb_and_store, expand
+
+    case = Case((70, 3), rows=2, capacity=128, heads=5, nope=24, value=40)
+    given = made(case, device)
+    arguments, by_hand = stored(case, given), stored(case, given)
+    plain.latent_store(**by_hand)
+    parts = [(one[:, :, 0, : case.width], one[:, :, 0, case.width :]) for one in (arguments["cache"], by_hand["cache"])]
+    absorbed, turned = absorb_and_store(given["query"], given["up"], **arguments, heads=5, nope=24)
+    attended = latent_decode_attention(absorbed, turned, *parts[0], given["lengths"], scale=0.1)
+    got = expand(attended, given["up"], case.nope)
+    nope = given["query"].unflatten(-1, (5, -1))[..., : case.nope]
+    wanted = naive_latent_attention(
+        nope[:, :, None], turned[:, :, None], *parts[1], given["up"], given["lengths"], scale=0.1
+    )[:, :, 0]  # fmt: skip
+    torch.testing.assert_close(got.float(), wanted.flatten(1), rtol=1e-2, atol=1e-2)
+
+
+@needs_triton
+def test_with_the_attention_between_they_are_a_step(interpreted: Callable[..., None]) -> None:
+    interpreted(check_step)
+
+
+@pytest.mark.gpu
+def test_gpu_with_the_attention_between_they_are_a_step() -> None:
+    check_step("cuda")
 
 
 @needs_triton
