@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,8 @@ def test_forwards_of_ours_may_be_stood_in_for_and_others_not() -> None:
 
     model.model.norm.forward = forward
     assert why_not_replaced(model, decoder) == "the forward of LlamaRMSNorm is overridden"
-    forward.__module__ = "inference_pio.anatomy.somewhere"
+    ours = types.FunctionType(forward.__code__, {"__name__": "inference_pio.anatomy.somewhere"})
+    model.model.norm.forward = types.MethodType(ours, model.model.norm)
     assert why_not_replaced(model, decoder) is None
     handle = model.register_forward_pre_hook(lambda *given: None)
     assert "LlamaForCausalLM carries hooks" in str(why_not_replaced(model, decoder))

@@ -24,7 +24,7 @@ def why_step_differs(model: nn.Module, decoder: Decoder, operations: Operations)
     """Why a composed step may not stand in for the library's forward here, or None: its logits are as good as equal."""
     tokens = _tokens(decoder.embedding)
     positions = torch.arange(TOKENS, device=tokens.device).expand(ROWS, TOKENS)
-    expected = _last_logits(model, tokens, positions)
+    expected = _library_step(model, tokens, positions)
     bucket = Bucket(model, decoder, ROWS, TOKENS, ahead=1)
     if [layer.module.layer_idx for layer in _attentions(decoder)] != list(range(len(bucket.cache.paged_layers))):
         return "its layers do not all keep all of their keys and values"
@@ -50,10 +50,14 @@ def _tokens(embedding: Any) -> Tensor:
     return torch.randint(most // 8, most // 2, (ROWS, TOKENS), generator=chance).to(embedding.weight.device)
 
 
-def _last_logits(model: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
-    found: Tensor = _call(model, tokens, positions, use_cache=False).logits[:, -1].float()
+def _library_step(model: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Logits of the last tokens, taken in by themselves: a product of one row may round otherwise than one of many."""
+    cache = _call(model, tokens[:, :-1], positions[:, :-1], use_cache=True).past_key_values
+    last = _call(model, tokens[:, -1:], positions[:, -1:], past_key_values=cache, use_cache=True)
+    found: Tensor = last.logits[:, -1].float()
     return found
 
 
 def _call(model: nn.Module, tokens: Tensor, positions: Tensor, **how: Any) -> Any:
-    return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, **how)
+    mask = torch.ones(len(tokens), int(positions[0, -1]) + 1, dtype=torch.int64, device=tokens.device)
+    return model(input_ids=tokens, attention_mask=mask, position_ids=positions, **how)

@@ -17,7 +17,7 @@ from inference_pio.decoding.check import why_step_differs
 from inference_pio.decoding.counts import Counts
 from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.prepare import most_tokens
-from inference_pio.decoding.stamp import stamp_of, why_not_replaced
+from inference_pio.decoding.stamp import pattern_of, stamp_of, why_not_replaced
 from inference_pio.errors import InvalidSetting
 
 MOST_ROWS = 32
@@ -61,6 +61,8 @@ class Engine:
 
     def why_not(self, model: nn.Module) -> str | None:
         """Why this model, as it is now, is left to the library, or None."""
+        if not self.operations.attends_as_configured and (pattern := pattern_of(model)):
+            return f"attention follows a pattern ({pattern}), which recorded steps do not know"
         built = self._built
         if built is None or built.stamp != stamp_of(built.decoder, model):
             self.close()

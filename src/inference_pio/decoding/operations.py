@@ -26,6 +26,8 @@ class Operations(Protocol):
     """Rows are tokens, [B, width], one for each row of the batch; `layer` is the number of the layer in the cache."""
 
     name: str
+    attends_as_configured: bool
+    """Whether attention is computed by the function that a module is configured to run."""
 
     def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
         """Once for a bucket, before its steps are recorded: the slots may be changed, nothing else."""
@@ -56,6 +58,7 @@ class PlainOperations:
     """The library's own arithmetic, rounding for rounding; the host reads how long the cache is."""
 
     name = "torch"
+    attends_as_configured = True
 
     def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
         """Nothing is to be found out."""

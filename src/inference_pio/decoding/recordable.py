@@ -22,6 +22,7 @@ class RecordableOperations(PlainOperations):
     """The library's roundings everywhere but inside attention, which one kernel computes over all that is held."""
 
     name = "torch, recorded"
+    attends_as_configured = False
 
     def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
         return decode_attention(

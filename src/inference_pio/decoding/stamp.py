@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from inference_pio.anatomy.attention_name import pattern_part
 from inference_pio.anatomy.decoder import Decoder
+from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import attention_name
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -38,6 +40,12 @@ def why_not_replaced(model: nn.Module, decoder: Decoder) -> str | None:
     return None
 
 
+def pattern_of(model: nn.Module) -> str | None:
+    """The pattern that some attention of a model follows, or None where all of them attend to every token."""
+    names = (attention_name(module.config) for _, module, role in attention_modules(model) if role == "attention")
+    return next((found for name in names if name and (found := pattern_part(name))), None)
+
+
 def _marks(module: nn.Module) -> Iterator[Any]:
     own = vars(module)
     yield id(module)
@@ -54,4 +62,5 @@ def _marks(module: nn.Module) -> Iterator[Any]:
 def _is_foreign(forward: Any) -> bool:
     """Whether a forward that stands on an instance is not one of this package's own, which a step may stand in for."""
     function = getattr(forward, "__func__", forward)
-    return function is not None and not str(getattr(function, "__module__", "")).startswith("inference_pio.")
+    written_in = getattr(function, "__globals__", {}).get("__name__", "")  # a wrapper's own, not that of the wrapped
+    return function is not None and not written_in.startswith("inference_pio.")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from inference_pio.anatomy.call_guards import put_forward
+from inference_pio.anatomy.decoder import decoder_of
 from inference_pio.anatomy.fused_parts import FORWARDS, MERGED_FORWARDS, MERGED_LAYERS, fused_parts
 from inference_pio.anatomy.merged_linears import Sharing, merge, why_separate
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
+from inference_pio.decoding.choice import choose_operations
+from inference_pio.decoding.engine import Engine
+from inference_pio.decoding.operations import Operations
+from inference_pio.decoding.runner import choose_runner
+from inference_pio.decoding.takeover import engine_of, take_over
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.elementwise_backend import TRITON, choose_elementwise_backend
 from inference_pio.kernels.elementwise_check import why_elementwise_fails
@@ -23,6 +29,8 @@ from inference_pio.kernels.elementwise_check import why_elementwise_fails
 LEVELS = ("elementwise", "merged", "gemv", "graph")
 """Each level has those before it."""
 SHOWN = {"norm": "norms", "mlp": "MLPs", "attention": "attentions", "decoder_layer": "decoder layers"}
+DECODING = "decoding"
+"""The role of the site that is the model itself, whose generate is taken over."""
 WHAT_IS_MERGED = {"mlp": "gate and up", "attention": "queries, keys and values"}
 
 
@@ -46,10 +54,12 @@ class KernelFusion(OptimizationInterface):
     summary = "norms, rotations, gates and additions fused; layers of one input merged into one product"
     exactness = "exact up to rounding"
     Parameters: ClassVar[type[Settings]] = KernelFusionParameters
+    on_small_models: ClassVar[Mapping[str, Any]] = {"level": "graph"}
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         merging = self._reaches("merged") and not self.parameters.exact
-        return [
+        whole = [Site("", DECODING, skip=_why_not_decoded(model), whole=False)] if self._reaches("graph") else []
+        return whole + [
             Site(path, role, skip=skip or _its_own_root(path), whole=merging and role in MERGED_LAYERS)
             for path, role, skip in ((part.path, part.role, part.skip) for part in fused_parts(model))
         ]
@@ -62,7 +72,19 @@ class KernelFusion(OptimizationInterface):
                 layers = MERGED_LAYERS[site.role](model.get_submodule(site.path))
                 if reason := why_separate(layers, sharing):
                     separate[site.path] = reason
-        return {"level": self._level(), "separate": separate}
+        decision: dict[str, Any] = {"level": self._level(), "separate": separate}
+        if any(site.role == DECODING for site in sites):
+            decision["operations"] = self._operations(model).name
+        return decision
+
+    def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
+        if "operations" in decision and (reason := Engine(self._operations(model)).why_not(model)):
+            if self.parameters.level == "graph":
+                raise InvalidSetting(
+                    f"level='graph' cannot serve this model: {reason}. Use level='merged'; nothing was touched."
+                )
+            decision["left_to_the_library"] = reason
+        return decision
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
         dtype = _dtype_of(model)
@@ -76,9 +98,17 @@ class KernelFusion(OptimizationInterface):
 
     def apply(self, model: nn.Module) -> nn.Module:
         for level in LEVELS[: LEVELS.index(self.step.decision["level"]) + 1]:
-            BUILT[level](self, model)
+            if level in BUILT:
+                BUILT[level](self, model)
         self.say(backend=choose_elementwise_backend(self.device, _dtype_of(model)))
         return model
+
+    def report(self, model: nn.Module) -> dict[str, Any]:
+        engine = engine_of(model)
+        return {} if engine is None else {"decoding": {**engine.counts.to_json(), "held_bytes": engine.nbytes}}
+
+    def _operations(self, model: nn.Module) -> Operations:
+        return choose_operations(self.device, _dtype_of(model), exact=self.parameters.exact)
 
     def _reaches(self, level: str) -> bool:
         return LEVELS.index(self._level()) >= LEVELS.index(level)
@@ -96,9 +126,10 @@ class KernelFusion(OptimizationInterface):
 
 def _fuse_elementwise(fusion: KernelFusion, model: nn.Module) -> None:
     """Norms, gates, rotations and additions, each one kernel."""
-    for site in fusion.step.sites:
+    parts = [site for site in fusion.step.sites if site.role != DECODING]
+    for site in parts:
         put_forward(fusion.journal, model.get_submodule(site.path), FORWARDS[site.role])
-    counts = Counter(SHOWN[site.role] for site in fusion.step.sites)
+    counts = Counter(SHOWN[site.role] for site in parts)
     fusion.say(note=f"fused: {', '.join(f'{count} {what}' for what, count in counts.items())}")
 
 
@@ -120,11 +151,32 @@ def _merge_linears(fusion: KernelFusion, model: nn.Module) -> None:
         fusion.say(note=f"layers of one input are kept separate in {count} places: {reason}")
 
 
+def _decode_in_steps(fusion: KernelFusion, model: nn.Module) -> None:
+    """The user's own `generate`, decoded by whole steps."""
+    reason = fusion.step.decision.get("left_to_the_library")
+    if "operations" not in fusion.step.decision or reason:
+        fusion.say(note=f"generate is left to the library: {reason}" if reason else "generate is left to the library")
+        return
+    operations = fusion._operations(model)
+    take_over(fusion.journal, model, Engine(operations))
+    how = "recorded as CUDA graphs" if choose_runner(fusion.device) == "graph" else "called one by one"
+    fusion.say(note=f"generate decodes in whole steps, {how}, computed by {operations.name}")
+
+
 BUILT: dict[str, Callable[[KernelFusion, nn.Module], None]] = {
     "elementwise": _fuse_elementwise,
     "merged": _merge_linears,
+    "graph": _decode_in_steps,
 }
 """What each level adds to those before it."""
+
+
+def _why_not_decoded(model: nn.Module) -> str | None:
+    """Why a model's generate is left to the library, as far as its structure tells."""
+    if not callable(getattr(model, "generate", None)):
+        return "it has no generate to decode with"
+    decoder = decoder_of(model)
+    return f"its generate is left to the library: {decoder}" if isinstance(decoder, str) else None
 
 
 def _its_own_root(path: str) -> str | None:

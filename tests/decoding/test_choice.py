@@ -1,0 +1,23 @@
+"""The operations are chosen by device, dtype and whether the library's bits are wanted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inference_pio.decoding import choice
+from inference_pio.decoding.choice import choose_operations
+from inference_pio.decoding.fused import FusedOperations
+from inference_pio.decoding.operations import PlainOperations
+from inference_pio.decoding.recordable import RecordableOperations
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_each_device_has_its_operations(backend: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "choose_elementwise_backend", lambda device, dtype: backend)
+    assert type(choose_operations(CPU, torch.bfloat16, exact=exact)) is PlainOperations
+    expected = FusedOperations if backend == "triton" and not exact else RecordableOperations
+    assert type(choose_operations(GPU, torch.bfloat16, exact=exact)) is expected
