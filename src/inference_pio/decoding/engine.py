@@ -59,6 +59,13 @@ class Engine:
         self._buckets.clear()
         self._built = None
 
+    def why_never(self, model: nn.Module) -> str | None:
+        """Why a model made of these parts is left to the library, whatever hangs on them now; None where it may not be.
+        Runs the model on a few tokens, if nothing hangs on it.
+        """
+        self.why_not(model)
+        return None if self._built is None else self._built.broken
+
     def why_not(self, model: nn.Module) -> str | None:
         """Why this model, as it is now, is left to the library, or None."""
         if not self.operations.attends_as_configured and (pattern := pattern_of(model)):

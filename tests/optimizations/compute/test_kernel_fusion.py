@@ -32,6 +32,7 @@ EXACT: list[dict[str, Any]] = [{"exact": True}, {"level": "elementwise"}, {"leve
 
 def order(case: Case, **parameters: Any) -> Any:
     """The receipt of the optimization, ordered with these parameters."""
+    parameters = {"level": "merged", **parameters}
     case.manager.apply_optimizations(case.model, ["kernel_fusion"], parameters={"kernel_fusion": parameters})
     return next(one for one in case.manager.get_receipts(case.model) if one.name == "kernel_fusion")
 

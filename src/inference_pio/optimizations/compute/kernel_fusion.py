@@ -78,7 +78,7 @@ class KernelFusion(OptimizationInterface):
         return decision
 
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
-        if "operations" in decision and (reason := Engine(self._operations(model)).why_not(model)):
+        if "operations" in decision and (reason := Engine(self._operations(model)).why_never(model)):
             if self.parameters.level == "graph":
                 raise InvalidSetting(
                     f"level='graph' cannot serve this model: {reason}. Use level='merged'; nothing was touched."
