@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -123,6 +128,9 @@ CASES = [
     replace(EVERYTHING, batch=5, outputs=(17, 17), launch=UNITS),
     replace(EVERYTHING, batch=8, outputs=(17, 17), launch=UNITS, int8=True, merged=True, biased=(True,)),
     Case(8, outputs=(9, 18), int8=True, launch=UNITS, biased=(True, False), normed=True),
+    Case(3, outputs=(5, 3), normed=True, launch=replace(NARROW, dependent=True)),
+    Case(3, outputs=(5, 18), normed=True, launch=replace(UNITS, dependent=True)),
+    replace(EVERYTHING, batch=8, outputs=(17, 17), launch=replace(UNITS, dependent=True)),
     Case(2, 300, (37,), launch=None),
     Case(8, 300, (16, 16), launch=None, gated=True),
 ]  # fmt: skip
@@ -149,6 +157,43 @@ def nothing_but_its_own_rows_is_read() -> None:
 @needs_triton
 def test_nothing_but_its_own_rows_is_read(interpreted: Callable[..., None]) -> None:
     interpreted(nothing_but_its_own_rows_is_read)
+
+
+def at_the_end_of_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy behind which lies a page that nobody may read."""
+    tensor = tensor.contiguous()
+    page = mmap.PAGESIZE
+    held = -(-tensor.nbytes // page) * page
+    room = mmap.mmap(-1, held + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + held), page, 0) == 0
+    offset = held - tensor.nbytes
+    raw = torch.frombuffer(room, dtype=torch.uint8, offset=offset, count=tensor.nbytes)
+    return raw.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def nothing_is_read_behind_the_tensors() -> None:
+    from inference_pio.kernels.triton.gemv import gemv
+
+    for launch in (NARROW, WIDE, UNITS):
+        for case in (EVERYTHING, Case(3, outputs=(5, 1, 3), int8=True, biased=(True, False, True), added=True)):
+            x, weights, given = problem(replace(case, normed=True))
+            for name, value in given.items():
+                if isinstance(value, torch.Tensor):
+                    given[name] = at_the_end_of_memory(value)
+                elif isinstance(value, list):
+                    given[name] = [one if one is None else at_the_end_of_memory(one) for one in value]
+            wanted = naive_gemv(x, weights, rounded=False, **given)
+            out = at_the_end_of_memory(torch.zeros(wanted.shape))
+            gemv(at_the_end_of_memory(x), [*map(at_the_end_of_memory, weights)], out=out, launch=launch, **given)
+            torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+def test_nothing_is_read_behind_the_tensors(interpreted: Callable[..., None]) -> None:
+    code = f"from {__name__} import *; nothing_is_read_behind_the_tensors()"  # where it is, the process ends
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def what_is_not_served_is_told() -> None:
@@ -281,6 +326,8 @@ def test_otherwise_no_kernel_waits_for_another(compiler: Compiler) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gpu_it_is_exact_up_to_rounding(case: Case) -> None:
+    if case.launch and case.launch.dependent and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("kernels do not overlap before compute capability 9.0")
     check(case, "cuda")
 
 

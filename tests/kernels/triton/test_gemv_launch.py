@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -29,17 +31,13 @@ def test_measured_shapes_are_launched_as_measured(shape: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("limits", [HOPPER, AMPERE])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("batch", range(1, 9))
-@pytest.mark.parametrize("weight_bytes", [1, 2, 4])
-@pytest.mark.parametrize("gated", [False, True])
-def test_every_choice_can_be_launched(
-    limits: Limits, shape: tuple[int, int], batch: int, weight_bytes: int, gated: bool
-) -> None:
-    launch = choose_gemv_launch(limits, batch, *shape, weight_bytes, gated=gated)
-    launch.require(limits, torch.bfloat16)
-    assert bool(launch.stages) is (batch > 4 or (batch > 1 and weight_bytes == 1))
-    halves, lane = lanes(launch, max(2, weight_bytes), weight_bytes)
-    assert launch.columns % (halves * lane * 32 * launch.warps) == 0
+def test_every_choice_can_be_launched(limits: Limits, shape: tuple[int, int]) -> None:
+    for batch, weight_bytes, gated in itertools.product(range(1, 9), (1, 2, 4), (False, True)):
+        launch = choose_gemv_launch(limits, batch, *shape, weight_bytes, gated=gated)
+        launch.require(limits, torch.bfloat16)
+        assert bool(launch.stages) is (batch > 4 or (batch > 1 and weight_bytes == 1))
+        halves, lane = lanes(launch, max(2, weight_bytes), weight_bytes)
+        assert launch.columns % (halves * lane * 32 * launch.warps) == 0
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])

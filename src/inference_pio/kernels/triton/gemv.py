@@ -52,17 +52,18 @@ def halved(tile, half: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, H
 
 
 @triton.jit
-def wait_for_others():
+def wait_for_others(INTERPRETED: tl.constexpr):
     """Weights were there before the kernel in front of this one; what it wrote may be read from here on."""
-    gdc_launch_dependents()
-    gdc_wait()
+    if not INTERPRETED:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
 def sums_by_threads(
     x, norm_weight, places, up_places, x_step, inputs, COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, HALVES: tl.constexpr, LANE: tl.constexpr, EVEN: tl.constexpr, NORMED: tl.constexpr,
-    GATED: tl.constexpr, DEPENDENT: tl.constexpr,
+    GATED: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Products [BATCH, ROWS] with one weight, or with two, and sums of squares of x: a tile is in use, one comes."""
     WIDE: tl.constexpr = HALVES * LANE
@@ -76,7 +77,7 @@ def sums_by_threads(
         up_places = up_places[None, :, None, None] + wide_column
         up_tile = read_once(up_places, wide_column, 0, inputs, EVEN)
     if DEPENDENT:
-        wait_for_others()
+        wait_for_others(INTERPRETED)
     member = tl.minimum(tl.arange(0, BATCH), COUNT - 1)
     x_places = x + member[:, None, None, None] * x_step + column
     sums = tl.zeros([BATCH, ROWS, GROUPS], tl.float32)
@@ -118,9 +119,10 @@ def add_tile(sums, up_sums, squares, tile, up_tile, x_places, norm_weight, colum
 def sums_by_matrix_units(
     x, norm_weight, places, up_places, x_step, inputs, COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, EVEN: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, DEPENDENT: tl.constexpr,
-    STAGES: tl.constexpr, TYPE: tl.constexpr,
+    STAGES: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """The same, where weights are the tall matrix and x the narrow one: `STAGES` tiles are on their way."""
+    TYPE: tl.constexpr = tl.float32 if INTERPRETED else tl.bfloat16  # the interpreter multiplies the bits of bfloat16
     column = tl.arange(0, COLUMNS)
     places = places[:, None] + column[None, :]
     up_places = up_places[:, None] + column[None, :]
@@ -135,7 +137,7 @@ def sums_by_matrix_units(
         up_tile = tile
         if GATED:
             up_tile = read_once(up_places, column[None, :], 0, inputs, EVEN)
-        wait_for_others()
+        wait_for_others(INTERPRETED)
         sums, up_sums, squares = add_tile(
             sums, up_sums, squares, tile, up_tile, x_places, norm_weight, column, 0, inputs, EVEN, NORMED, GATED, TYPE
         )
@@ -176,9 +178,9 @@ def gemv_kernel(
     COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALVES: tl.constexpr,
     LANE: tl.constexpr, EVEN: tl.constexpr, WEIGHTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
     SCALED: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr, STAGES: tl.constexpr,
-    TYPE: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    # Which weight: chosen by values, since a branch would forget how the pointers are aligned.
+    # Which weight: a choice between values knows how aligned both are.
     program, first, which = tl.program_id(0), 0, 0
     weight, step, rows, scale, bias = weight_0, step_0, rows_0, scale_0, bias_0
     if WEIGHTS > 1 and not GATED:
@@ -211,12 +213,12 @@ def gemv_kernel(
     if STAGES:
         total, up, squares = sums_by_matrix_units(
             x, norm_weight, places, up_places, x_step, inputs, COUNT, BATCH, ROWS, COLUMNS, EVEN, NORMED, GATED,
-            DEPENDENT, STAGES, TYPE,
+            DEPENDENT, STAGES, INTERPRETED,
         )  # fmt: skip
     else:
         total, up, squares = sums_by_threads(
             x, norm_weight, places, up_places, x_step, inputs, COUNT, BATCH, ROWS, COLUMNS, HALVES, LANE, EVEN, NORMED,
-            GATED, DEPENDENT,
+            GATED, DEPENDENT, INTERPRETED,
         )  # fmt: skip
 
     normal = tl.rsqrt(squares / inputs + eps)
@@ -279,8 +281,8 @@ def _launch(
     halves, lane = lanes(launch, x.element_size(), weights[0].element_size())
     batch = triton.next_power_of_2(parts.rows)
     programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))
-    dependent = launch.dependent and not triton_interprets()
-    options: dict[str, Any] = {"launch_pdl": True} if dependent else {}
+    interpreted = triton_interprets()
+    options: dict[str, Any] = {"launch_pdl": True} if launch.dependent and not interpreted else {}
     gemv_kernel[(programs,)](
         x, norm_weight, *_three(weights), *_three(parts.scales or ()), *_three(biases), residual, out, x.stride(0),
         *_three([weight.stride(0) for weight in weights], 0), 0 if residual is None else residual.stride(0),
@@ -288,8 +290,8 @@ def _launch(
         COUNT=parts.rows, BATCH=max(batch, LEAST_NARROW) if launch.stages else batch, ROWS=launch.rows,
         COLUMNS=launch.columns, HALVES=halves, LANE=lane, EVEN=parts.inputs % launch.columns == 0,
         WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated, SCALED=parts.scales is not None,
-        BIASED=has_bias, ADDED=residual is not None, DEPENDENT=dependent, STAGES=launch.stages,
-        TYPE=tl.float32 if triton_interprets() else tl.bfloat16, num_warps=launch.warps, **options,
+        BIASED=has_bias, ADDED=residual is not None, DEPENDENT=launch.dependent, STAGES=launch.stages,
+        INTERPRETED=interpreted, num_warps=launch.warps, **options,
     )  # fmt: skip
 
 

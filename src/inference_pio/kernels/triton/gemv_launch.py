@@ -92,7 +92,7 @@ def choose_gemv_launch(
     """
     launch = MEASURED.get((rows, inputs)) if batch == 1 and weight_bytes == 2 else None
     if launch is None and bfloat16 and batch > (MOST_BY_THREADS if weight_bytes > 1 else MOST_CODES_BY_THREADS):
-        launch = _by_matrix_units(limits, rows, inputs, gated)
+        launch = _by_matrix_units(limits, rows, inputs, weight_bytes, gated)
     launch = launch or _by_rule(limits, batch, rows, inputs, weight_bytes, gated)
     return replace(launch, dependent=dependent and limits.capability >= FIRST_DEPENDENT)
 
@@ -108,9 +108,10 @@ def lanes(launch: GemvLaunch, x_bytes: int, weight_bytes: int) -> tuple[int, int
     return (2 if weight_bytes < x_bytes and held >= 2 * lane else 1), lane
 
 
-def _by_matrix_units(limits: Limits, rows: int, inputs: int, gated: bool) -> GemvLaunch:
+def _by_matrix_units(limits: Limits, rows: int, inputs: int, weight_bytes: int, gated: bool) -> GemvLaunch:
     programs = rows // (MATRIX_ROWS * (2 if gated else 1) * limits.multiprocessors)
-    warps = 1 if programs >= 6 else 2 if programs >= 2 else 4  # they share what is done to x; all weights pass by each
+    # Warps share what is done to x, but each takes all the weights: of codes that is most of the work.
+    warps = 1 if programs >= 6 else 2 if programs >= 2 or weight_bytes == 1 else 4
     while warps > 1 and inputs % (MATRIX_COLUMNS * warps):
         warps //= 2
     return GemvLaunch(MATRIX_ROWS, MATRIX_COLUMNS * warps, warps, stages=3 if gated else 4)
