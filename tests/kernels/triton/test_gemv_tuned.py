@@ -10,9 +10,10 @@ import torch
 
 from inference_pio.errors import StorageError
 from inference_pio.kernels.triton import gemv_tuned
+from inference_pio.kernels.triton.gemv_candidates import GemvProblem
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch
 from inference_pio.kernels.triton.gemv_tuned import TunedLaunches, kernel_digest, machine_of
-from inference_pio.kernels.triton.gemv_tuning import GemvProblem, Tuning
+from inference_pio.kernels.triton.gemv_tuning import Tuning
 
 MACHINE = {"device": "a GPU", "capability": "9.0", "torch": "2", "triton": "3", "source": "abc"}
 PROBLEM, OTHER = GemvProblem(1, 2560, (6144,)), GemvProblem(2, 2560, (6144,), dependent=True)

@@ -60,12 +60,22 @@ def wait_for_others(INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def read_residual(residual_places, stored, BATCH: tl.constexpr, ROWS: tl.constexpr, ADDED: tl.constexpr):
+    """What is added to the products, asked for before they are known: at the end it would have to be waited for."""
+    if ADDED:
+        return tl.load(residual_places, mask=stored, other=0.0)
+    else:
+        return tl.zeros([BATCH, ROWS], tl.float32)
+
+
+@triton.jit
 def sums_by_threads(
-    x, norm_weight, places, up_places, x_step, inputs, COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, HALVES: tl.constexpr, LANE: tl.constexpr, EVEN: tl.constexpr, NORMED: tl.constexpr,
-    GATED: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+    x, norm_weight, places, up_places, residual_places, stored, x_step, inputs, COUNT: tl.constexpr,
+    BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALVES: tl.constexpr, LANE: tl.constexpr,
+    EVEN: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Products [BATCH, ROWS] with one weight, or with two, and sums of squares of x: a tile is in use, one comes."""
+    """Products [BATCH, ROWS] with one or two weights, sums of squares of x, residual: a tile is in use, one comes."""
     WIDE: tl.constexpr = HALVES * LANE
     GROUPS: tl.constexpr = COLUMNS // WIDE
     group = tl.arange(0, GROUPS)[None, None, :, None] * WIDE
@@ -78,6 +88,7 @@ def sums_by_threads(
         up_tile = read_once(up_places, wide_column, 0, inputs, EVEN)
     if DEPENDENT:
         wait_for_others(INTERPRETED)
+    added = read_residual(residual_places, stored, BATCH, ROWS, ADDED)
     member = tl.minimum(tl.arange(0, BATCH), COUNT - 1)
     x_places = x + member[:, None, None, None] * x_step + column
     sums = tl.zeros([BATCH, ROWS, GROUPS], tl.float32)
@@ -98,7 +109,7 @@ def sums_by_threads(
         tile = next_tile
         if GATED:
             up_tile = next_up_tile
-    return tl.sum(sums, 2), tl.sum(up_sums, 2), tl.sum(squares, 2)
+    return tl.sum(sums, 2), tl.sum(up_sums, 2), tl.sum(squares, 2), added
 
 
 @triton.jit
@@ -117,9 +128,10 @@ def add_tile(sums, up_sums, squares, tile, up_tile, x_places, norm_weight, colum
 
 @triton.jit
 def sums_by_matrix_units(
-    x, norm_weight, places, up_places, x_step, inputs, COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, EVEN: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, DEPENDENT: tl.constexpr,
-    STAGES: tl.constexpr, INTERPRETED: tl.constexpr,
+    x, norm_weight, places, up_places, residual_places, stored, x_step, inputs, COUNT: tl.constexpr,
+    BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr, NORMED: tl.constexpr,
+    GATED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr, STAGES: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """The same, where weights are the tall matrix and x the narrow one: `STAGES` tiles are on their way."""
     TYPE: tl.constexpr = tl.float32 if INTERPRETED else tl.bfloat16  # the interpreter multiplies the bits of bfloat16
@@ -142,6 +154,7 @@ def sums_by_matrix_units(
             sums, up_sums, squares, tile, up_tile, x_places, norm_weight, column, 0, inputs, EVEN, NORMED, GATED, TYPE
         )
         begin = COLUMNS
+    added = read_residual(residual_places, stored, BATCH, ROWS, ADDED)
     for start in tl.range(begin, inputs, COLUMNS, num_stages=STAGES):
         tile = read_once(places, column[None, :], start, inputs, EVEN)
         up_tile = tile
@@ -151,18 +164,27 @@ def sums_by_matrix_units(
             sums, up_sums, squares, tile, up_tile, x_places, norm_weight, column, start, inputs, EVEN, NORMED, GATED,
             TYPE,
         )  # fmt: skip
-    return tl.trans(sums), tl.trans(up_sums), tl.sum(squares, 1)[:, None]
+    return tl.trans(sums), tl.trans(up_sums), tl.sum(squares, 1)[:, None], added
 
 
 @triton.jit
-def finished(total, normal, scale, bias, row, biased, NORMED: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr):
-    """Products of rows, and what stands behind the sum: the norm of each row, scales, biases."""
+def read_vector(places, row, meant, HELD: tl.constexpr):
+    """Scales, or biases, of rows."""
+    if HELD:
+        return tl.load(places + row, mask=meant, other=0.0)[None, :]
+    else:
+        return 0.0
+
+
+@triton.jit
+def finished(total, normal, scale, bias, NORMED: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr):
+    """Products, and what stands behind the sum: the norm of each row, scales, biases."""
     if NORMED:
         total = total * normal
     if SCALED:
-        total = total * tl.load(scale + row).to(tl.float32)[None, :]
+        total = total * scale.to(tl.float32)
     if BIASED:
-        total = total + tl.load(bias + row, mask=biased, other=0.0).to(tl.float32)[None, :]
+        total = total + bias.to(tl.float32)
     return total
 
 
@@ -206,33 +228,37 @@ def gemv_kernel(
 
     row = program * ROWS + tl.arange(0, ROWS)
     held = tl.minimum(row, rows - 1)
+    scales = read_vector(scale, held, True, SCALED)
+    biases = read_vector(bias, held, ((BIASED >> which) & 1) != 0, BIASED)
     places = weight + held.to(tl.int64) * step
     up_places = places
     if GATED:
+        up_scales = read_vector(scale_1, held, True, SCALED)
+        up_biases = read_vector(bias_1, held, (BIASED & 2) != 0, BIASED)
         up_places = weight_1 + held.to(tl.int64) * step_1
+    batch, column = tl.arange(0, BATCH)[:, None], (first + row)[None, :]
+    stored = (batch < COUNT) & (row < rows)[None, :]
+    residual_places = out
+    if ADDED:
+        residual_places = residual + batch * residual_step + column
     if STAGES:
-        total, up, squares = sums_by_matrix_units(
-            x, norm_weight, places, up_places, x_step, inputs, COUNT, BATCH, ROWS, COLUMNS, EVEN, NORMED, GATED,
-            DEPENDENT, STAGES, INTERPRETED,
+        total, up, squares, added = sums_by_matrix_units(
+            x, norm_weight, places, up_places, residual_places, stored, x_step, inputs, COUNT, BATCH, ROWS, COLUMNS,
+            EVEN, NORMED, GATED, ADDED, DEPENDENT, STAGES, INTERPRETED,
         )  # fmt: skip
     else:
-        total, up, squares = sums_by_threads(
-            x, norm_weight, places, up_places, x_step, inputs, COUNT, BATCH, ROWS, COLUMNS, HALVES, LANE, EVEN, NORMED,
-            GATED, DEPENDENT, INTERPRETED,
+        total, up, squares, added = sums_by_threads(
+            x, norm_weight, places, up_places, residual_places, stored, x_step, inputs, COUNT, BATCH, ROWS, COLUMNS,
+            HALVES, LANE, EVEN, NORMED, GATED, ADDED, DEPENDENT, INTERPRETED,
         )  # fmt: skip
 
     normal = tl.rsqrt(squares / inputs + eps)
-    biased = ((BIASED >> which) & 1) != 0
-    total = finished(total, normal, scale, bias, held, biased, NORMED, SCALED, BIASED)
+    total = finished(total, normal, scales, biases, NORMED, SCALED, BIASED)
     if GATED:
-        up = finished(up, normal, scale_1, bias_1, held, (BIASED & 2) != 0, NORMED, SCALED, BIASED)
+        up = finished(up, normal, up_scales, up_biases, NORMED, SCALED, BIASED)
         total = total / (1.0 + tl.exp(-total)) * up
-    batch = tl.arange(0, BATCH)[:, None]
-    stored = (batch < COUNT) & (row < rows)[None, :]
-    places_out = (first + row)[None, :]
-    if ADDED:
-        total += tl.load(residual + batch * residual_step + places_out, mask=stored, other=0.0).to(tl.float32)
-    tl.store(out + batch * out_step + places_out, total.to(out.dtype.element_ty), mask=stored)
+    total += added.to(tl.float32)
+    tl.store(out + batch * out_step + column, total.to(out.dtype.element_ty), mask=stored)
 
 
 def gemv(
@@ -286,7 +312,7 @@ def _launch(
     gemv_kernel[(programs,)](
         x, norm_weight, *_three(weights), *_three(parts.scales or ()), *_three(biases), residual, out, x.stride(0),
         *_three([weight.stride(0) for weight in weights], 0), 0 if residual is None else residual.stride(0),
-        out.stride(0), *_three(counts, 0), parts.inputs, eps,
+        out.stride(0), *_three(counts, 0), parts.inputs, float(eps),
         COUNT=parts.rows, BATCH=max(batch, LEAST_NARROW) if launch.stages else batch, ROWS=launch.rows,
         COLUMNS=launch.columns, HALVES=halves, LANE=lane, EVEN=parts.inputs % launch.columns == 0,
         WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated, SCALED=parts.scales is not None,

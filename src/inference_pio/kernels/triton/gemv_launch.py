@@ -88,7 +88,7 @@ def choose_gemv_launch(
     >>> choose_gemv_launch(HOPPER, 1, 151936, 2560, 2)
     GemvLaunch(rows=1, columns=512, warps=1, stages=0, dependent=False)
     >>> choose_gemv_launch(AMPERE, 8, 19456, 2560, 2, gated=True, dependent=True)
-    GemvLaunch(rows=16, columns=128, warps=1, stages=3, dependent=False)
+    GemvLaunch(rows=16, columns=256, warps=2, stages=3, dependent=False)
     """
     launch = MEASURED.get((rows, inputs)) if batch == 1 and weight_bytes == 2 else None
     if launch is None and bfloat16 and batch > (MOST_BY_THREADS if weight_bytes > 1 else MOST_CODES_BY_THREADS):

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from inference_pio.files import write_atomically
+from inference_pio.kernels.triton.gemv_candidates import GemvProblem
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch
-from inference_pio.kernels.triton.gemv_tuning import GemvProblem, Tuning
+from inference_pio.kernels.triton.gemv_tuning import Tuning
 
 FORMAT = 1
 SOURCES = ("gemv.py", "gemv_launch.py")

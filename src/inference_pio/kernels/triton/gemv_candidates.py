@@ -1,0 +1,102 @@
+"""What may launch a product of a few rows: a few dozen ways that fit a GPU, the likeliest first."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from inference_pio.kernels.triton.gemv_launch import (
+    LOAD_BYTES,
+    MATRIX_COLUMNS,
+    MATRIX_ROWS,
+    THREADS,
+    GemvLaunch,
+    choose_gemv_launch,
+)
+from inference_pio.kernels.triton.launch import Limits
+
+MOST_CANDIDATES = 40
+MOST_SUMS = 64
+"""Sums that a thread may hold, of each row of x with each row of the weights: more leave no registers for loads."""
+MOST_READ_BYTES = 128
+"""Weights that a thread may have under way in one tile."""
+
+
+@dataclass(frozen=True)
+class GemvProblem:
+    """What is launched again and again: `batch` rows of `inputs`, weights of `outputs` rows, what stands around them.
+
+    `outputs` of a gated product are those of gate and up, two of them, even where one tensor holds both.
+    """
+
+    batch: int
+    inputs: int
+    outputs: tuple[int, ...]
+    dtype: torch.dtype = torch.bfloat16
+    int8: bool = False
+    normed: bool = False
+    gated: bool = False
+    added: bool = False
+    out_dtype: torch.dtype | None = None
+    dependent: bool = False
+
+    @property
+    def weight_bytes(self) -> int:
+        return 1 if self.int8 else self.dtype.itemsize
+
+    def key(self) -> str:
+        """Its name in a file.
+
+        >>> GemvProblem(1, 2560, (4096, 1024, 1024), normed=True).key()
+        '1 x 2560 x 4096+1024+1024 bfloat16 normed'
+        """
+        said = [f"{self.batch} x {self.inputs} x {'+'.join(map(str, self.outputs))}", _name(self.dtype)]
+        said += [word for word in ("int8", "normed", "gated", "added", "dependent") if getattr(self, word)]
+        return " ".join([*said, *([f"out {_name(self.out_dtype)}"] if self.out_dtype else [])])
+
+
+def candidates(problem: GemvProblem, limits: Limits) -> list[GemvLaunch]:
+    """At most 40 launches: the one that is chosen without timing, then others, the likeliest first."""
+    first = choose_gemv_launch(
+        limits, problem.batch, sum(problem.outputs), problem.inputs, problem.weight_bytes, gated=problem.gated,
+        dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16,
+    )  # fmt: skip
+    by_threads = sorted(_by_threads(problem, first.dependent), key=lambda launch: _unlikely(problem, launch))
+    found = [first, *_by_matrix_units(problem, limits, first.dependent), *by_threads]
+    return list(dict.fromkeys(found))[:MOST_CANDIDATES]
+
+
+def _by_threads(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
+    together = 2 if problem.gated else 1
+    for rows, columns, warps in itertools.product((1, 2, 4, 8), (256, 512, 1024, 2048), (1, 2, 4, 8)):
+        held_bytes = columns * problem.weight_bytes / (THREADS * warps)
+        sums = problem.batch * rows * together * max(1.0, held_bytes / LOAD_BYTES)
+        fits = sums <= MOST_SUMS and rows * together * held_bytes <= MOST_READ_BYTES and held_bytes >= LOAD_BYTES / 2
+        if fits and columns < 2 * problem.inputs and rows <= max(problem.outputs):
+            yield GemvLaunch(rows, columns, warps, dependent=dependent)
+
+
+def _by_matrix_units(problem: GemvProblem, limits: Limits, dependent: bool) -> Iterator[GemvLaunch]:
+    if problem.batch == 1 or problem.dtype is not torch.bfloat16:
+        return
+    together = 2 if problem.gated else 1
+    for rows, warps, stages in itertools.product((MATRIX_ROWS, 2 * MATRIX_ROWS), (1, 2, 4), (3, 4)):
+        columns = MATRIX_COLUMNS * warps
+        tile_bytes = columns * (rows * together * problem.weight_bytes + 16 * problem.dtype.itemsize)
+        if stages * tile_bytes <= limits.shared_bytes and columns < 2 * problem.inputs:
+            yield GemvLaunch(rows, columns, warps, stages, dependent)
+
+
+def _unlikely(problem: GemvProblem, launch: GemvLaunch) -> tuple[float, ...]:
+    """Ascending from the likeliest: whole tiles, loads of 16 bytes, then as measured: few rows, short tiles."""
+    held_bytes = launch.columns * problem.weight_bytes // (THREADS * launch.warps)
+    best_rows = 1 if problem.batch == 1 else 2 if problem.batch == 2 else 4
+    far = abs(launch.rows.bit_length() - best_rows.bit_length())
+    return (far + (problem.inputs % launch.columns > 0) + (held_bytes < LOAD_BYTES), launch.columns, launch.warps)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,49 @@
+"""Candidates can all be launched, the known launch is the first, and problems that differ have other names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from inference_pio.kernels.triton.gemv_candidates import MOST_CANDIDATES, GemvProblem, candidates
+from inference_pio.kernels.triton.gemv_launch import choose_gemv_launch
+from inference_pio.kernels.triton.launch import AMPERE, HOPPER
+
+PROBLEM = GemvProblem(2, 512, (96, 32), normed=True, added=True)
+PROBLEMS = [
+    PROBLEM,
+    GemvProblem(1, 2560, (4096, 1024, 1024), normed=True),
+    GemvProblem(8, 2560, (9728, 9728), gated=True, int8=True, dependent=True),
+    GemvProblem(1, 2560, (151936,), out_dtype=torch.float32),
+    GemvProblem(5, 9728, (2560,), dtype=torch.float32),
+    GemvProblem(1, 64, (1,)),
+]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=GemvProblem.key)
+def test_candidates_are_launches_and_the_known_one_comes_first(problem: GemvProblem) -> None:
+    for limits in (HOPPER, AMPERE):
+        found = candidates(problem, limits)
+        assert 1 <= len(found) == len(set(found)) <= MOST_CANDIDATES
+        assert found[0] == choose_gemv_launch(
+            limits, problem.batch, sum(problem.outputs), problem.inputs, problem.weight_bytes,
+            gated=problem.gated, dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16,
+        )  # fmt: skip
+        for launch in found:
+            launch.require(limits, problem.dtype)
+        assert problem.inputs < 512 or len(found) > 8
+        several = problem.batch > 1 and problem.dtype is torch.bfloat16
+        assert {bool(launch.stages) for launch in found} == ({True, False} if several else {False})
+
+
+def test_problems_that_differ_have_other_names() -> None:
+    others = [
+        replace(PROBLEM, **{name: value})
+        for name, value in {
+            "batch": 1, "inputs": 256, "outputs": (128,), "dtype": torch.float16, "int8": True, "normed": False,
+            "gated": True, "added": False, "out_dtype": torch.float32, "dependent": True,
+        }.items()
+    ]  # fmt: skip
+    assert len({PROBLEM.key(), *(problem.key() for problem in others)}) == 11
