@@ -296,3 +296,15 @@ def test_an_attention_class_that_uses_what_it_expands_in_another_way_is_told_by_
 
     assert compat.why_expansion_is_needed(Clamped) == "its forward does more with what it expands (clamp)"
     assert "without a method of its own" in str(compat.why_expansion_is_needed(torch.nn.Linear))
+
+
+def test_hooks_on_all_modules_of_the_process_are_seen() -> None:
+    from torch.nn.modules import module
+
+    assert not compat.has_global_hooks()
+    kinds = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+    for kind in kinds:
+        handle = getattr(module, f"register_module_{kind}")(lambda *given: None)
+        assert compat.has_global_hooks()
+        handle.remove()
+    assert not compat.has_global_hooks()
