@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from peft import LoraConfig
@@ -55,6 +56,20 @@ def test_one_product_is_that_of_each_layer(bias: bool, dtype: torch.dtype) -> No
     journal.frames[0].unwind(0)
     assert len({storage_key(layer.weight) for layer in model}) == 3
     assert before.differences(fingerprint(model)) == []
+
+
+def test_no_more_than_one_merged_tensor_is_held_twice() -> None:
+    sets = [[nn.Linear(512, 2048, bias=False) for _ in range(3)] for _ in range(16)]
+    model = nn.ModuleList(layer for one in sets for layer in one)
+    journal, held = Journal(model), psutil.Process().memory_info
+    with journal.step("merge"):
+        before, most = held().rss, 0
+        for one in sets:
+            merge(journal, one)
+            most = max(most, held().rss)
+    merged_bytes = 3 * 512 * 2048 * 4
+    assert most - before < 3 * merged_bytes
+    assert all(together(one) is not None for one in sets)
 
 
 def test_weights_written_in_place_count_and_those_that_part_are_computed_alone() -> None:
