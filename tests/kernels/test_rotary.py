@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from inference_pio.kernels import rotary as room
 from inference_pio.kernels.rotary import choose_rotary_backend, naive_norm_rotate, norm_rotate
 from tests.kernels.test_rms_norm import DTYPES, drawn, library
 from tests.kernels.ulps import same_bits
@@ -98,6 +99,33 @@ def test_norms_come_first(shape: Shape, dtype: torch.dtype) -> None:
     one = norm_rotate(query, key, cos, sin, key_norm=weights[1], eps=1e-5)
     assert same_bits(one[0], norm_rotate(query, key, cos, sin)[0])
     assert same_bits(one[1], got[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("normed", [(), ("query_norm",), ("query_norm", "key_norm")])
+@pytest.mark.parametrize("turned", [16, 6])
+def test_queries_and_keys_of_one_product_have_the_same_bits(
+    turned: int, normed: tuple[str, ...], interleaved: bool, dtype: torch.dtype
+) -> None:
+    """Of one token, what lies side by side is computed at once; a value beside it, or two batches, change nothing."""
+    heads, key_heads, width = 3, 2, 16
+    product = drawn(2, 1, (heads + 2 * key_heads) * width, dtype=dtype)
+    kept = product.clone()
+    parts = product.split([heads * width, key_heads * width, key_heads * width], dim=-1)
+    query, key = (part.view(2, 1, -1, width) for part in parts[:2])
+    cos, sin = drawn(2, 2, 1, turned, dtype=torch.float32, seed=1).cos().to(dtype)
+    norms = {name: drawn(width, dtype=dtype, seed=seed) for seed, name in enumerate(normed, 2)}
+    how = {**norms, "eps": 1e-5, "interleaved": interleaved}
+    got = norm_rotate(query, key, cos, sin, **how)  # type: ignore[arg-type]
+    wanted = norm_rotate(query.clone(), key.clone(), cos, sin, **how)  # type: ignore[arg-type]
+    for one, other in zip(got, wanted, strict=True):
+        assert same_bits(one, other)
+    assert torch.equal(product, kept)
+    joined = room._joined(query, key, norms.get("query_norm"), norms.get("key_norm"))
+    assert (joined is None) == (len(normed) == 1)
+    assert room._joined(query.clone(), key.clone(), None, None) is None
+    assert room._joined(key, query, None, None) is None
 
 
 def test_gradients_flow() -> None:

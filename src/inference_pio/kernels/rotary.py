@@ -6,6 +6,8 @@ with 2i + 1, and the result has all first members of the pairs before all second
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from inference_pio.kernels.elementwise_backend import TRITON, choose_for
@@ -78,15 +80,44 @@ def norm_rotate(
 
         norms = {"query_norm": query_norm, "key_norm": key_norm, "eps": eps}
         return fused(query, key, cos, sin, **norms, interleaved=interleaved)  # type: ignore[arg-type]
-    query = query if query_norm is None else rms_norm(query, query_norm, eps)
-    key = key if key_norm is None else rms_norm(key, key_norm, eps)
     cos, sin, half = cos.unsqueeze(1), sin.unsqueeze(1), cos.shape[-1] // 2
     if interleaved:
         cos, sin = cos[..., :half], sin[..., :half]
-    turn = _turn_pairs if interleaved else _turn_halves
-    return _rotate(query.transpose(1, 2), cos, sin, turn, 2 * half), _rotate(
-        key.transpose(1, 2), cos, sin, turn, 2 * half
-    )
+    turned = partial(_rotate, cos=cos, sin=sin, turn=_turn_pairs if interleaved else _turn_halves, width=2 * half)
+    if (both := _joined(query, key, query_norm, key_norm)) is not None:
+        heads = query.shape[2]
+        out = turned(_norm_joined(both, heads, query_norm, key_norm, eps).transpose(1, 2))
+        return out[:, :heads], out[:, heads:]
+    query = query if query_norm is None else rms_norm(query, query_norm, eps)
+    key = key if key_norm is None else rms_norm(key, key_norm, eps)
+    return turned(query.transpose(1, 2)), turned(key.transpose(1, 2))
+
+
+def _joined(query, key, query_norm, key_norm):
+    """Queries and keys of one token as one tensor, if they are neighbours in one product: half the calls serve both."""
+    heads, width = query.shape[2:]
+    if query.shape[1] != 1 or (query_norm is None) != (key_norm is None) or query.requires_grad:
+        return None
+    if query_norm is not None and not query_norm.dtype == key_norm.dtype == query.dtype:
+        return None
+    if query.stride()[2:] != (width, 1) or key.stride()[2:] != (width, 1):
+        return None
+    if len(query) > 1 and query.stride(0) != key.stride(0):
+        return None
+    end = query.data_ptr() + heads * width * query.element_size()
+    if key.data_ptr() != end or key.untyped_storage().data_ptr() != query.untyped_storage().data_ptr():
+        return None
+    return query.as_strided((len(query), 1, heads + key.shape[2], width), (query.stride(0), width, width, 1))
+
+
+def _norm_joined(both, heads, query_norm, key_norm, eps):
+    if query_norm is None:
+        return both
+    wide = both.float()
+    normed = (wide * wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()).to(both.dtype)
+    normed[:, :, :heads].mul_(query_norm)
+    normed[:, :, heads:].mul_(key_norm)
+    return normed
 
 
 def _rotate(x, cos, sin, turn, width):
