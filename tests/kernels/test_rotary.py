@@ -128,6 +128,18 @@ def test_queries_and_keys_of_one_product_have_the_same_bits(
     assert room._joined(key, query, None, None) is None
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize(("heads_in", "tables_in"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_tables_of_another_dtype_widen_the_result_as_in_the_library(tokens: int, heads_in: str, tables_in: str) -> None:
+    apply = importlib.import_module("transformers.models.llama.modeling_llama").apply_rotary_pos_emb
+    query, key, cos, sin = inputs(Shape(tokens=tokens), getattr(torch, heads_in))
+    cos, sin = cos.to(getattr(torch, tables_in)), sin.to(getattr(torch, tables_in))
+    wanted = apply(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
+    for got, expected in zip(norm_rotate(query, key, cos, sin), wanted, strict=True):
+        assert got.dtype == torch.float32
+        assert same_bits(got, expected)
+
+
 def test_gradients_flow() -> None:
     query, key, cos, sin = inputs(SHAPES[0], torch.float32)
     query.requires_grad_()

@@ -130,9 +130,11 @@ def _turn_halves(x, cos, sin):
     """In place where that saves passes over memory (float32, 1024 tokens of 32 heads: 2.4 ms against 34); for one
     token fewer calls are faster."""
     half = x.shape[-1] // 2
-    one, other = x[..., :half], x[..., half:]
-    if x.shape[-2] == 1 or x.dtype != torch.float32 or x.requires_grad:
+    one, other = x.chunk(2, -1)
+    if x.requires_grad or x.dtype != cos.dtype:
         return x * cos + torch.cat((-other, one), dim=-1) * sin
+    if x.shape[-2] == 1 or x.dtype != torch.float32:
+        return (x * cos).add_(torch.cat((other.neg(), one), dim=-1).mul_(sin))
     out = x * cos
     out[..., :half].sub_(other * sin[..., :half])
     out[..., half:].add_(one * sin[..., half:])
