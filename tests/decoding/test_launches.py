@@ -13,8 +13,9 @@ from inference_pio.compat import has_triton
 from inference_pio.decoding import launches as module
 from inference_pio.decoding.launches import Launches
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.gemv_candidates import GemvProblem
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch
-from inference_pio.kernels.triton.gemv_tuning import GemvProblem, GemvWeights, Tuning
+from inference_pio.kernels.triton.gemv_tuning import GemvWeights, Tuning
 
 CPU = torch.device("cpu")
 X, WEIGHT = torch.zeros(1, 64), torch.zeros(6, 64)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from inference_pio.errors import InferencePioError
+from inference_pio.kernels.triton.gemv_candidates import GemvProblem
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch
 from inference_pio.kernels.triton.gemv_tuned import TunedLaunches, machine_of
-from inference_pio.kernels.triton.gemv_tuning import GemvProblem, GemvWeights, tune
+from inference_pio.kernels.triton.gemv_tuning import GemvWeights, tune
 from inference_pio.sources.cache import cache_room
 
 TUNING_S = 2.0
