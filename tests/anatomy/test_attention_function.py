@@ -104,3 +104,16 @@ def test_a_module_attends_from_outside_as_its_forward_would() -> None:
         run_pattern(journal, model, paths, PATTERN)
     assert torch.equal(attend_as_configured(module, query, key, key, None, scaling=0.2), expected)
     assert CALLS == [("pattern", "1"), ("dense", "1")]
+
+
+def test_latents_decoded_as_they_are_cached_are_told_to_the_pattern() -> None:
+    from inference_pio.manager import ModularOptimizationManager
+
+    model: Any = tiny.build("glm4_moe_lite")
+    given = {"adaptive_sparse_attention": {"dense_below": 0}}
+    manager = ModularOptimizationManager()
+    manager.apply_optimizations(model, ["flash_attention", "adaptive_sparse_attention"], parameters=given)
+    tokens = torch.randint(1, 120, (1, 40), generator=torch.Generator().manual_seed(0))
+    model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=5, do_sample=False, pad_token_id=0)
+    counted = manager.get_optimization_status(model)["optimizations"]["adaptive_sparse_attention"]["counted"]
+    assert counted["dense_calls"]["a latent cache that is decoded as it is"] == 4 * 2

@@ -19,13 +19,21 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 Pattern = Callable[..., tuple[Tensor, Tensor | None]]
 """`pattern(attend, module, query, key, value, mask, **rest)`; what it leaves alone goes to the dense one."""
 
+PassedOver = Callable[[nn.Module, str], object]
+"""`passed_over(module, reason)`."""
+LATENT = "a latent cache that is decoded as it is"
+
 _PATTERNS: dict[str, Pattern] = {}
+_PASSED_OVER: dict[str, PassedOver] = {}
 _CHAINS: dict[str, Attend] = {}
 
 
-def add_pattern(name: str, pattern: Pattern) -> None:
-    """Make a pattern known, once; a name holds neither "flash" nor "sdpa", which the library reads a meaning into."""
-    _PATTERNS[name] = pattern
+def add_pattern(name: str, pattern: Pattern, passed_over: PassedOver | None = None) -> None:
+    """Make a pattern known, once; a name holds neither "flash" nor "sdpa", which the library reads a meaning into.
+
+    `passed_over` hears of the calls that go to the dense function without the pattern being asked.
+    """
+    _PATTERNS[name], _PASSED_OVER[name] = pattern, passed_over or _nobody_hears
 
 
 def run_dense(journal: Journal, model: nn.Module, paths: Collection[str], dense: str) -> None:
@@ -62,12 +70,17 @@ def _chain(pattern: str, dense: str) -> Attend:
         attend: Attend = attention_function(dense)
         if is_unexpanded(query, key):  # a latent cache that the dense function decodes as it is
             if query.shape[2] <= MOST_QUERIES:
+                _PASSED_OVER[pattern](module, LATENT)
                 return attend(module, query, key, value, attention_mask, **rest)
             key, value = expanded(module, key, value)
         run = _PATTERNS[pattern]
         return run(attend, module, query, key, value, attention_mask, **rest)
 
     return attention
+
+
+def _nobody_hears(module: nn.Module, reason: str) -> None:
+    """For patterns that count nothing."""
 
 
 def _switch(journal: Journal, model: nn.Module, paths: Collection[str], change: Callable[[str], str]) -> None:

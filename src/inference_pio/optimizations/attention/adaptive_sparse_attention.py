@@ -93,7 +93,7 @@ class AdaptiveSparseAttention(OptimizationInterface):
         }  # fmt: skip
 
     def apply(self, model: nn.Module) -> nn.Module:
-        add_pattern(ADAPTIVE, attend_adaptively)
+        add_pattern(ADAPTIVE, attend_adaptively, lambda module, reason: vars(module)[ADAPTIVE].counts.left(reason))
         paths = [site.path for site in self.step.sites]
         counts, reader = PatternCounts(), ExtentReader()
         for number, path in enumerate(paths):

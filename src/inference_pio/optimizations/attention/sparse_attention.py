@@ -114,7 +114,7 @@ class SparseAttention(OptimizationInterface):
         return {**decision, "key_heads": heads, "coverage": coverage, "calibration": dict(profile.source)}
 
     def apply(self, model: nn.Module) -> nn.Module:
-        add_pattern(FIXED_HEADS, attend_with_fixed_heads)
+        add_pattern(FIXED_HEADS, attend_with_fixed_heads, _count_as_dense)
         paths, counts = [site.path for site in self.step.sites], PatternCounts()
         if self.step.forecast:
             self.say(note="which heads follow the pattern is decided when it is applied, by a profile of the model.")
@@ -146,6 +146,11 @@ class SparseAttention(OptimizationInterface):
             self.say(note=f"{sum(map(len, chosen.values()))} of {all_heads} key heads follow the pattern.")
         if asked.dense_below > pattern.whole_until:
             self.say(note=f"rows of fewer than {asked.dense_below} tokens stay dense (dense_below).")
+
+
+def _count_as_dense(module: nn.Module, reason: str) -> None:
+    heads: FixedHeads = vars(module)[FIXED_HEADS]
+    heads.counts.left(reason)
 
 
 def _groups(coverage: Mapping[str, list[float]], path: str, module: nn.Module) -> list[list[float]]:
