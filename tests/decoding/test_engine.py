@@ -92,6 +92,25 @@ def test_calls_of_every_size_follow_one_another_without_a_trace(take: Take) -> N
     assert set(one.engine._buckets) <= {1, 2, 3}
 
 
+@pytest.mark.slow
+def test_a_thousand_calls_keep_no_more_than_the_largest_needs(take: Take) -> None:
+    one, chance = take("qwen3"), torch.Generator().manual_seed(11)
+    held = []
+    for turn in range(1000):
+        rows, tokens, new, padded = (int(torch.randint(1, most, (), generator=chance)) for most in (4, 40, 20, 5))
+        how = {"max_new_tokens": new, "do_sample": bool(turn % 2), "repetition_penalty": 1.0 + 0.1 * (turn % 3)}
+        given = prompt(rows, tokens + 5, padded, seed=turn)
+        if turn % 20 == 0:
+            ours, theirs = one.both(**given, seed=turn, **how)
+            assert torch.equal(ours, theirs), turn
+        else:
+            one.model.generate(**given, pad_token_id=0, **how)
+        gc.collect()
+        held.append((one.engine.nbytes, sum(len(bucket.runners) for bucket in one.engine._buckets.values())))
+    assert one.engine.counts.calls == 1000
+    assert len(set(held[100:])) == 1, "room or recorded steps grow"
+
+
 def test_room_grows_on_the_way(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "FIRST_ROOM", 8)
     one = take("glm4_moe_lite")
