@@ -103,9 +103,9 @@ def test_a_thousand_calls_keep_no_more_than_the_largest_needs(take: Take) -> Non
         if turn % 20 == 0:
             ours, theirs = one.both(**given, seed=turn, **how)
             assert torch.equal(ours, theirs), turn
+            gc.collect()
         else:
             one.model.generate(**given, pad_token_id=0, **how)
-        gc.collect()
         held.append((one.engine.nbytes, sum(len(bucket.runners) for bucket in one.engine._buckets.values())))
     assert one.engine.counts.calls == 1000
     assert len(set(held[100:])) == 1, "room or recorded steps grow"

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
 from inference_pio.anatomy.call_guards import put_forward
+from inference_pio.anatomy.compiled_layer import compiled_forward, compiled_layers, why_it_failed
 from inference_pio.anatomy.decoder import decoder_of
 from inference_pio.anatomy.fused_parts import FORWARDS, MERGED_FORWARDS, MERGED_LAYERS, fused_parts
 from inference_pio.anatomy.merged_linears import Sharing, merge, why_separate
+from inference_pio.compat import why_no_inductor
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -31,14 +34,26 @@ LEVELS = ("elementwise", "merged", "gemv", "graph")
 SHOWN = {"norm": "norms", "mlp": "MLPs", "attention": "attentions", "decoder_layer": "decoder layers"}
 DECODING = "decoding"
 """The role of the site that is the model itself, whose generate is taken over."""
+COMPILED = "decoder_layer"
 WHAT_IS_MERGED = {"mlp": "gate and up", "attention": "queries, keys and values"}
 
 
 class KernelFusionParameters(Settings):
-    """`level`: how far to go ("auto": all on a GPU, merged on a CPU); `exact`: every bit as the library computes it."""
+    """`level`: how far to go ("auto": all on a GPU, merged on a CPU); `exact`: every bit as the library computes it.
 
+    `provider`: "inductor" lets torch compile each decoder layer instead, also of models that our kernels do not know;
+    it takes seconds at the first calls, and knows no levels.
+    """
+
+    provider: Literal["kernels", "inductor"] = "kernels"
     level: Literal["auto", "elementwise", "merged", "gemv", "graph"] = "auto"
     exact: bool = False
+
+    @model_validator(mode="after")
+    def _levels_are_of_kernels(self) -> KernelFusionParameters:
+        if self.provider == "inductor" and (self.level != "auto" or self.exact):
+            raise ValueError("provider='inductor' knows neither level nor exact: leave them out")
+        return self
 
 
 class KernelFusion(OptimizationInterface):
@@ -57,6 +72,9 @@ class KernelFusion(OptimizationInterface):
     on_small_models: ClassVar[Mapping[str, Any]] = {"level": "graph"}
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
+        if self.parameters.provider == "inductor":
+            reason = why_no_inductor(self.device.type)
+            return [Site(path, COMPILED, skip=skip or reason, whole=False) for path, _, skip in compiled_layers(model)]
         merging = self._reaches("merged") and not self.parameters.exact
         whole = [Site("", DECODING, skip=_why_not_decoded(model), whole=False)] if self._reaches("graph") else []
         return whole + [
@@ -65,6 +83,8 @@ class KernelFusion(OptimizationInterface):
         ]
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+        if self.parameters.provider == "inductor":
+            return {"provider": "inductor"}
         separate: dict[str, str] = {}
         if self._reaches("merged") and not self.parameters.exact:
             sharing = Sharing(model)
@@ -97,6 +117,8 @@ class KernelFusion(OptimizationInterface):
                 )
 
     def apply(self, model: nn.Module) -> nn.Module:
+        if self.parameters.provider == "inductor":
+            return self._compile_layers(model)
         for level in LEVELS[: LEVELS.index(self.step.decision["level"]) + 1]:
             if level in BUILT:
                 BUILT[level](self, model)
@@ -104,8 +126,21 @@ class KernelFusion(OptimizationInterface):
         return model
 
     def report(self, model: nn.Module) -> dict[str, Any]:
+        if self.parameters.provider == "inductor":
+            failed = why_it_failed(model)
+            return {"not_compiled": failed} if failed else {}
         engine = engine_of(model)
         return {} if engine is None else {"decoding": {**engine.counts.to_json(), "held_bytes": engine.nbytes}}
+
+    def _compile_layers(self, model: nn.Module) -> nn.Module:
+        for site in self.step.sites:
+            put_forward(self.journal, model.get_submodule(site.path), compiled_forward)
+        self.say(
+            backend="inductor",
+            note=f"{len(self.step.sites)} decoder layers are compiled by torch, each at its first calls; one that "
+            "cannot be is computed by the library, and the status says why",
+        )
+        return model
 
     def _operations(self, model: nn.Module) -> Operations:
         return choose_operations(self.device, _dtype_of(model), exact=self.parameters.exact)

@@ -1,0 +1,59 @@
+"""Decoder layers whose forward torch compiles, one after another: for models whose parts no kernel of ours knows."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from inference_pio.anatomy.call_guards import library_forward, serves, why_not_replaced
+from inference_pio.anatomy.parts import runs_attention, vision_paths, within
+
+COMPILER = "inductor"
+FEWEST = 2
+"""Layers of one class that make a decoder's list."""
+
+_compiled: weakref.WeakKeyDictionary[nn.Module, Callable[..., Any]] = weakref.WeakKeyDictionary()
+_failed: dict[type[nn.Module], str] = {}
+
+
+def compiled_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]:
+    """The layers of every list that are alike and hold attention: path, module, and why one is passed over, or None.
+
+    >>> list(compiled_layers(nn.Sequential(nn.Linear(2, 2))))
+    []
+    """
+    towers = vision_paths(model)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) >= FEWEST and len({type(one) for one in module}) == 1:
+            for name, layer in module.named_children():
+                if any(runs_attention(one) for one in layer.modules()):
+                    place = f"{path}.{name}"
+                    vision = "the vision tower is kept" if any(within(place, tower) for tower in towers) else None
+                    yield place, layer, vision or why_not_replaced(layer)
+
+
+def compiled_forward(self: nn.Module, *given: Any, **named: Any) -> Any:
+    """The forward of a layer as torch compiles it; the library's own while it trains, and if compiling fails."""
+    first = next((value for value in (*given, *named.values()) if isinstance(value, torch.Tensor)), None)
+    kind: Any = type(self)
+    if first is None or kind in _failed or not serves(self, first):
+        return library_forward(self, *given, **named)
+    forward = _compiled.get(self)
+    if forward is None:
+        forward = _compiled[self] = torch.compile(kind.forward, dynamic=True, backend=COMPILER)
+    try:
+        return forward(self, *given, **named)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        _failed[kind] = " ".join(str(error).split("\n\n")[0].split())
+        return library_forward(self, *given, **named)
+
+
+def why_it_failed(model: nn.Module) -> dict[str, str]:
+    """By class: why layers of a model were not compiled after all."""
+    return {
+        kind.__name__: reason for kind, reason in _failed.items() if any(type(one) is kind for one in model.modules())
+    }
