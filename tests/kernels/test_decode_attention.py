@@ -12,6 +12,7 @@ from inference_pio.kernels.decode_attention import (
     gather_pages,
     naive_decode_attention,
 )
+from inference_pio.kernels.page_list import PageList
 
 
 def tensors() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -64,6 +65,17 @@ def test_without_a_kernel_the_whole_room_is_read_and_what_is_not_held_hidden(
         expected = naive_decode_attention(query.float(), key.float(), value.float(), held, first, scale=0.3)
         tolerance = 1e-6 if dtype == torch.float32 else 1e-2
         torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_listed_pages_alone_are_read() -> None:
+    chance = torch.Generator().manual_seed(1)
+    query, (key, value) = torch.randn(2, 4, 8, generator=chance), torch.randn(2, 2, 300, 2, 8, generator=chance)
+    counts = torch.tensor([[2, 5], [1, 3]], dtype=torch.int32)
+    indices = torch.tensor([[[0, 3, 0, 0, 0], [0, 1, 2, 3, 4]], [[4, 1, 1, 1, 1], [1, 2, 4, 0, 0]]], dtype=torch.int32)
+    lengths = torch.tensor([290], dtype=torch.int32)
+    pages = PageList(counts, indices)
+    expected = naive_decode_attention(query, key, value, lengths, pages=pages.kept(5))
+    torch.testing.assert_close(decode_attention(query, key, value, lengths, pages=pages), expected)
 
 
 def test_pages_are_gathered_in_the_tables_order() -> None:

@@ -11,8 +11,10 @@ from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.decoder_attention import LatentHeads
 from inference_pio.cache import PagedCache
 from inference_pio.cache.store import Store, bucket
+from inference_pio.decoding.page_lists import PageLists, fixed_heads_of
 from inference_pio.decoding.runner import Runner
 from inference_pio.decoding.slots import Slots
+from inference_pio.errors import InvalidSetting
 
 KEPT_RUNNERS = 8
 """Recorded steps that a bucket keeps: one for each way of choosing tokens that was asked for last."""
@@ -28,6 +30,8 @@ class Bucket:
         self.slots = Slots(batch, ahead, self.device)
         self.runners: dict[Any, Runner] = {}
         self.padded, self.prepared = False, False
+        self.pages: PageLists | None = None
+        self.step = 0
         self.logits = torch.empty(0)
         self.cos, self.sin = self._angles()
 
@@ -66,13 +70,29 @@ class Bucket:
                 )
                 layer.lazy_initialization(keys, values)
 
+    def list_pages(self) -> None:
+        """Keep lists of pages for the layers whose heads follow a fixed pattern. Raises InvalidSetting for padded rows,
+        whose pages are not those of the cache.
+        """
+        modules = [layer.attention.module for layer in self.decoder.layers]
+        if not any(fixed_heads_of(module) for module in modules):
+            return
+        if self.padded:
+            raise InvalidSetting("rows are padded and heads follow a fixed pattern, which counts from a row's begin")
+        if self.pages is None:
+            heads = self.store(0).kind.key_heads
+            ahead = self.slots.given.shape[1]
+            self.pages = PageLists(modules, self.batch, heads, self.capacity, ahead, self.device)
+
     def grow(self, capacity: int, held: int) -> None:
         """Room for more tokens, of which `held` are there already."""
         self.runners.clear()
         self.capacity = bucket(capacity)
+        self.pages = None
         for layer in self.cache.paged_layers:
             layer.length = held
         self.cache.reserve(self.capacity)
+        self.list_pages()
         self.cos, self.sin = self._angles()
 
     def runner(self, key: Any) -> Runner | None:

@@ -46,6 +46,8 @@ class Call:
         self.bucket, self.operations, self.counts = bucket, operations, counts
         bucket.clear(self.given.get("attention_mask"))
         bucket.furnish()
+        if not operations.attends_as_configured:
+            bucket.list_pages()
         bucket.slots.begin(self.prompt.new_zeros(1), self.prompt.new_zeros(1), length=0, made=0)
         if not bucket.prepared:
             operations.prepare(bucket.decoder, bucket)
@@ -113,7 +115,7 @@ class Call:
         flights, sent = Flights(self.bucket.slots), 0
         while True:
             while len(flights) < flights.most:
-                self._make_room(held + sent)
+                self._begin_run(held + sent)
                 flights.launch(self.runner())
                 sent += self.ahead
             yield from flights.land()[:, : self.ahead].unbind(1)
@@ -121,7 +123,7 @@ class Call:
     def _host_chooses(self, held: int) -> Iterator[Tensor]:
         """The library's own processors look at every token; so may those who asked for scores."""
         while True:
-            self._make_room(held + self.progress.new - 1)
+            self._begin_run(held + self.progress.new - 1)
             self.runner().run()
             logits = self.bucket.logits.to(copy=True, device=self.prompt.device)
             tokens = self._chosen(logits)
@@ -139,11 +141,13 @@ class Call:
             self.raw.append(logits)
         return draw(scores, sampled=self.settled.do_sample)
 
-    def _make_room(self, held: int) -> None:
-        """Room for one run more behind `held` tokens, and for the positions that those have."""
+    def _begin_run(self, held: int) -> None:
+        """Room for one run more behind `held` tokens, and for the positions that those have; pages told."""
         wanted = held + self._lead + self.ahead
         if wanted > self.bucket.capacity:
             self.bucket.grow(wanted, held)
+        if self.bucket.pages is not None:
+            self.bucket.pages.refresh(held, self.ahead)
 
     def _steps(self) -> Callable[[], None]:
         bucket, operations, recipe, ahead = self.bucket, self.operations, self.recipe, self.ahead
@@ -151,10 +155,12 @@ class Call:
         def chosen_on_the_device() -> None:
             for step in range(ahead):
                 assert recipe is not None
+                bucket.step = step
                 logits = logits_of_step(bucket.decoder, operations, bucket)
                 bucket.slots.leave(recipe.choose(logits, bucket.slots), step)
 
         def logits_alone() -> None:
+            bucket.step = 0
             bucket.logits = logits_of_step(bucket.decoder, operations, bucket)
 
         return logits_alone if recipe is None else chosen_on_the_device

@@ -25,8 +25,9 @@ class RecordableOperations(PlainOperations):
     attends_as_configured = False
 
     def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
+        pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
-            query, store.keys, store.values, bucket.slots.lengths, starts_of(bucket), scale=attention.scale
+            query, store.keys, store.values, bucket.slots.lengths, starts_of(bucket), pages=pages, scale=attention.scale
         )
 
     def _over_latent(

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from inference_pio.anatomy.attention_name import pattern_part
 from inference_pio.anatomy.decoder import Decoder
+from inference_pio.anatomy.fixed_heads import FIXED_HEADS
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import attention_name
+from inference_pio.decoding.page_lists import other_pattern
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -41,9 +42,9 @@ def why_not_replaced(model: nn.Module, decoder: Decoder) -> str | None:
 
 
 def pattern_of(model: nn.Module) -> str | None:
-    """The pattern that some attention of a model follows, or None where all of them attend to every token."""
-    names = (attention_name(module.config) for _, module, role in attention_modules(model) if role == "attention")
-    return next((found for name in names if name and (found := pattern_part(name))), None)
+    """The pattern that some attention of a model follows and recorded steps cannot, or None."""
+    names = [attention_name(module.config) for _, module, role in attention_modules(model) if role == "attention"]
+    return other_pattern(names)
 
 
 def _marks(module: nn.Module) -> Iterator[Any]:
@@ -57,6 +58,7 @@ def _marks(module: nn.Module) -> Iterator[Any]:
             yield tensor.device
     if "config" in own:
         yield attention_name(own["config"])
+        yield id(own.get(FIXED_HEADS))
 
 
 def _is_foreign(forward: Any) -> bool:

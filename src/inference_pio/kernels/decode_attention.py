@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from inference_pio.kernels.attention import naive_attention
+from inference_pio.kernels.page_list import PageList
+from inference_pio.kernels.triton.launch import PAGE
 from inference_pio.kernels.triton.support import supports_decode
 
 TRITON, TORCH = "triton", "torch"
@@ -59,6 +61,7 @@ def decode_attention(
     lengths: torch.Tensor,
     starts: torch.Tensor | None = None,
     *,
+    pages: PageList | None = None,
     scale: float | None = None,
 ) -> torch.Tensor:
     """The same in the dtype of the query, without a look at the host; what lies behind `lengths` must be finite.
@@ -70,13 +73,17 @@ def decode_attention(
     if choose_decode_backend(query, key, value, lengths, starts) == TRITON:
         from inference_pio.kernels.triton.decode import decode_attention as split
 
-        return split(query, key, value, lengths, starts, scale=scale)
+        return split(query, key, value, lengths, starts, pages=pages, scale=scale)
     tokens = torch.arange(key.shape[1], device=key.device)
     seen = tokens < lengths[:, None]
     if starts is not None:
         seen = seen & (tokens >= starts[:, None])
+    seen = seen[:, None, None]
+    if pages is not None:
+        kept = pages.kept(-(-key.shape[1] // PAGE)).repeat_interleave(PAGE, -1)[..., : key.shape[1]]
+        seen = seen & kept.repeat_interleave(query.shape[1] // key.shape[2], 1)[:, :, None]
     out = F.scaled_dot_product_attention(
-        query[:, :, None], key.transpose(1, 2), value.transpose(1, 2), attn_mask=seen[:, None, None], scale=scale,
+        query[:, :, None], key.transpose(1, 2), value.transpose(1, 2), attn_mask=seen, scale=scale,
         enable_gqa=query.shape[1] != key.shape[2],
     )  # fmt: skip
     return out[:, :, 0]

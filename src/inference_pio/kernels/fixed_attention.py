@@ -11,6 +11,7 @@ import torch
 
 from inference_pio.kernels.attention import fused_attention
 from inference_pio.kernels.fixed_pattern import KEY_BLOCK, QUERY_BLOCK, FixedPattern
+from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.triton.support import supports
 
 TRITON, GATHERED = "triton", "gathered"
@@ -131,8 +132,6 @@ def _staircase(rows: int, columns: int, dtype: torch.dtype, device: torch.device
 
 @functools.lru_cache(maxsize=8)  # every layer of a model asks for the same
 def _page_list(pattern: FixedPattern, length: int, shape: tuple[int, int], device: torch.device):
-    from inference_pio.kernels.triton.decode import PageList
-
     pages = torch.tensor(pattern.pages(length), dtype=torch.int32, device=device)
     counts = torch.full(shape, len(pages), dtype=torch.int32, device=device)
     lengths = torch.full((1,), length, dtype=torch.int32, device=device)

@@ -19,7 +19,7 @@ from inference_pio.sparsity.backend import TRITON, Attended, choose_backend
 from inference_pio.sparsity.coverage_control import CoverageControl, CoverageTarget
 
 if TYPE_CHECKING:
-    from inference_pio.kernels.triton.decode import PageList
+    from inference_pio.kernels.page_list import PageList
     from inference_pio.kernels.triton.page_choice import PageScratch
 
 FIRST = 8

@@ -34,7 +34,8 @@ class Case:
 
 
 def check(case: Case, device: str = "cpu") -> None:
-    from inference_pio.kernels.triton.decode import DecodeScratch, PageList, decode_attention
+    from inference_pio.kernels.page_list import PageList
+    from inference_pio.kernels.triton.decode import DecodeScratch, decode_attention
 
     generator = torch.Generator().manual_seed(case.capacity)
     query = torch.randn(case.batch, case.heads, case.width, generator=generator).to(device, case.dtype)
@@ -112,7 +113,8 @@ KINDS = {
 
 
 def _compile(compiler: Compiler, capability: int, width: int, kind: str) -> None:
-    from inference_pio.kernels.triton.decode import PageList, decode_attention, decode_kernel, join_kernel
+    from inference_pio.kernels.page_list import PageList
+    from inference_pio.kernels.triton.decode import decode_attention, decode_kernel, join_kernel
 
     compiler.for_machine(capability, decode_kernel, join_kernel)
     case = Case((37,), **KINDS[kind])  # type: ignore[arg-type]

@@ -36,7 +36,8 @@ class Case:
 
 
 def check(case: Case, device: str = "cpu") -> None:
-    from inference_pio.kernels.triton.decode import DecodeScratch, PageList
+    from inference_pio.kernels.page_list import PageList
+    from inference_pio.kernels.triton.decode import DecodeScratch
     from inference_pio.kernels.triton.latent_decode import latent_decode_attention
 
     generator = torch.Generator().manual_seed(case.capacity)
@@ -116,7 +117,8 @@ KINDS = {"plain": {}, "padded": {"starts": (1,)}, "paged": {"paged": True}, "lis
 
 
 def _compile(compiler: Compiler, capability: int, width: int, rope: int, heads: int, kind: str) -> None:
-    from inference_pio.kernels.triton.decode import PageList, join_kernel
+    from inference_pio.kernels.page_list import PageList
+    from inference_pio.kernels.triton.decode import join_kernel
     from inference_pio.kernels.triton.latent_decode import latent_decode_attention, latent_decode_kernel
 
     compiler.for_machine(capability, latent_decode_kernel, join_kernel)

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.compat import triton_interprets
+from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.triton.launch import (
     PAGE,
     DecodeLaunch,
@@ -27,15 +28,6 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1.0e30)
 COLUMNS = 64
 """Columns of the output that one joining program writes."""
-
-
-@dataclass(frozen=True)
-class PageList:
-    """The pages that each key head reads: `counts` int32 [B, key heads], that many ascending page numbers at the
-    front of each row of `indices` int32 [B, key heads, at most]. All of it may change between replays of a graph."""
-
-    counts: torch.Tensor
-    indices: torch.Tensor
 
 
 @dataclass(frozen=True)

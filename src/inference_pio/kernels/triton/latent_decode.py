@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.compat import triton_interprets
-from inference_pio.kernels.triton.decode import COLUMNS, HIDDEN, LOG2_E, DecodeScratch, PageList, join_kernel, share
+from inference_pio.kernels.page_list import PageList
+from inference_pio.kernels.triton.decode import COLUMNS, HIDDEN, LOG2_E, DecodeScratch, join_kernel, share
 from inference_pio.kernels.triton.launch import PAGE, LatentLaunch, choose_latent_launch, device_limits, on_device
 from inference_pio.kernels.triton.support import require, supports_latent_decode
 

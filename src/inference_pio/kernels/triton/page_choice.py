@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.page_estimate import SCORERS
+from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.triton.block_choice import smallest_set
-from inference_pio.kernels.triton.decode import PageList
 from inference_pio.kernels.triton.launch import MOST_BLOCKS, PAGE, PAGES_OF_A_PROGRAM, on_device, page_choice_warps
 from inference_pio.kernels.triton.support import require, supports_decode
 
