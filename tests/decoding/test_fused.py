@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from inference_pio.anatomy.decoder_norm import Norm, norm_of
 from inference_pio.compat import has_triton
+from tests import tiny
 from tests.decoding.conftest import COMPOSED
 from tests.decoding.test_step import both
 
@@ -74,3 +76,23 @@ def test_it_is_our_kernels_that_compute(interpreted: Callable[..., Any]) -> None
 @pytest.mark.parametrize("name", COMPOSED)
 def test_it_is_near_the_library_on_a_gpu(name: str, dtype: torch.dtype, padded: int) -> None:
     near(name, dtype, padded, "cuda")
+
+
+def test_many_rows_are_one_product_of_torchs_where_weights_lie_side_by_side() -> None:
+    from inference_pio.anatomy.merged_linears import merge
+    from inference_pio.decoding.fused import FusedOperations
+    from inference_pio.undo.journal import Journal
+
+    model: Any = tiny.build("llama")
+    mlp, norm, x = model.model.layers[0].mlp, norm_of(model.model.norm), torch.randn(9, tiny.HIDDEN)
+    assert isinstance(norm, Norm)
+    linears = (mlp.gate_proj, mlp.up_proj)
+    with torch.no_grad():
+        apart = FusedOperations().project(x, linears, norm=norm, gated=True)
+        journal = Journal(model)
+        with journal.step("merge"):
+            merge(journal, linears)
+        together = FusedOperations().project(x, linears, norm=norm, gated=True)
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
+        behind = FusedOperations().project(together, (mlp.down_proj,), residual=x)
+        torch.testing.assert_close(behind, x + mlp(norm.module(x)), rtol=1e-5, atol=1e-6)

@@ -13,11 +13,14 @@ from inference_pio.anatomy.decoder_attention import LatentHeads
 from inference_pio.anatomy.decoder_mlp import Mixture
 from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.anatomy.latent_attention import readable_weight
+from inference_pio.anatomy.merged_linears import merged_linear
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.launches import Launches
 from inference_pio.decoding.recordable import RecordableOperations, starts_of
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import LinearWeights, expert_weights, linear_weights
+from inference_pio.kernels.gated import silu_mul
+from inference_pio.kernels.rms_norm import rms_norm
 from inference_pio.kernels.triton.support import MOST_ROWS, supports_latent_decode
 
 
@@ -33,6 +36,7 @@ class FusedOperations(RecordableOperations):
     def __init__(self, launches: Launches | None = None, *, dependent: bool = False) -> None:
         self.launches = launches or Launches()
         self.dependent = dependent
+        self._routing: dict[tuple[int, int, torch.device], Any] = {}
 
     def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
         """Find launches for a bucket's products, by one step that is listened to."""
@@ -45,8 +49,10 @@ class FusedOperations(RecordableOperations):
         self, x: Tensor, linears: Sequence[nn.Module], *, norm: Norm | None = None, gated: bool = False,
         residual: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
+        if len(x) > MOST_ROWS:
+            return self._by_torch(x, linears, norm, gated, residual)
         held = [linear_weights(layer) for layer in linears]
-        if len(x) > MOST_ROWS or None in held or len({layer.weight.dtype for layer in held if layer}) > 1:
+        if None in held or len({layer.weight.dtype for layer in held if layer}) > 1:
             return super().project(x, linears, norm=norm, gated=gated, residual=residual)
         return self._multiply(x, held, norm=norm, gated=gated, residual=residual)  # type: ignore[arg-type]
 
@@ -75,14 +81,18 @@ class FusedOperations(RecordableOperations):
 
     def mix(self, x: Tensor, norm: Norm, mixture: Mixture) -> Tensor:
         from inference_pio.kernels.triton.experts import expert_down, expert_gate_up
-        from inference_pio.kernels.triton.routing import route
+        from inference_pio.kernels.triton.routing import RoutingScratch, route
 
         experts, shared = expert_weights(mixture.experts), _shared(mixture)
         if len(x) > MOST_ROWS or experts is None or shared is None:
             return super().mix(x, norm, mixture)
         gate: Tensor = mixture.router.weight  # type: ignore[assignment]
+        room = len(x), len(gate), x.device
+        scratch = self._routing.get(room)
+        if scratch is None:  # one for all layers, which follow one another; a graph would zero one of its own each time
+            scratch = self._routing[room] = RoutingScratch.of(*room)
         normed, index, weight = route(
-            x, gate, mixture.rule, correction=mixture.correction, norm_weight=norm.weight, eps=norm.eps
+            x, gate, mixture.rule, correction=mixture.correction, norm_weight=norm.weight, eps=norm.eps, scratch=scratch
         )
         up, down = shared.get("up", {}), shared.get("down", {})
         hidden = expert_gate_up(normed, experts.gate_up, index, scales=experts.gate_up_scale, **up)
@@ -94,6 +104,18 @@ class FusedOperations(RecordableOperations):
             return super().logits(x, norm, head)
         out = x.new_empty(len(x), len(held.weight), dtype=torch.float32)
         return self._multiply(x, [held], norm=norm, out=out)
+
+    def _by_torch(
+        self, x: Tensor, linears: Sequence[nn.Module], norm: Norm | None, gated: bool, residual: Tensor | None
+    ) -> Tensor:
+        """Many rows: one product of torch's where weights lie side by side, else one for each layer."""
+        if norm is not None:
+            x = rms_norm(x, norm.weight, norm.eps)
+        whole = merged_linear(linears, x) if len(linears) > 1 else None
+        if whole is None:
+            return super().project(x, linears, gated=gated, residual=residual)
+        out = silu_mul(whole) if gated else whole
+        return out if residual is None else residual + out
 
     def _multiply(
         self, x: Tensor, held: Sequence[LinearWeights], *, norm: Norm | None = None, gated: bool = False,
