@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import json
 import pickle
 import types
 from pathlib import Path
@@ -39,6 +40,41 @@ def test_save_pretrained_is_refused_where_weights_changed_and_works_where_not(tm
     case.model.save_pretrained(tmp_path / "whole")
     again = type(case.model).from_pretrained(tmp_path / "whole")
     assert torch.equal(tiny.logits(again, "llama"), case.logits)
+
+
+@pytest.mark.parametrize("model_name", ["llama", "qwen3_vl"])
+def test_what_the_librarys_save_notes_in_the_configuration_is_no_drift(model_name: str, tmp_path: Path) -> None:
+    case = optimized(DISPATCH, model_name=model_name)
+    assert case.model.config.architectures is None
+    case.model.save_pretrained(tmp_path / "whole")
+    saved = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert (saved["architectures"], saved["dtype"]) == ([type(case.model).__name__], "float32")
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_a_save_hides_no_edit_of_the_users(tmp_path: Path) -> None:
+    case = optimized(DISPATCH)
+    case.model.config.use_cache = False
+    case.model.save_pretrained(tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["use_cache"] is False
+    with pytest.raises(ModelDrift, match=r"config\.use_cache"):
+        case.manager.remove_optimizations(case.model)
+
+
+def test_a_save_that_fails_leaves_no_drift(tmp_path: Path) -> None:
+    case = optimized(DISPATCH)
+    with pytest.raises(OSError, match="full"):
+        case.model.save_pretrained(tmp_path / "whole", state_dict=FullDisk())
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+class FullDisk(dict[str, Any]):
+    def copy(self) -> Any:
+        raise OSError("the disk is full")
+
+    items = keys = values = copy
 
 
 def test_state_dict_goes_out_and_in() -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
-from inference_pio.undo.configs import own_configs, snapshot
+from inference_pio.undo.configs import own_configs, put_back_at_the_end, snapshot
 from inference_pio.undo.fingerprint import fingerprint
 from inference_pio.undo.journal import Journal
 from inference_pio.undo.places import configs_of
@@ -57,3 +60,20 @@ def test_a_snapshot_is_not_changed_by_what_it_was_taken_of() -> None:
     config.table["a"].append(2)
     assert taken["table"] == {"a": [1]}
     assert "text_config" not in taken
+
+
+def test_what_is_set_within_is_put_back_with_an_error_too() -> None:
+    model = tiny.build("qwen3_vl")
+    model.config.gone, model.config.own = 1, [2]
+    own, before = model.config.own, fingerprint(model)
+    with pytest.raises(ZeroDivisionError), put_back_at_the_end(model):
+        edit_and_fail(model.config)
+    assert before.differences(fingerprint(model)) == []
+    assert model.config.own is own
+    assert not hasattr(model.config, "new")
+
+
+def edit_and_fail(config: Any) -> None:
+    config.text_config.architectures, config.new, config.own = ["Here"], 3, [2]
+    del config.gone
+    1 / 0

@@ -13,6 +13,7 @@ from torch import nn
 
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.manager.session import session_of
+from inference_pio.undo.configs import put_back_at_the_end
 from inference_pio.undo.journal import Journal
 from inference_pio.undo.slots import tensors_of
 
@@ -76,7 +77,8 @@ def _save(model: nn.Module, inner: Callable[..., Any], args: tuple[Any, ...], kw
             f"save_pretrained would write a checkpoint that from_pretrained cannot read: {names} changed the weights. "
             "Use inference_pio.save(model, folder), or reset_model_optimizations(model) first."
         )
-    return inner(model, *args, **kwargs)
+    with put_back_at_the_end(model):  # the library notes class and dtype in the configuration that it saves
+        return inner(model, *args, **kwargs)
 
 
 def _fill(model: nn.Module, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

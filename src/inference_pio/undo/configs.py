@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +12,9 @@ from torch import nn
 
 from inference_pio.compat import is_config
 from inference_pio.undo.journal import Journal
+from inference_pio.undo.key_order import reorder
 from inference_pio.undo.places import configs_of
+from inference_pio.undo.slots import ABSENT
 
 
 @dataclass
@@ -35,3 +39,22 @@ def own_configs(journal: Journal, model: nn.Module) -> OwnConfigs:
 def snapshot(config: Any) -> dict[str, Any]:
     """The attributes of a configuration, its inner configurations left out (they have snapshots of their own)."""
     return {key: copy.deepcopy(value) for key, value in vars(config).items() if not is_config(value)}
+
+
+@contextmanager
+def put_back_at_the_end(model: nn.Module) -> Iterator[None]:
+    """What is set in a model's configurations in here is as before at the end: the library's own calls write into them.
+
+    Attributes are put back one by one, since other threads may read them meanwhile.
+    """
+    before = [(vars(config), dict(vars(config))) for _, config in configs_of(model)]
+    try:
+        yield
+    finally:
+        for now, was in before:
+            for key in [key for key in now.keys() | was.keys() if now.get(key, ABSENT) is not was.get(key, ABSENT)]:
+                if key in was:
+                    now[key] = was[key]
+                else:
+                    del now[key]
+            reorder(now, list(was))
