@@ -48,9 +48,13 @@ def test_the_snippets_run_unchanged_in_document_order(name: str, capsys: pytest.
         exec(compile(snippet, str(USAGE), "exec"), known)
     assert "plan for" in capsys.readouterr().out
     assert known["model"] is known["optimized_model"] is known["clean_model"] is model
-    assert known["status"]["applied"] == ["tensor_compression", "flash_attention"]
+    assert known["status"]["applied"] == ["tensor_compression", "flash_attention", "kernel_fusion"]
     for each in ("model1", "model2"):
-        assert known["manager"].get_model_optimizations(known[each]) == ["tensor_compression", "flash_attention"]
+        assert known["manager"].get_model_optimizations(known[each]) == [
+            "tensor_compression",
+            "flash_attention",
+            "kernel_fusion",
+        ]
         assert known[f"optimized_{each}"] is known[each]
     assert before.differences(fingerprint(model)) == []
     assert torch.equal(tiny.logits(model, name), answers)

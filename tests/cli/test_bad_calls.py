@@ -32,7 +32,7 @@ BAD_CALLS = [  # the words (M: a model, S: a saved one, D: an empty folder to wr
     ("plan M --set tensor_compression.format=int7", 1, "int8"),
     ("plan M --set a.b=1 --set a.b=2", 2, "given twice"),
     ("plan M --enable flash_attention --disable flash_attention", 1, "give one of them"),
-    ("plan M --profile lossless --disable flash_attention", 1, "nothing is left of profile 'lossless'"),
+    ("plan M --profile lossless --disable flash_attention --disable kernel_fusion", 1, "nothing is left of"),
     ("plan M --device moon", 1, "device='moon'"),
     ("plan M --device cuda:99", 1, "device='cuda:99'"),
     ("plan M --dtype int3", 2, "int3"),

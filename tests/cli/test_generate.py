@@ -26,7 +26,7 @@ def test_the_json_holds_text_plan_and_receipts(llama_folder: Path) -> None:
     answer = generated(str(llama_folder), *words)
     data = json.loads(answer.stdout)
     assert (data["prompt"], data["new_tokens"], data["profile"]) == ("def f(x):", 6, "lossless")
-    assert [receipt["name"] for receipt in data["receipts"]] == ["flash_attention"]
+    assert [receipt["name"] for receipt in data["receipts"]] == ["flash_attention", "kernel_fusion"]
     assert data["text"] in answer.stderr
 
 
@@ -44,7 +44,11 @@ def test_a_saved_model_runs_as_it_is(tmp_path: Path) -> None:
     assert answer.exit_code == 0, answer.output
     data = json.loads(answer.stdout)
     assert data["new_tokens"] == 3
-    assert [receipt["name"] for receipt in data["receipts"]] == ["tensor_compression", "flash_attention"]
+    assert [receipt["name"] for receipt in data["receipts"]] == [
+        "tensor_compression",
+        "flash_attention",
+        "kernel_fusion",
+    ]
     refused = generated(
         str(folder), "--prompt", "def", "--profile", "lossless", "--set", "flash_attention.use_triton=true"
     )

@@ -41,7 +41,7 @@ def test_families_and_profiles_are_those_of_the_config_manager() -> None:
     assert [row["name"] for row in data["families"]] == manager.list_families()
     assert [row["name"] for row in data["profiles"]] == manager.list_profiles()
     glm = data["families"][0]
-    assert glm["optimizations"] == ["flash_attention", "tensor_compression"]
+    assert glm["optimizations"] == ["flash_attention", "kernel_fusion", "tensor_compression"]
     assert "glm4_moe_lite" in glm["model_types"]
 
 

@@ -12,9 +12,9 @@ from inference_pio.manager import get_optimization_manager
 def test_a_folder_is_opened_planned_and_optimized(llama_folder: Path) -> None:
     asked = Asked(str(llama_folder), "lossless")
     opened = open_shown(asked, quiet=True)
-    assert [step.name for step in plan_shown(asked, opened, quiet=True).steps] == ["flash_attention"]
+    assert [step.name for step in plan_shown(asked, opened, quiet=True).steps] == ["flash_attention", "kernel_fusion"]
     apply_shown(asked, opened, quiet=True)
-    assert get_optimization_manager().get_model_optimizations(opened.model) == ["flash_attention"]
+    assert get_optimization_manager().get_model_optimizations(opened.model) == ["flash_attention", "kernel_fusion"]
 
 
 @pytest.mark.parametrize("quiet", [True, False])

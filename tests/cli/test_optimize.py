@@ -54,7 +54,11 @@ def test_the_main_job_prints_plan_receipts_and_table_writes_json_and_saves(llama
 def test_without_measuring_it_only_optimizes(llama_folder: Path, tmp_path: Path) -> None:
     answer = optimized(str(llama_folder), "--no-measure", "--json", "--save", str(tmp_path / "saved"))
     data = json.loads(answer.stdout)
-    assert [receipt["name"] for receipt in data["receipts"]] == ["tensor_compression", "flash_attention"]
+    assert [receipt["name"] for receipt in data["receipts"]] == [
+        "tensor_compression",
+        "flash_attention",
+        "kernel_fusion",
+    ]
     assert data["baseline"] is data["comparison"] is None
     assert "done: tensor_compression: " in answer.stderr
     assert (tmp_path / "saved" / "tokenizer.json").is_file()
@@ -66,9 +70,13 @@ def test_the_page_and_the_terminal_tell_the_same_status(llama_folder: Path, tmp_
     assert answer.exit_code == 0, answer.output
     assert f"report written to {page}" in answer.stderr
     status = json.loads(answer.stdout)["status"]
-    assert [one["name"] for one in status["applied_optimizations"]] == ["tensor_compression", "flash_attention"]
+    assert [one["name"] for one in status["applied_optimizations"]] == [
+        "tensor_compression",
+        "flash_attention",
+        "kernel_fusion",
+    ]
     for text in (page.read_text(), answer.stderr):
-        assert "tensor_compression, flash_attention" in text
+        assert "tensor_compression, flash_attention, kernel_fusion" in text
         assert "total optimizations available" in text
 
 

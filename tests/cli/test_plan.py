@@ -19,20 +19,24 @@ def test_a_plan_is_shown_with_the_models_name(llama_folder: Path) -> None:
     assert answer.stdout.startswith("plan for tiny-llama, profile balanced\n")
     assert "1. apply tensor_compression" in answer.stdout
     assert "2. apply flash_attention" in answer.stdout
+    assert "3. apply kernel_fusion" in answer.stdout
 
 
 def test_the_json_holds_the_plan_and_no_measurement(llama_folder: Path) -> None:
     answer = planned(str(llama_folder), "--profile", "lossless", "--json")
     data = json.loads(answer.stdout)
     assert (data["model"], data["profile"], data["receipts"]) == ("tiny-llama", "lossless", [])
-    assert [step["name"] for step in data["plan"]["steps"]] == ["flash_attention"]
+    assert [step["name"] for step in data["plan"]["steps"]] == ["flash_attention", "kernel_fusion"]
     assert data["baseline"] is data["optimized"] is data["comparison"] is None
 
 
 def test_orders_change_the_plan(llama_folder: Path) -> None:
     words = ("--disable", "flash_attention", "--set", "tensor_compression.format=int8", "--json", "-")
     steps = json.loads(planned(str(llama_folder), *words).stdout)["plan"]["steps"]
-    assert [(step["name"], step["source"]) for step in steps] == [("tensor_compression", "by name")]
+    assert [(step["name"], step["source"]) for step in steps] == [
+        ("tensor_compression", "by name"),
+        ("kernel_fusion", "profile 'balanced'"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def test_orders_change_the_plan(llama_folder: Path) -> None:
         (["--set", "flash_attention.use_triton=maybe"], 1, "use_triton"),
         (["--set", "flash_attention"], 2, "NAME.KEY=VALUE"),
         (["--enable", "flash_attention", "--disable", "flash_attention"], 1, "on and off"),
-        (["--profile", "lossless", "--disable", "flash_attention"], 1, "nothing is left"),
+        (["--profile", "lossless", "--disable", "flash_attention", "--disable", "kernel_fusion"], 1, "nothing is left"),
         (["--device", "moon"], 1, "device='moon'"),
         (["--dtype", "int3"], 2, "int3"),
         (["--json", "/proc/out.json"], 1, "cannot write /proc/out.json"),

@@ -55,7 +55,7 @@ def test_a_family_config_is_told_apart_with_the_way_to_apply_it(tmp_path: Path) 
 def test_it_takes_the_place_of_no_other_profile(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match=r"my\.yaml: there is another profile 'balanced' already"):
         profile_named(str(written(tmp_path / "my.yaml", "balanced")))
-    assert len(get_config_manager().get_profile("balanced").members) == 2
+    assert len(get_config_manager().get_profile("balanced").members) == 3
 
 
 def test_what_is_no_profile_is_told_with_its_file(tmp_path: Path, llama_folder: Path) -> None:

@@ -24,11 +24,12 @@ def test_the_five_profiles_are_there_each_in_the_file_of_its_name() -> None:
     assert sorted(path.stem for path in (DATA / "profiles").glob("*.yaml")) == PROFILES
 
 
-def test_lossless_is_exact_attention_and_balanced_adds_int8_weights() -> None:
+def test_lossless_is_faster_kernels_and_balanced_adds_int8_weights() -> None:
     manager = ConfigManager()
-    assert manager.get_profile("lossless").default_settings == {"flash_attention": {}}
+    assert manager.get_profile("lossless").default_settings == {"flash_attention": {}, "kernel_fusion": {}}
     assert manager.get_profile("balanced").default_settings == {
         "flash_attention": {},
+        "kernel_fusion": {},
         "tensor_compression": {"format": "int8"},
     }
 
@@ -44,7 +45,7 @@ def test_every_shipped_profile_names_only_what_is_registered_with_parameters_tha
 def test_every_shipped_family_config_holds_only_what_is_registered(family: str) -> None:
     registry = get_optimization_manager().registry
     config = ConfigManager().get_family_config(family)
-    assert [member.name for member in config.enabled] == ["flash_attention", "tensor_compression"]
+    assert [member.name for member in config.enabled] == ["flash_attention", "kernel_fusion", "tensor_compression"]
     for kind in (None, *config.variants):
         for member in config.for_model_type(kind).members:
             assert member.optimization_type is registry.get(member.name).optimization_type
@@ -100,7 +101,7 @@ def test_what_a_caller_does_to_its_copy_changes_nothing_here() -> None:
     manager = ConfigManager()
     manager.get_profile("balanced").default_settings.clear()
     manager.get_family_config("glm").defaults.clear()
-    assert manager.get_profile("balanced").members == ("flash_attention", "tensor_compression")
+    assert manager.get_profile("balanced").members == ("flash_attention", "kernel_fusion", "tensor_compression")
     assert manager.get_family_config("glm").member("tensor_compression").parameters == {"format": "int8"}
 
 
@@ -127,7 +128,7 @@ def test_a_profile_is_laid_over_a_family_config() -> None:
     manager = ConfigManager()
     glm = manager.get_family_config("glm")
     config = manager.apply_profile_to_model_config(glm, "lossless")
-    assert [member.name for member in config.enabled] == ["flash_attention"]
+    assert [member.name for member in config.enabled] == ["flash_attention", "kernel_fusion"]
     assert config == manager.apply_profile_to_model_config(glm, manager.get_profile("lossless"))
     with pytest.raises(InvalidSetting, match="a profile must be"):
         manager.apply_profile_to_model_config(glm, {"name": "mine"})

@@ -29,18 +29,18 @@ def test_the_active_profile_is_taken_where_none_is_named() -> None:
     assert active_profile_name(None) == "balanced"
     get_config_manager().set_active_profile("lossless")
     assert active_profile_name("balanced") == "balanced"
-    assert applied(apply_qwen_optimizations(tiny.build("qwen3"))) == ["flash_attention"]
+    assert applied(apply_qwen_optimizations(tiny.build("qwen3"))) == ["flash_attention", "kernel_fusion"]
     assert pipeline_of().profile_name == "lossless"
 
 
 @pytest.mark.parametrize(
     ("name", "family", "priorities"),
     [
-        ("glm4_moe", "glm", {"tensor_compression": 10, "flash_attention": 5}),
-        ("glm4_moe_lite", "glm", {"tensor_compression": 10, "flash_attention": 5}),
-        ("qwen3", "qwen", {"tensor_compression": 20, "flash_attention": 10}),
-        ("qwen3_moe", "qwen", {"tensor_compression": 5, "flash_attention": 10}),
-        ("qwen3_vl", "qwen", {"tensor_compression": 30, "flash_attention": 5}),
+        ("glm4_moe", "glm", {"tensor_compression": 10, "flash_attention": 5, "kernel_fusion": 15}),
+        ("glm4_moe_lite", "glm", {"tensor_compression": 10, "flash_attention": 5, "kernel_fusion": 15}),
+        ("qwen3", "qwen", {"tensor_compression": 20, "flash_attention": 10, "kernel_fusion": 15}),
+        ("qwen3_moe", "qwen", {"tensor_compression": 5, "flash_attention": 10, "kernel_fusion": 15}),
+        ("qwen3_vl", "qwen", {"tensor_compression": 30, "flash_attention": 5, "kernel_fusion": 15}),
     ],
 )
 def test_each_kind_of_model_has_its_own_defaults_under_a_profile(
@@ -53,11 +53,11 @@ def test_each_kind_of_model_has_its_own_defaults_under_a_profile(
 @pytest.mark.parametrize(
     ("name", "family", "uses"),
     [
-        ("glm4_moe", "glm", ["tensor_compression", "flash_attention"]),
-        ("glm4_moe_lite", "glm", ["tensor_compression", "flash_attention"]),
-        ("qwen3", "qwen", ["tensor_compression", "flash_attention"]),
-        ("qwen3_moe", "qwen", ["tensor_compression"]),
-        ("qwen3_vl", "qwen", ["tensor_compression", "flash_attention"]),
+        ("glm4_moe", "glm", ["tensor_compression", "flash_attention", "kernel_fusion"]),
+        ("glm4_moe_lite", "glm", ["tensor_compression", "flash_attention", "kernel_fusion"]),
+        ("qwen3", "qwen", ["tensor_compression", "flash_attention", "kernel_fusion"]),
+        ("qwen3_moe", "qwen", ["tensor_compression", "kernel_fusion"]),
+        ("qwen3_vl", "qwen", ["tensor_compression", "flash_attention", "kernel_fusion"]),
     ],
 )
 def test_each_kind_of_model_uses_its_own_by_default(name: str, family: str, uses: list[str]) -> None:
@@ -76,8 +76,8 @@ def test_a_variants_parameters_reach_the_model_of_its_kind_alone(monkeypatch: py
     monkeypatch.setattr(targets, "get_config_manager", lambda: manager)
     for name, wanted in (("qwen3_moe", True), ("qwen3", False)):
         model = apply_qwen_optimizations(tiny.build(name), "lossless")
-        (receipt,) = get_optimization_manager().get_receipts(model)
-        assert receipt.parameters["use_triton"] is wanted
+        flash, _ = get_optimization_manager().get_receipts(model)
+        assert flash.parameters["use_triton"] is wanted
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "llama"])

@@ -25,10 +25,14 @@ def test_what_is_asked_is_planned_and_done(llama_folder: Path) -> None:
     opened = asked.open(progress=False)
     plan = asked.plan(opened)
     assert plan.model == "tiny-llama"
-    assert [step.name for step in plan.steps] == ["tensor_compression", "flash_attention"]
+    assert [step.name for step in plan.steps] == ["tensor_compression", "flash_attention", "kernel_fusion"]
     assert get_optimization_manager().get_model_optimizations(opened.model) == []
     asked.apply(opened)
-    assert get_optimization_manager().get_model_optimizations(opened.model) == ["tensor_compression", "flash_attention"]
+    assert get_optimization_manager().get_model_optimizations(opened.model) == [
+        "tensor_compression",
+        "flash_attention",
+        "kernel_fusion",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from inference_pio.manager import get_optimization_manager
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
 
-BOTH = ["tensor_compression", "flash_attention"]
+BALANCED = ["tensor_compression", "flash_attention", "kernel_fusion"]
+LOSSLESS = ["flash_attention", "kernel_fusion"]
 
 
 def applied(model: torch.nn.Module) -> list[str]:
@@ -37,7 +38,7 @@ def test_a_profile_is_applied_in_place_and_taken_back_exactly(function: Any, nam
     model = tiny.build(name)
     before, answers = fingerprint(model), tiny.logits(model, name)
     assert function(model) is model
-    assert applied(model) == BOTH
+    assert applied(model) == BALANCED
     assert get_model_optimization_status(model)["profile"] == "balanced"
     assert reset_model_optimizations(model) is model
     assert before.differences(fingerprint(model)) == []
@@ -48,7 +49,7 @@ def test_a_profile_sets_the_target() -> None:
     model = tiny.build("qwen3")
     apply_qwen_optimizations(model, profile_name="balanced")
     apply_qwen_optimizations(model, profile_name="lossless")
-    assert applied(model) == ["flash_attention"]
+    assert applied(model) == LOSSLESS
 
 
 def test_a_model_of_another_family_is_optimized_with_a_word_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -69,7 +70,7 @@ def test_a_family_may_be_given_by_name_which_is_a_legacy_form() -> None:
     with pytest.warns(DeprecationWarning, match=r"optimize\(model, 'lossless', family='qwen'\)") as caught:
         apply_model_family_optimizations(model, "qwen", "lossless")
     assert [one.filename for one in caught] == [__file__]
-    assert applied(model) == ["flash_attention"]
+    assert applied(model) == LOSSLESS
 
 
 @pytest.mark.parametrize(
@@ -238,9 +239,9 @@ def test_flags_do_not_stand_beside_a_profile_or_a_config() -> None:
 def test_one_optimization_is_switched_off_and_on_while_others_stay() -> None:
     model = apply_qwen_optimizations(tiny.build("qwen3"))
     update_model_optimization(model, "tensor_compression", enabled=False)
-    assert applied(model) == ["flash_attention"]
+    assert applied(model) == LOSSLESS
     update_model_optimization(model, "tensor_compression", enabled=True, parameters={"format": "int8"})
-    assert sorted(applied(model)) == sorted(BOTH)
+    assert sorted(applied(model)) == sorted(BALANCED)
 
 
 def test_parameters_reach_the_receipt() -> None:
@@ -284,7 +285,7 @@ def test_contradictions_and_wrong_types_are_told() -> None:
 
 def test_supported_optimizations_are_those_registered_or_those_of_a_family() -> None:
     assert get_supported_optimizations() == get_optimization_manager().get_available_optimizations()
-    assert get_supported_optimizations(ModelFamily.GLM) == ["flash_attention", "tensor_compression"]
+    assert get_supported_optimizations(ModelFamily.GLM) == ["flash_attention", "kernel_fusion", "tensor_compression"]
     assert get_supported_optimizations("llama") == []
     with pytest.raises(UnknownName, match="unknown family"):
         get_supported_optimizations("glmm")

@@ -11,6 +11,7 @@ from inference_pio.integration.many_profiles import IN_ORDER, ManyProfiles
 from inference_pio.integration.measured import NO_QUALITY
 from inference_pio.measure.report_profiles import ProfilesReport
 from inference_pio.optimizations.attention.flash_attention import FlashAttention
+from inference_pio.optimizations.compute.kernel_fusion import KernelFusion
 from inference_pio.sources import OpenedModel
 from inference_pio.undo.fingerprint import fingerprint
 from tests.model_folder import QUICK
@@ -51,7 +52,10 @@ def test_each_profile_is_measured_against_the_one_baseline(found: ProfilesReport
 
 def test_each_profile_has_its_own_steps_and_no_others(found: ProfilesReport) -> None:
     steps = [[receipt["name"] for receipt in one.receipts] for one in found.profiles]
-    assert steps == [["flash_attention"], *[["tensor_compression", "flash_attention"]] * 2]
+    assert steps == [
+        ["flash_attention", "kernel_fusion"],
+        *[["tensor_compression", "flash_attention", "kernel_fusion"]] * 2,
+    ]
     lossless, balanced, _ = found.profiles
     assert lossless.optimized.weight_bytes == found.baseline.weight_bytes > balanced.optimized.weight_bytes  # type: ignore[union-attr]
 
@@ -61,10 +65,16 @@ def test_the_notes_tell_the_order_and_which_profiles_are_one_plan(found: Profile
     assert found.notes[1] == "performance plans the same steps as balanced here: they differ by chance alone"
 
 
+def _unavailable(patch: pytest.MonkeyPatch) -> None:
+    """No member of lossless can be had."""
+    for one in (FlashAttention, KernelFusion):
+        patch.setattr(one, "unavailable", classmethod(lambda cls: "needs a moon"))
+
+
 def test_a_profile_of_which_nothing_applies_is_told_and_the_others_are_measured(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FlashAttention, "unavailable", classmethod(lambda cls: "needs a moon"))
+    _unavailable(monkeypatch)
     run, _ = prepared(llama_folder, ("lossless", "balanced"))
     report = run.measure()
     assert "needs a moon" in str(report.profiles[0].failed)
@@ -72,7 +82,7 @@ def test_a_profile_of_which_nothing_applies_is_told_and_the_others_are_measured(
 
 
 def test_where_none_applies_the_plan_says_so(mute_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FlashAttention, "unavailable", classmethod(lambda cls: "needs a moon"))
+    _unavailable(monkeypatch)
     with pytest.raises(NothingApplied, match="needs a moon"):
         prepared(mute_folder, ("lossless",))
 

@@ -16,8 +16,16 @@ def test_a_report_holds_the_plan_the_receipts_and_the_numbers_before_and_after()
     model = tiny.build("llama")
     report = measure_around(model, create_optimization_pipeline("llama"), byte_tokenizer(), QUICK)
     data = report.to_json()
-    assert [step["name"] for step in data["plan"]["steps"]] == ["tensor_compression", "flash_attention"]
-    assert [receipt["name"] for receipt in data["receipts"]] == ["tensor_compression", "flash_attention"]
+    assert [step["name"] for step in data["plan"]["steps"]] == [
+        "tensor_compression",
+        "flash_attention",
+        "kernel_fusion",
+    ]
+    assert [receipt["name"] for receipt in data["receipts"]] == [
+        "tensor_compression",
+        "flash_attention",
+        "kernel_fusion",
+    ]
     assert data["profile"] == "balanced"
     assert data["optimized"]["weight_bytes"] < data["baseline"]["weight_bytes"]
     assert 0 <= data["comparison"]["kl_nats_per_token"] < 0.1
@@ -44,7 +52,11 @@ def test_held_bytes_count_before_and_after() -> None:
 def test_the_status_of_a_report_holds_no_receipt_a_second_time() -> None:
     model = inference_pio.optimize(tiny.build("llama"))
     status = status_for_report(model)
-    assert [one["name"] for one in status["applied_optimizations"]] == ["tensor_compression", "flash_attention"]
+    assert [one["name"] for one in status["applied_optimizations"]] == [
+        "tensor_compression",
+        "flash_attention",
+        "kernel_fusion",
+    ]
     assert status["total_optimizations_available"] >= 2
     assert "receipt" not in str(status)
 

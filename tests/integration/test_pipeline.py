@@ -15,7 +15,11 @@ def test_a_pipeline_serves_any_number_of_models() -> None:
     models = [tiny.build("glm4_moe", seed=seed) for seed in (0, 1)]
     for model in models:
         assert pipeline(model) is model
-        assert get_optimization_manager().get_model_optimizations(model) == ["tensor_compression", "flash_attention"]
+        assert get_optimization_manager().get_model_optimizations(model) == [
+            "tensor_compression",
+            "flash_attention",
+            "kernel_fusion",
+        ]
 
 
 def test_without_a_family_each_models_own_is_taken() -> None:
@@ -26,7 +30,9 @@ def test_without_a_family_each_models_own_is_taken() -> None:
 
 def test_a_pipeline_says_what_it_does() -> None:
     pipeline = create_optimization_pipeline("qwen", "lossless")
-    told = "OptimizationPipeline(profile_name='lossless', model_family=ModelFamily.QWEN): flash_attention"
+    told = (
+        "OptimizationPipeline(profile_name='lossless', model_family=ModelFamily.QWEN): flash_attention, kernel_fusion"
+    )
     assert repr(pipeline) == told
     assert pipeline == OptimizationPipeline("lossless", ModelFamily.QWEN)
 
@@ -35,7 +41,7 @@ def test_a_plan_touches_nothing() -> None:
     model = tiny.build("qwen3")
     before = fingerprint(model)
     plan = create_optimization_pipeline("qwen").plan(model)
-    assert [step.name for step in plan.steps] == ["tensor_compression", "flash_attention"]
+    assert [step.name for step in plan.steps] == ["tensor_compression", "flash_attention", "kernel_fusion"]
     assert plan.profile == "balanced"
     assert before.differences(fingerprint(model)) == []
 

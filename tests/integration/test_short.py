@@ -18,7 +18,7 @@ def test_optimize_and_restore_answer_with_the_very_model() -> None:
     model = tiny.build("qwen3")
     before = fingerprint(model)
     assert inference_pio.optimize(model) is model
-    assert applied(model) == ["tensor_compression", "flash_attention"]
+    assert applied(model) == ["tensor_compression", "flash_attention", "kernel_fusion"]
     assert inference_pio.restore(model) is model
     assert before.differences(fingerprint(model)) == []
 
@@ -28,7 +28,7 @@ def test_with_optimized_the_model_is_as_before_at_the_end() -> None:
     before = fingerprint(model)
     with inference_pio.optimized(model, "lossless") as inside:
         assert inside is model
-        assert applied(model) == ["flash_attention"]
+        assert applied(model) == ["flash_attention", "kernel_fusion"]
     assert before.differences(fingerprint(model)) == []
 
 
@@ -43,14 +43,14 @@ def test_with_optimized_an_error_passes_and_the_model_is_as_before() -> None:
 def test_with_optimized_on_an_optimized_model_what_it_had_comes_back() -> None:
     model = inference_pio.optimize(tiny.build("qwen3"), "lossless")
     with inference_pio.optimized(model, "balanced"):
-        assert applied(model) == ["tensor_compression", "flash_attention"]
-    assert applied(model) == ["flash_attention"]
+        assert applied(model) == ["tensor_compression", "flash_attention", "kernel_fusion"]
+    assert applied(model) == ["flash_attention", "kernel_fusion"]
 
 
 def test_a_plan_by_profile_or_by_names_touches_nothing() -> None:
     model = tiny.build("llama")
     before = fingerprint(model)
-    assert [step.name for step in inference_pio.plan(model, "lossless").steps] == ["flash_attention"]
+    assert [step.name for step in inference_pio.plan(model, "lossless").steps] == ["flash_attention", "kernel_fusion"]
     assert [step.name for step in inference_pio.plan(model, names=["tensor_compression"]).steps] == [
         "tensor_compression"
     ]
@@ -60,8 +60,9 @@ def test_a_plan_by_profile_or_by_names_touches_nothing() -> None:
 def test_names_in_a_plan_come_on_top_of_what_stands() -> None:
     model = inference_pio.optimize(tiny.build("llama"), "lossless")
     plan = inference_pio.plan(model, names=["tensor_compression"])
-    assert {step.name: step.action for step in plan.steps}["flash_attention"] in ("keep", "replay")
-    assert [step.name for step in plan.steps] == ["tensor_compression", "flash_attention"]
+    actions = {step.name: step.action for step in plan.steps}
+    assert {actions["flash_attention"], actions["kernel_fusion"]} <= {"keep", "replay"}
+    assert [step.name for step in plan.steps] == ["tensor_compression", "flash_attention", "kernel_fusion"]
 
 
 def test_wrong_names_are_told() -> None:

@@ -47,7 +47,11 @@ def test_the_report_has_a_column_for_each_and_the_optimized_model_stays(run) -> 
     assert (data["model"], data["profile"]) == ("tiny-llama", "balanced")
     assert outcome.opened.model.dtype == torch.bfloat16
     applied = get_optimization_manager().get_model_optimizations(outcome.opened.model)
-    assert [receipt["name"] for receipt in data["receipts"]] == applied == ["tensor_compression", "flash_attention"]
+    assert (
+        [receipt["name"] for receipt in data["receipts"]]
+        == applied
+        == ["tensor_compression", "flash_attention", "kernel_fusion"]
+    )
     assert [step["name"] for step in data["plan"]["steps"]] == applied
 
 
@@ -113,7 +117,9 @@ def test_a_profile_of_which_nothing_applies_is_told_in_the_plan(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inference_pio.optimizations.attention.flash_attention import FlashAttention
+    from inference_pio.optimizations.compute.kernel_fusion import KernelFusion
 
-    monkeypatch.setattr(FlashAttention, "unavailable", classmethod(lambda cls: "not on this machine"))
+    for member in (FlashAttention, KernelFusion):
+        monkeypatch.setattr(member, "unavailable", classmethod(lambda cls: "not on this machine"))
     with pytest.raises(NothingApplied, match="not on this machine"):
         SideBySide(Asked(str(llama_folder), "lossless"), Heard(), QUICK).plan()

@@ -20,7 +20,7 @@ def test_what_stood_is_brought_back() -> None:
     standing = Standing.of(model)
     apply_qwen_optimizations(model, "balanced")
     standing.bring_back(model)
-    assert get_optimization_manager().get_model_optimizations(model) == ["flash_attention"]
+    assert get_optimization_manager().get_model_optimizations(model) == ["flash_attention", "kernel_fusion"]
     assert get_optimization_manager().get_optimization_status(model)["profile"] == "lossless"
     assert Standing.of(model) == standing
 
@@ -51,7 +51,7 @@ def test_without_an_error_all_stays() -> None:
     model = tiny.build("qwen3")
     with back_on_error(model):
         apply_qwen_optimizations(model, "lossless")
-    assert get_optimization_manager().get_model_optimizations(model) == ["flash_attention"]
+    assert get_optimization_manager().get_model_optimizations(model) == ["flash_attention", "kernel_fusion"]
     restore(model)
 
 

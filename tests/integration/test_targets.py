@@ -34,8 +34,9 @@ def configured() -> Iterator[None]:
 
 
 def test_a_profile_makes_wishes_with_its_name_as_their_source() -> None:
-    flash, compression = profile_target("balanced", ModelFamily.OTHER)
+    flash, fusion, compression = profile_target("balanced", ModelFamily.OTHER)
     assert (flash.name, flash.order, flash.source) == ("flash_attention", False, "profile 'balanced'")
+    assert (fusion.name, fusion.order, fusion.source) == ("kernel_fusion", False, "profile 'balanced'")
     assert compression.parameters == {"format": "int8"}
     assert compression.priority == 100
 
@@ -59,8 +60,9 @@ def test_a_family_gives_priorities_and_defaults_under_the_profiles_parameters(co
 def test_what_a_family_switches_off_is_left_out_of_a_profile_with_that_reason(configs: ConfigManager) -> None:
     off = [{"name": "tensor_compression", "enabled": False}]
     configs.register_family(ModelOptimizationConfig(family="llama", optimizations=off))
-    _, compression = profile_target("balanced", ModelFamily.LLAMA)
+    *others, compression = profile_target("balanced", ModelFamily.LLAMA)
     assert compression.off == "switched off for the family 'llama'"
+    assert {one.off for one in others} == {None}
 
 
 @pytest.mark.usefixtures("configured")
@@ -68,7 +70,7 @@ def test_what_the_user_configured_lies_under_the_profile() -> None:
     manager = get_optimization_manager()
     given = OptimizationConfig(name="flash_attention", priority=3, parameters={"use_triton": True})
     manager.configure_optimization("flash_attention", given)
-    flash, _ = profile_target("balanced", ModelFamily.OTHER)
+    flash, *_ = profile_target("balanced", ModelFamily.OTHER)
     assert (flash.priority, flash.parameters) == (3, {"use_triton": True})
 
 
@@ -76,31 +78,32 @@ def test_what_the_user_configured_lies_under_the_profile() -> None:
 def test_what_the_user_switched_off_stays_off_in_a_profile() -> None:
     manager = get_optimization_manager()
     manager.configure_optimization("flash_attention", OptimizationConfig(name="flash_attention", enabled=False))
-    flash, _ = profile_target("balanced", ModelFamily.OTHER)
+    flash, *_ = profile_target("balanced", ModelFamily.OTHER)
     assert "configure_optimization" in flash.off
 
 
 def test_changes_are_orders_on_top() -> None:
     changes = Changes(enable=("tensor_compression",), parameters={"flash_attention": {"use_triton": True}})
-    flash, compression = profile_target("lossless", ModelFamily.OTHER, changes)
+    flash, fusion, compression = profile_target("lossless", ModelFamily.OTHER, changes)
     assert (flash.order, flash.parameters) == (True, {"use_triton": True})
+    assert (fusion.order, fusion.source) == (False, "profile 'lossless'")
     assert (compression.order, compression.source) == (True, "by name")
 
 
 def test_a_changed_member_keeps_the_profiles_other_parameters_and_its_priority() -> None:
     changed = profile_target("balanced", ModelFamily.GLM, Changes(enable=("tensor_compression",)))
-    assert changed[1].parameters == {"format": "int8"}
-    assert changed[1].priority == 20
+    assert changed[2].parameters == {"format": "int8"}
+    assert changed[2].priority == 20
 
 
 def test_a_disabled_member_is_gone() -> None:
     names = [one.name for one in profile_target("balanced", ModelFamily.GLM, Changes(disable=("flash_attention",)))]
-    assert names == ["tensor_compression"]
+    assert names == ["kernel_fusion", "tensor_compression"]
 
 
 def test_disabling_every_member_is_refused() -> None:
     with pytest.raises(InvalidSetting, match="nothing is left of profile 'lossless'"):
-        profile_target("lossless", ModelFamily.OTHER, Changes(disable=("flash_attention",)))
+        profile_target("lossless", ModelFamily.OTHER, Changes(disable=("flash_attention", "kernel_fusion")))
 
 
 def test_a_name_cannot_be_switched_on_and_off_at_once() -> None:

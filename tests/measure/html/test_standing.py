@@ -8,7 +8,7 @@ from tests import tiny
 def test_a_real_status_is_told_with_its_optimizations_and_bytes() -> None:
     model = inference_pio.optimize(tiny.build("llama"), "balanced")
     found = dict(standing_of(inference_pio.get_model_optimization_status(model)))
-    assert found["applied optimizations"] == "tensor_compression, flash_attention"
+    assert found["applied optimizations"] == "tensor_compression, flash_attention, kernel_fusion"
     assert found["profile"] == "balanced"
     assert found["held bytes"].endswith("B")
     inference_pio.restore(model)

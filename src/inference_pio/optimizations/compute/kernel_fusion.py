@@ -66,7 +66,9 @@ class KernelFusion(OptimizationInterface):
     name = "kernel_fusion"
     optimization_type = OptimizationType.COMPUTE
     stage = Stage.COMPUTATION
-    summary = "norms, rotations, gates and additions fused; layers of one input merged into one product"
+    summary = (
+        "norms, rotations, gates and additions fused; layers of one input merged; on a GPU, generate in whole steps"
+    )
     exactness = "exact up to rounding"
     Parameters: ClassVar[type[Settings]] = KernelFusionParameters
     on_small_models: ClassVar[Mapping[str, Any]] = {"level": "graph"}
