@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import MistralConfig, MistralForCausalLM
 
 from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.decoding.check import why_step_differs
@@ -59,6 +60,13 @@ def test_a_multiplier_that_no_part_tells_of_is_found() -> None:
     told = why(model)
     assert told is not None
     assert "other logits" in told
+
+
+def test_layers_that_forget_are_told() -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(**sizes, num_key_value_heads=2, vocab_size=128, sliding_window=4)
+    told = why(MistralForCausalLM(config).eval())
+    assert told == "its layers do not all keep all of their keys and values"
 
 
 def _softened(output: Any) -> Any:

@@ -120,11 +120,12 @@ def test_stop_strings_and_criteria_of_the_users_end_a_text(take: Take) -> None:
         def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
             return torch.full((len(input_ids),), input_ids.shape[1] >= 12)
 
+    assert torch.equal(*one.both(**prompt(2), max_new_tokens=5, do_sample=False, max_time=60.0))
     criteria = StoppingCriteriaList([Third()])
     ours, theirs = one.both(**prompt(2), max_new_tokens=20, do_sample=False, stopping_criteria=criteria)
     assert torch.equal(ours, theirs)
     assert ours.shape[1] == 12
-    assert one.engine.counts.calls == 3
+    assert one.engine.counts.calls == 4
     for model in (one.model, one.plain):
         model.generation_config.stop_strings = [word]
     ours, theirs = one.both(**prompt(1), max_new_tokens=20, do_sample=False, tokenizer=tokenizer)

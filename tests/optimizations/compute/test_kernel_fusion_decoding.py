@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from inference_pio.decoding.recordable import RecordableOperations
 from inference_pio.decoding.takeover import engine_of
 from inference_pio.errors import InvalidSetting
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.optimizations.compute import kernel_fusion
+from inference_pio.optimizations.compute.kernel_fusion import KernelFusion
 from tests import tiny
 from tests.quality import reference_models
 from tests.sweep import Case
@@ -100,6 +103,23 @@ def test_patterns_of_attention_are_followed_step_by_step() -> None:
     assert calls(case)["calls"] == 1
 
 
+def test_recorded_steps_leave_patterns_of_attention_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_fusion, "choose_operations", lambda device, dtype, exact: RecordableOperations())
+    case, other = Case("llama"), Case("llama")
+    pattern: dict[str, Any] = {"sparse_attention": {"dense_below": 0, "window": 4, "sinks": 1, "min_coverage": 0.0}}
+    other.manager.apply_optimizations(other.model, ["sparse_attention"], parameters=pattern)
+    expected = say(other.model, "llama", max_new_tokens=60)
+    given = pattern | {"kernel_fusion": {"level": "graph", "exact": True}}
+    case.manager.apply_optimizations(case.model, ["sparse_attention", "kernel_fusion"], parameters=given)
+    assert torch.equal(say(case.model, "llama", max_new_tokens=60), expected)
+    ((reason, count),) = calls(case)["left_to_the_library"].items()
+    assert reason.startswith("attention follows a pattern (")
+    assert (count, calls(case)["calls"]) == (1, 0)
+    case.manager.remove_optimizations(case.model, ["sparse_attention"])
+    say(case.model, "llama")
+    assert calls(case)["calls"] == 1
+
+
 def test_a_model_that_cannot_be_composed_is_told_and_an_order_refused() -> None:
     case = Case("llama")
     kind: Any = type(case.model)
@@ -108,6 +128,25 @@ def test_a_model_that_cannot_be_composed_is_told_and_an_order_refused() -> None:
     with pytest.raises(InvalidSetting, match="gives other logits than the library"):
         fuse(case)
     assert "_inference_pio" not in vars(case.model)
+
+
+def test_where_auto_reaches_steps_and_they_cannot_be_composed_the_rest_is_done_and_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(KernelFusion, "_level", lambda self: "graph")  # as auto does on a GPU
+    case = Case("llama")
+    kind: Any = type(case.model)
+    body = {"forward": lambda self, *given, **how: _negated(kind.forward(self, *given, **how))}
+    case.model.__class__ = type("Negating", (kind,), body)
+    before = say(case.model, "llama")
+    auto = {"kernel_fusion": {"level": "auto"}}
+    case.manager.apply_optimizations(case.model, ["kernel_fusion"], parameters=auto)
+    (receipt,) = case.manager.get_receipts(case.model)
+    (told,) = [note for note in receipt.notes if note.startswith("generate is left to the library: ")]
+    assert "gives other logits than the library" in told
+    assert any(note.startswith("fused: ") for note in receipt.notes)
+    assert engine_of(case.model) is None
+    assert torch.equal(say(case.model, "llama"), before)
 
 
 def _negated(output: Any) -> Any:
