@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,3 +53,30 @@ def test_recording_leaves_no_trace_and_replays_every_step() -> None:
     runner.run()
     assert count.item() == 6
     assert not torch.equal(drawn, first)
+
+
+@pytest.mark.gpu
+def test_what_only_the_steps_hold_stays_alive() -> None:
+    device = torch.device("cuda")
+    out = torch.zeros(4, device=device)
+
+    def made() -> Any:
+        held = torch.full((4,), 7.0, device=device)
+        return record(lambda: out.copy_(held), [out], device)
+
+    runner = made()
+    others = [torch.zeros(4, device=device) for _ in range(64)]  # what would lie where `held` lay
+    runner.run()
+    assert out.tolist() == [7.0] * 4
+    assert len(others) == 64
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("torch.cuda.device_count() < 2")
+def test_steps_of_another_gpu_than_the_current_one_are_recorded() -> None:
+    device = torch.device("cuda", 1)
+    count = torch.zeros(1, device=device)
+    runner = record(lambda: count.add_(1) and None, [count], device)
+    runner.run()
+    assert count.item() == 1
+    assert torch.cuda.current_device() == 0

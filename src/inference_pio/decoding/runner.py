@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from inference_pio.kernels.recording import recording, recording_stream
+
 WARM_UPS = 2
 """Runs before recording: kernels are compiled and libraries set up in the first."""
 
@@ -35,20 +37,22 @@ class GraphRunner:
     """
 
     def __init__(self, steps: Callable[[], None], kept: Sequence[Tensor], device: torch.device) -> None:
-        before = [tensor.clone() for tensor in kept]
-        chance = torch.cuda.get_rng_state(device)
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
+        self._steps = steps  # the graph knows the tensors that they hold by address alone
+        with torch.cuda.device(device):
+            before = [tensor.clone() for tensor in kept]
+            chance = torch.cuda.get_rng_state(device)
+            side, here = recording_stream(device), torch.cuda.current_stream(device)
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    steps()
+            here.wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with recording(self._graph, device):
                 steps()
-        torch.cuda.current_stream(device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            steps()
-        for tensor, was in zip(kept, before, strict=True):
-            tensor.copy_(was)
-        torch.cuda.set_rng_state(chance, device)
+            for tensor, was in zip(kept, before, strict=True):
+                tensor.copy_(was)
+            torch.cuda.set_rng_state(chance, device)
 
     def run(self) -> None:
         self._graph.replay()

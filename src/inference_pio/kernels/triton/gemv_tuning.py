@@ -11,6 +11,7 @@ import torch
 
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.gemv import gemv as torch_gemv
+from inference_pio.kernels.recording import recording
 from inference_pio.kernels.triton.gemv_candidates import GemvProblem, candidates
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch
 from inference_pio.kernels.triton.launch import device_limits
@@ -89,7 +90,7 @@ def graph_microseconds(problem: GemvProblem, weights_in_turn: Sequence[GemvWeigh
         gemv(**calls[0], launch=launch)  # compiles, which no graph may do
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with recording(graph, device):
             for call in calls:
                 gemv(**call, launch=launch)
         graph.replay()
