@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -84,3 +87,25 @@ def test_the_recorded_steps_used_last_are_kept() -> None:
     bucket.keep("new", EagerRunner(lambda: None))
     assert bucket.runner(0) is first
     assert bucket.runner(1) is None
+
+
+def test_logits_are_left_where_the_host_looks_whoever_recorded_them() -> None:
+    _, bucket = room()
+    with torch.inference_mode():
+        place = bucket.logits.data_ptr()
+    assert bucket.logits.shape == (2, bucket.decoder.head.out_features)
+    assert not bucket.logits.is_inference()
+    assert bucket.logits.data_ptr() == place
+
+
+def test_its_memory_is_free_as_soon_as_it_is_closed() -> None:
+    _, bucket = room()
+    bucket.keep("key", EagerRunner(partial(lambda held: held.slots.enter(), bucket)))
+    tokens = weakref.ref(bucket.slots.tokens)
+    gc.disable()
+    try:
+        bucket.close()
+        del bucket
+        assert tokens() is None
+    finally:
+        gc.enable()

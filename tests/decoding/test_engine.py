@@ -13,8 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from inference_pio.decoding import call as call_module
 from inference_pio.decoding import engine as engine_module
+from inference_pio.decoding.call import AHEAD
 from inference_pio.decoding.engine import MOST_ROWS, Engine
+from inference_pio.decoding.flights import IN_FLIGHT, Flights
 from inference_pio.decoding.operations import PlainOperations
 from inference_pio.decoding.takeover import engine_of
 from tests import tiny
@@ -306,3 +309,61 @@ def test_closing_gives_all_room_back(take: Take) -> None:
     one.engine.close()
     assert one.engine.nbytes == 0
     assert torch.equal(*one.both(**prompt(), max_new_tokens=3, do_sample=False))
+
+
+def test_a_model_under_autocast_is_the_librarys(take: Take) -> None:
+    one = take("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(*one.both(**prompt(), max_new_tokens=5, do_sample=False))
+    assert list(one.engine.counts.left) == ["autocast is on, and recorded steps compute in the dtypes of the weights"]
+
+
+def test_what_was_tried_without_memory_is_let_go_of_before_it_is_tried_again(
+    take: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, made = take("llama"), list[Any]()
+
+    class Tight(engine_module.Bucket):
+        def __init__(self, *given: Any) -> None:
+            assert not any(other() for other in made)
+            super().__init__(*given)
+            made.append(weakref.ref(self))
+
+        def furnish(self) -> None:
+            raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(engine_module, "Bucket", Tight)
+    gc.disable()
+    try:
+        one.model.generate(**prompt(), max_new_tokens=3, pad_token_id=0)
+    finally:
+        gc.enable()
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"eos_token_id": list(range(3, 40))}], ids=str)
+@pytest.mark.parametrize("name", ["llama", "glm4_moe_lite"])
+def test_runs_of_several_steps_on_their_way_give_the_librarys_tokens(
+    name: str, options: dict[str, Any], take: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: four steps a run, two runs on their way, and room that grows under them."""
+    sent: list[int] = []
+
+    class Two(Flights):
+        def __init__(self, slots: Any) -> None:
+            super().__init__(slots)
+            self.most = IN_FLIGHT
+
+        def launch(self, runner: Any) -> None:
+            sent.append(1)
+            super().launch(runner)
+
+    monkeypatch.setattr(call_module, "Flights", Two)
+    monkeypatch.setattr(call_module.Call, "ahead", property(lambda self: AHEAD if self.recipe else 1))
+    monkeypatch.setattr(engine_module, "FIRST_ROOM", 8)
+    one = take(name)
+    ours, theirs = one.both(**prompt(padded=2), max_new_tokens=270, do_sample=False, **options)
+    assert torch.equal(ours, theirs)
+    assert one.engine.counts.left == {}
+    if "eos_token_id" not in options:
+        assert len(sent) == -(-269 // AHEAD)  # none for tokens behind the last

@@ -32,12 +32,25 @@ class Bucket:
         self.padded, self.prepared = False, False
         self.pages: PageLists | None = None
         self.step = 0
-        self.logits = torch.empty(0)
+        self._logits: Tensor | None = None
         self.cos, self.sin = self._angles()
 
     @property
     def nbytes(self) -> int:
         return self.cache.nbytes + self.cos.nbytes + self.sin.nbytes
+
+    @property
+    @torch.inference_mode(False)
+    def logits(self) -> Tensor:
+        """float32 [B, vocabulary]: where steps leave logits that the host is to look at, whoever recorded them."""
+        if self._logits is None:
+            vocabulary: Any = self.decoder.head.out_features
+            self._logits = torch.zeros(self.batch, vocabulary, device=self.device)
+        return self._logits
+
+    def close(self) -> None:
+        """Let go of recorded steps, which hold this room as it holds them: its memory is free at once, not some day."""
+        self.runners.clear()
 
     def store(self, layer: int) -> Store:
         """Where a layer's keys and values lie; there from the first prompt on, or from `furnish`."""

@@ -15,7 +15,7 @@ from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.counts import Counts
 from inference_pio.decoding.flights import IN_FLIGHT, Flights
 from inference_pio.decoding.operations import Operations
-from inference_pio.decoding.prepare import first_positions, handed_out
+from inference_pio.decoding.prepare import first_positions, handed_out, most_tokens
 from inference_pio.decoding.progress import Progress
 from inference_pio.decoding.runner import Runner, record
 from inference_pio.decoding.sampling import Recipe, draw, recipe_of
@@ -56,6 +56,10 @@ class Call:
         if self.recipe is not None and self.recipe.marks:
             bucket.slots.mark(self.prompt, self.vocabulary, self.recipe.unmarked)
         self.runner()
+
+    def let_go(self) -> None:
+        """Hold no bucket any more, so that its memory is free."""
+        vars(self).pop("bucket", None)
 
     @property
     def vocabulary(self) -> int:
@@ -112,9 +116,9 @@ class Call:
         self._lead = max(0, int(positions.max()) - held)
 
     def _device_chooses(self, held: int) -> Iterator[Tensor]:
-        flights, sent = Flights(self.bucket.slots), 0
+        flights, sent, most = Flights(self.bucket.slots), 0, most_tokens(self.settled, self.prompt, self.given)[1] - 1
         while True:
-            while len(flights) < flights.most:
+            while len(flights) < flights.most and (sent < most or not len(flights)):  # none for tokens behind the last
                 self._begin_run(held + sent)
                 flights.launch(self.runner())
                 sent += self.ahead
@@ -161,7 +165,7 @@ class Call:
 
         def logits_alone() -> None:
             bucket.step = 0
-            bucket.logits = logits_of_step(bucket.decoder, operations, bucket)
+            bucket.logits.copy_(logits_of_step(bucket.decoder, operations, bucket))
 
         return logits_alone if recipe is None else chosen_on_the_device
 

@@ -19,6 +19,7 @@ from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.prepare import most_tokens
 from inference_pio.decoding.stamp import pattern_of, stamp_of, why_not_replaced
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.launch import on_device
 
 MOST_ROWS = 32
 FIRST_ROOM = 1024
@@ -56,7 +57,7 @@ class Engine:
 
     def close(self) -> None:
         """Give all room and every recorded step back."""
-        self._buckets.clear()
+        self._empty()
         self._built = None
 
     def why_never(self, model: nn.Module) -> str | None:
@@ -86,8 +87,8 @@ class Engine:
         synced_gpus: bool = False, streamer: Any = None, **given: Any,
     ) -> Any:  # fmt: skip
         """What stands in for the library's `_sample`, with its arguments and its results."""
-        with self._turn:
-            reason = self.why_not(model) or _why_not_these(input_ids)
+        with self._turn, on_device(next(model.parameters())):  # events and recordings belong to the current GPU
+            reason = _why_not_these(input_ids) or self.why_not(model)
             call = None
             if reason is None:
                 call = Call(
@@ -107,26 +108,30 @@ class Engine:
         assert self._built.decoder is not None
         prompt, most = most_tokens(call.settled, call.prompt, call.given)
         wanted = prompt + min(most, FIRST_ROOM) + call.slack
-        for last in (False, True):
+        for _ in range(2):
             try:
-                bucket = self._bucket(model, self._built.decoder, len(call.prompt), wanted)
-                call.prepare(bucket, self.operations, self.counts)
+                call.prepare(
+                    self._bucket(model, self._built.decoder, len(call.prompt), wanted), self.operations, self.counts
+                )
             except torch.OutOfMemoryError:
-                self._buckets.clear()
-                if last:
-                    return "there was not enough memory for a cache and recorded steps of its own"
+                call.let_go()
             except InvalidSetting as error:  # rows padded elsewhere than on the left
                 return str(error)
             else:
                 return None
-        return None
+            self._empty()  # here, where no traceback holds what was tried
+        return "there was not enough memory for a cache and recorded steps of its own"
 
     def _bucket(self, model: nn.Module, decoder: Decoder, rows: int, tokens: int) -> Bucket:
-        found = self._buckets.get(rows)
-        if found is None or found.capacity < tokens:
-            self._buckets.pop(rows, None)
-            found = self._buckets[rows] = Bucket(model, decoder, rows, tokens, AHEAD)
-        return found
+        if rows in self._buckets and self._buckets[rows].capacity < tokens:
+            self._buckets.pop(rows).close()
+        if rows not in self._buckets:
+            self._buckets[rows] = Bucket(model, decoder, rows, tokens, AHEAD)
+        return self._buckets[rows]
+
+    def _empty(self) -> None:
+        while self._buckets:
+            self._buckets.popitem()[1].close()
 
     def _library(self, reason: str | None, model: Any, tokens: Tensor, **given: Any) -> Any:
         self.counts.left[str(reason)] += 1
@@ -136,4 +141,6 @@ class Engine:
 def _why_not_these(tokens: Tensor) -> str | None:
     if not 1 <= len(tokens) <= MOST_ROWS:
         return f"a batch of more than {MOST_ROWS} rows"
+    if torch.is_autocast_enabled(tokens.device.type):
+        return "autocast is on, and recorded steps compute in the dtypes of the weights"
     return None
