@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference_pio.anatomy.decoder_norm import Norm, norm_of
+from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.compat import has_triton
 from tests import tiny
 from tests.decoding.conftest import COMPOSED
@@ -44,6 +44,41 @@ def kernels_used(name: str) -> set[str]:
     return used
 
 
+def counters_of_a_router() -> list[list[int]]:
+    """A router's scratch, by its address, and what its counters hold behind each of two calls."""
+    from inference_pio.decoding.fused import FusedOperations
+    from inference_pio.decoding.operations import PlainOperations
+
+    decoder = decoder_of(tiny.build("glm4_moe"))
+    assert isinstance(decoder, Decoder)
+    layer, operations, seen = decoder.layers[-1], FusedOperations(), []
+    mixture: Any = layer.mlp
+    for seed in range(2):
+        x = torch.randn(2, tiny.HIDDEN, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            found = operations.mix(x, layer.mlp_norm, mixture)
+            expected = PlainOperations().mix(x, layer.mlp_norm, mixture)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        (scratch,) = operations._routing[mixture.router].values()
+        seen.append([scratch.arrived.data_ptr(), *scratch.arrived.tolist()])
+    return seen
+
+
+def dependent_by_rule() -> list[bool]:
+    """Whether the products of a step that asks for it begin before the kernel in front of them has ended."""
+    from inference_pio.decoding.fused import FusedOperations
+    from inference_pio.kernels.triton import gemv as module
+
+    launches, original = [], module.gemv
+    module.gemv = lambda *given, **how: launches.append(how["launch"]) or original(*given, **how)
+    try:
+        found, expected = both("llama", torch.float32, 0, FusedOperations(dependent=True))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    finally:
+        module.gemv = original
+    return [launch.dependent for launch in launches]
+
+
 ONE_OF_EACH_KIND = ("qwen3", "glm4_moe", "glm4_moe_lite")
 IN_TURN = [pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND else pytest.mark.slow) for name in COMPOSED]
 """The interpreter takes seconds a step; models of like parts are left to `make verify`."""
@@ -70,29 +105,23 @@ def test_it_is_our_kernels_that_compute(interpreted: Callable[..., Any]) -> None
     assert interpreted(kernels_used, "glm4_moe") == {"gemv", "route", "expert_gate_up", "expert_down"}
 
 
+@needs_triton
+def test_a_router_keeps_its_scratch_from_step_to_step(interpreted: Callable[..., Any]) -> None:
+    first, second = interpreted(counters_of_a_router)
+    assert first == second
+    assert first[1:] == [0, 0]
+
+
+@needs_triton
+def test_products_that_are_not_tuned_overlap_where_it_is_asked_for(interpreted: Callable[..., Any]) -> None:
+    launches = interpreted(dependent_by_rule)
+    assert len(launches) == 3 * 4 + 1  # four of each layer, and the head
+    assert all(launches)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("padded", [0, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", COMPOSED)
 def test_it_is_near_the_library_on_a_gpu(name: str, dtype: torch.dtype, padded: int) -> None:
     near(name, dtype, padded, "cuda")
-
-
-def test_many_rows_are_one_product_of_torchs_where_weights_lie_side_by_side() -> None:
-    from inference_pio.anatomy.merged_linears import merge
-    from inference_pio.decoding.fused import FusedOperations
-    from inference_pio.undo.journal import Journal
-
-    model: Any = tiny.build("llama")
-    mlp, norm, x = model.model.layers[0].mlp, norm_of(model.model.norm), torch.randn(9, tiny.HIDDEN)
-    assert isinstance(norm, Norm)
-    linears = (mlp.gate_proj, mlp.up_proj)
-    with torch.no_grad():
-        apart = FusedOperations().project(x, linears, norm=norm, gated=True)
-        journal = Journal(model)
-        with journal.step("merge"):
-            merge(journal, linears)
-        together = FusedOperations().project(x, linears, norm=norm, gated=True)
-        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
-        behind = FusedOperations().project(together, (mlp.down_proj,), residual=x)
-        torch.testing.assert_close(behind, x + mlp(norm.module(x)), rtol=1e-5, atol=1e-6)

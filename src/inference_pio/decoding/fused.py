@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,13 @@ from inference_pio.anatomy.decoder_attention import LatentHeads
 from inference_pio.anatomy.decoder_mlp import Mixture
 from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.anatomy.latent_attention import readable_weight
-from inference_pio.anatomy.merged_linears import merged_linear
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.launches import Launches
 from inference_pio.decoding.recordable import RecordableOperations, starts_of
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import LinearWeights, expert_weights, linear_weights
-from inference_pio.kernels.gated import silu_mul
-from inference_pio.kernels.rms_norm import rms_norm
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch
+from inference_pio.kernels.triton.launch import device_limits
 from inference_pio.kernels.triton.support import MOST_ROWS, supports_latent_decode
 
 
@@ -28,7 +28,8 @@ class FusedOperations(RecordableOperations):
     """Our kernels for up to eight rows, torch's products and our elementwise kernels for more.
 
     A dense layer takes seven launches: queries, keys and values; rotation and cache; attention in two; its result;
-    gate and up; down. `launches` are those that were found fastest here.
+    gate and up; down. `launches` are those that were found fastest here; `dependent` ones begin before the kernel in
+    front of them has ended.
     """
 
     name = "triton"
@@ -36,7 +37,7 @@ class FusedOperations(RecordableOperations):
     def __init__(self, launches: Launches | None = None, *, dependent: bool = False) -> None:
         self.launches = launches or Launches()
         self.dependent = dependent
-        self._routing: dict[tuple[int, int, torch.device], Any] = {}
+        self._routing: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
     def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
         """Find launches for a bucket's products, by one step that is listened to."""
@@ -49,10 +50,8 @@ class FusedOperations(RecordableOperations):
         self, x: Tensor, linears: Sequence[nn.Module], *, norm: Norm | None = None, gated: bool = False,
         residual: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        if len(x) > MOST_ROWS:
-            return self._by_torch(x, linears, norm, gated, residual)
         held = [linear_weights(layer) for layer in linears]
-        if None in held or len({layer.weight.dtype for layer in held if layer}) > 1:
+        if len(x) > MOST_ROWS or None in held or len({layer.weight.dtype for layer in held if layer}) > 1:
             return super().project(x, linears, norm=norm, gated=gated, residual=residual)
         return self._multiply(x, held, norm=norm, gated=gated, residual=residual)  # type: ignore[arg-type]
 
@@ -81,22 +80,29 @@ class FusedOperations(RecordableOperations):
 
     def mix(self, x: Tensor, norm: Norm, mixture: Mixture) -> Tensor:
         from inference_pio.kernels.triton.experts import expert_down, expert_gate_up
-        from inference_pio.kernels.triton.routing import RoutingScratch, route
+        from inference_pio.kernels.triton.routing import route
 
         experts, shared = expert_weights(mixture.experts), _shared(mixture)
         if len(x) > MOST_ROWS or experts is None or shared is None:
             return super().mix(x, norm, mixture)
         gate: Tensor = mixture.router.weight  # type: ignore[assignment]
-        room = len(x), len(gate), x.device
-        scratch = self._routing.get(room)
-        if scratch is None:  # one for all layers, which follow one another; a graph would zero one of its own each time
-            scratch = self._routing[room] = RoutingScratch.of(*room)
         normed, index, weight = route(
-            x, gate, mixture.rule, correction=mixture.correction, norm_weight=norm.weight, eps=norm.eps, scratch=scratch
-        )
+            x, gate, mixture.rule, correction=mixture.correction, norm_weight=norm.weight, eps=norm.eps,
+            scratch=self._scratch_of(mixture.router, x),
+        )  # fmt: skip
         up, down = shared.get("up", {}), shared.get("down", {})
         hidden = expert_gate_up(normed, experts.gate_up, index, scales=experts.gate_up_scale, **up)
         return expert_down(hidden, experts.down, index, weight, scales=experts.down_scale, residual=x, **down)
+
+    def _scratch_of(self, router: nn.Module, x: Tensor) -> Any:
+        """A router's scratch stays: its counters are zero after each launch, and a step need not set them."""
+        from inference_pio.kernels.triton.routing import RoutingScratch
+
+        experts: int = len(router.weight)  # type: ignore[arg-type]
+        held, key = self._routing.setdefault(router, {}), (len(x), experts, x.device)
+        if key not in held:
+            held[key] = RoutingScratch.of(len(x), experts, x.device)
+        return held[key]
 
     def logits(self, x: Tensor, norm: Norm, head: nn.Module) -> Tensor:
         held = linear_weights(head)
@@ -104,18 +110,6 @@ class FusedOperations(RecordableOperations):
             return super().logits(x, norm, head)
         out = x.new_empty(len(x), len(held.weight), dtype=torch.float32)
         return self._multiply(x, [held], norm=norm, out=out)
-
-    def _by_torch(
-        self, x: Tensor, linears: Sequence[nn.Module], norm: Norm | None, gated: bool, residual: Tensor | None
-    ) -> Tensor:
-        """Many rows: one product of torch's where weights lie side by side, else one for each layer."""
-        if norm is not None:
-            x = rms_norm(x, norm.weight, norm.eps)
-        whole = merged_linear(linears, x) if len(linears) > 1 else None
-        if whole is None:
-            return super().project(x, linears, gated=gated, residual=residual)
-        out = silu_mul(whole) if gated else whole
-        return out if residual is None else residual + out
 
     def _multiply(
         self, x: Tensor, held: Sequence[LinearWeights], *, norm: Norm | None = None, gated: bool = False,
@@ -130,7 +124,17 @@ class FusedOperations(RecordableOperations):
         if norm is not None:
             given |= {"norm_weight": norm.weight, "eps": norm.eps}
         launch = self.launches.launch_for(x, weights, scales, dependent=self.dependent, **_beside(given))
+        if launch is None and self.dependent:
+            launch = _dependent_by_rule(x, weights, gated)
         return gemv(x, weights, launch=launch, **given)
+
+
+def _dependent_by_rule(x: Tensor, weights: Sequence[Tensor], gated: bool) -> GemvLaunch:
+    rows = sum(map(len, weights))
+    return choose_gemv_launch(
+        device_limits(x.device), len(x), rows, x.shape[1], weights[0].element_size(), gated=gated, dependent=True,
+        bfloat16=x.dtype is torch.bfloat16,
+    )  # fmt: skip
 
 
 def _shared(mixture: Mixture) -> dict[str, dict[str, Any]] | None:

@@ -13,6 +13,7 @@ from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads
 from inference_pio.anatomy.decoder_mlp import Mixture
 from inference_pio.anatomy.decoder_norm import Norm
+from inference_pio.anatomy.merged_linears import merged_linear
 from inference_pio.cache.store import Store
 from inference_pio.compat import left_padding_mask
 from inference_pio.decoding.bucket import Bucket
@@ -73,7 +74,8 @@ class PlainOperations:
     ) -> Tensor:  # fmt: skip
         if norm is not None:
             x = rms_norm(x, norm.weight, norm.eps)
-        parts: list[Tensor] = [linear(x) for linear in linears]
+        whole = merged_linear(linears, x) if len(linears) > 1 else None
+        parts: list[Tensor] = [linear(x) for linear in linears] if whole is None else [whole]
         if gated:
             parts = [silu_mul(*parts)]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
