@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from inference_pio.anatomy.attention_function import OF_PATTERN
 from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.decoding.stamp import stamp_of, why_not_replaced
 from tests import tiny
@@ -87,4 +88,15 @@ def test_forwards_of_ours_may_be_stood_in_for_and_others_not() -> None:
     handle = model.register_forward_pre_hook(lambda *given: None)
     assert "LlamaForCausalLM carries hooks" in str(why_not_replaced(model, decoder))
     handle.remove()
+    handle = model.model.layers[0].self_attn.register_forward_pre_hook(_of_a_pattern)
+    assert "LlamaAttention carries hooks" in str(why_not_replaced(model, decoder))
+    assert why_not_replaced(model, decoder, asks_patterns=False) is None
+    handle.remove()
     assert why_not_replaced(model.train(), decoder) == "the model is in training mode"
+
+
+def _of_a_pattern(module: Any, given: Any) -> None:
+    """A hook that tells a pattern what its next call is about."""
+
+
+setattr(_of_a_pattern, OF_PATTERN, True)

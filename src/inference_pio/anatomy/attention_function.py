@@ -19,8 +19,10 @@ Attend = Callable[..., tuple[Tensor, Tensor | None]]
 Pattern = Callable[..., tuple[Tensor, Tensor | None]]
 """`pattern(attend, module, query, key, value, mask, **rest)`; what it leaves alone goes to the dense one."""
 
-PassedOver = Callable[[nn.Module, str], object]
-"""`passed_over(module, reason)`."""
+PassedOver = Callable[[nn.Module, str, int], object]
+"""`passed_over(module, reason, calls)`."""
+OF_PATTERN = "_inference_pio_of_pattern"
+"""The attribute of a hook that serves a pattern alone: where no pattern is asked, nobody need call it."""
 LATENT = "a latent cache that is decoded as it is"
 
 _PATTERNS: dict[str, Pattern] = {}
@@ -70,7 +72,7 @@ def _chain(pattern: str, dense: str) -> Attend:
         attend: Attend = attention_function(dense)
         if is_unexpanded(query, key):  # a latent cache that the dense function decodes as it is
             if query.shape[2] <= MOST_QUERIES:
-                _PASSED_OVER[pattern](module, LATENT)
+                _PASSED_OVER[pattern](module, LATENT, 1)
                 return attend(module, query, key, value, attention_mask, **rest)
             key, value = expanded(module, key, value)
         run = _PATTERNS[pattern]
@@ -79,7 +81,14 @@ def _chain(pattern: str, dense: str) -> Attend:
     return attention
 
 
-def _nobody_hears(module: nn.Module, reason: str) -> None:
+def tell_passed_over(module: nn.Module, reason: str, calls: int) -> None:
+    """Tell the pattern that a module follows, if any, of calls that were computed densely without asking it."""
+    pattern = pattern_part(attention_name(module.config) or "")
+    if pattern is not None:
+        _PASSED_OVER[pattern](module, reason, calls)
+
+
+def _nobody_hears(module: nn.Module, reason: str, calls: int) -> None:
     """For patterns that count nothing."""
 
 

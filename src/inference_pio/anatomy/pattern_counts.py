@@ -31,9 +31,9 @@ class PatternCounts:
         self.backends[backend] += 1
         self._kept, self._of = self._kept + kept, self._of + of
 
-    def left(self, reason: str) -> None:
-        """A call was left to the dense function."""
-        self.dense_calls[reason] += 1
+    def left(self, reason: str, calls: int = 1) -> None:
+        """So many calls were left to the dense function."""
+        self.dense_calls[reason] += calls
 
     def to_json(self) -> dict[str, Any]:
         """Calls of one layer each; `density` is the share of pairs kept in the calls that were served. What was counted

@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from inference_pio.anatomy.attention_function import tell_passed_over
 from inference_pio.compat import library_prefill, pad_token
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.counts import Counts
 from inference_pio.decoding.flights import IN_FLIGHT, Flights
 from inference_pio.decoding.operations import Operations
+from inference_pio.decoding.page_lists import fixed_heads_of
 from inference_pio.decoding.prepare import first_positions, handed_out, most_tokens
 from inference_pio.decoding.progress import Progress
 from inference_pio.decoding.runner import Runner, record
 from inference_pio.decoding.sampling import Recipe, draw, recipe_of
 from inference_pio.decoding.step import logits_of_step
 
+RECORDED = "recorded steps, which attend to every token"
 AHEAD = 4
 """Steps that a GPU takes in one go: the host looks at tokens once in so many."""
 
@@ -103,7 +106,16 @@ class Call:
         self.progress.end()
         self.counts.calls += 1
         self.counts.new_tokens += self.progress.new * len(self.prompt)
+        self._tell_patterns(self.progress.new - 1)
         return self._result(held + self.progress.new - 1)
+
+    def _tell_patterns(self, steps: int) -> None:
+        """Patterns that recorded steps do not ask hear of it: those steps attend to every token."""
+        if self.operations.attends_as_configured or not steps:
+            return
+        for layer in self.bucket.decoder.layers:
+            if self.bucket.pages is None or fixed_heads_of(layer.attention.module) is None:
+                tell_passed_over(layer.attention.module, RECORDED, steps)
 
     def _begin(self, held: int) -> None:
         """Stand behind the prompt and the first token chosen."""

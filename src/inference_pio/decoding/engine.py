@@ -17,7 +17,7 @@ from inference_pio.decoding.check import why_step_differs
 from inference_pio.decoding.counts import Counts
 from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.prepare import most_tokens
-from inference_pio.decoding.stamp import pattern_of, stamp_of, why_not_replaced
+from inference_pio.decoding.stamp import stamp_of, why_not_replaced
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import on_device
 
@@ -69,18 +69,19 @@ class Engine:
 
     def why_not(self, model: nn.Module) -> str | None:
         """Why this model, as it is now, is left to the library, or None."""
-        if not self.operations.attends_as_configured and (pattern := pattern_of(model)):
-            return f"attention follows a pattern ({pattern}), which recorded steps do not know"
+        asks = self.operations.attends_as_configured
         built = self._built
         if built is None or built.stamp != stamp_of(built.decoder, model):
             self.close()
             decoder = decoder_of(model)
-            if not isinstance(decoder, str) and (reason := why_not_replaced(model, decoder)):
+            if not isinstance(decoder, str) and (reason := why_not_replaced(model, decoder, asks_patterns=asks)):
                 return reason
             broken = decoder if isinstance(decoder, str) else why_step_differs(model, decoder, self.operations)
             parts = None if isinstance(decoder, str) else decoder
             self._built = built = Built(parts, stamp_of(parts, model), broken)
-        return built.broken or (why_not_replaced(model, built.decoder) if built.decoder else None)
+        if built.broken or built.decoder is None:
+            return built.broken
+        return why_not_replaced(model, built.decoder, asks_patterns=asks)
 
     def decode(
         self, model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,

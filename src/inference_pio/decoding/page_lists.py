@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -94,9 +94,3 @@ class PageLists:
 
 def _kind(heads: FixedHeads) -> Kind:
     return heads.pattern, heads.key_heads, heads.dense_below
-
-
-def other_pattern(names: Sequence[str | None]) -> str | None:
-    """A pattern among the names of attention functions that no list of pages can say, or None."""
-    found = (pattern_part(name) for name in names if name)
-    return next((pattern for pattern in found if pattern is not None and pattern != FIXED_HEADS), None)

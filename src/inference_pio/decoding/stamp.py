@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from inference_pio.anatomy.attention_function import OF_PATTERN
 from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.fixed_heads import FIXED_HEADS
-from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import attention_name
-from inference_pio.decoding.page_lists import other_pattern
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -28,23 +27,20 @@ def stamp_of(decoder: Decoder | None, model: nn.Module) -> tuple[Any, ...]:
     return tuple(chain.from_iterable(_marks(module) for module in decoder.modules()))
 
 
-def why_not_replaced(model: nn.Module, decoder: Decoder) -> str | None:
-    """Why the modules of a decoder must be called themselves, or None."""
+def why_not_replaced(model: nn.Module, decoder: Decoder, *, asks_patterns: bool = True) -> str | None:
+    """Why the modules of a decoder must be called themselves, or None. Hooks that serve a pattern of attention alone
+    count where steps ask it.
+    """
     if model.training:
         return "the model is in training mode"
     for module in chain((model,), decoder.modules()):
         own = vars(module)
-        if any(own.get(name) for name in HOOKS):
+        hooks = [hook for name in HOOKS for hook in own[name].values()]
+        if any(asks_patterns or not hasattr(hook, OF_PATTERN) for hook in hooks):
             return f"{type(module).__name__} carries hooks, which a step of our own would not call"
         if _is_foreign(own.get("forward")):
             return f"the forward of {type(module).__name__} is overridden"
     return None
-
-
-def pattern_of(model: nn.Module) -> str | None:
-    """The pattern that some attention of a model follows and recorded steps cannot, or None."""
-    names = [attention_name(module.config) for _, module, role in attention_modules(model) if role == "attention"]
-    return other_pattern(names)
 
 
 def _marks(module: nn.Module) -> Iterator[Any]:

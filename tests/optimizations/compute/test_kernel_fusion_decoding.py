@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from inference_pio.decoding.recordable import RecordableOperations
 from inference_pio.decoding.takeover import engine_of
 from inference_pio.errors import InvalidSetting
 from inference_pio.manager import ModularOptimizationManager
-from inference_pio.optimizations.compute import kernel_fusion
 from inference_pio.optimizations.compute.kernel_fusion import KernelFusion
 from tests import tiny
 from tests.quality import reference_models
@@ -100,23 +98,6 @@ def test_patterns_of_attention_are_followed_step_by_step() -> None:
     given = pattern | {"kernel_fusion": {"level": "graph", "exact": True}}
     case.manager.apply_optimizations(case.model, ["sparse_attention", "kernel_fusion"], parameters=given)
     assert torch.equal(say(case.model, "llama", max_new_tokens=60), expected)
-    assert calls(case)["calls"] == 1
-
-
-def test_recorded_steps_leave_patterns_of_attention_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_fusion, "choose_operations", lambda device, dtype, exact: RecordableOperations())
-    case, other = Case("llama"), Case("llama")
-    pattern: dict[str, Any] = {"sparse_attention": {"dense_below": 0, "window": 4, "sinks": 1, "min_coverage": 0.0}}
-    other.manager.apply_optimizations(other.model, ["sparse_attention"], parameters=pattern)
-    expected = say(other.model, "llama", max_new_tokens=60)
-    given = pattern | {"kernel_fusion": {"level": "graph", "exact": True}}
-    case.manager.apply_optimizations(case.model, ["sparse_attention", "kernel_fusion"], parameters=given)
-    assert torch.equal(say(case.model, "llama", max_new_tokens=60), expected)
-    ((reason, count),) = calls(case)["left_to_the_library"].items()
-    assert reason.startswith("attention follows a pattern (")
-    assert (count, calls(case)["calls"]) == (1, 0)
-    case.manager.remove_optimizations(case.model, ["sparse_attention"])
-    say(case.model, "llama")
     assert calls(case)["calls"] == 1
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from inference_pio.anatomy.attention_function import Attend, add_pattern, run_pattern
+from inference_pio.anatomy.attention_function import OF_PATTERN, Attend, add_pattern, run_pattern
 from inference_pio.anatomy.pattern_counts import PatternCounts
 from inference_pio.anatomy.pattern_sites import why_no_pattern
 from inference_pio.anatomy.plain_calls import UNKNOWN_MASK, ExtentReader, why_dense
@@ -93,7 +93,7 @@ class AdaptiveSparseAttention(OptimizationInterface):
         }  # fmt: skip
 
     def apply(self, model: nn.Module) -> nn.Module:
-        add_pattern(ADAPTIVE, attend_adaptively, lambda module, reason: vars(module)[ADAPTIVE].counts.left(reason))
+        add_pattern(ADAPTIVE, attend_adaptively, _count_as_dense)
         paths = [site.path for site in self.step.sites]
         counts, reader = PatternCounts(), ExtentReader()
         for number, path in enumerate(paths):
@@ -143,6 +143,14 @@ def _see_cache(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     """Tell a layer which cache it is called with: the attention function is handed the keys alone."""
     heads: AdaptiveHeads = vars(module)[ADAPTIVE]
     heads.given(kwargs.get("past_key_values"), getattr(module, "layer_idx", None))
+
+
+setattr(_see_cache, OF_PATTERN, True)
+
+
+def _count_as_dense(module: nn.Module, reason: str, calls: int) -> None:
+    heads: AdaptiveHeads = vars(module)[ADAPTIVE]
+    heads.counts.left(reason, calls)
 
 
 def _why_too_short(model: nn.Module, dense_below: int) -> str | None:

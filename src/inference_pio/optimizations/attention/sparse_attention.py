@@ -148,9 +148,9 @@ class SparseAttention(OptimizationInterface):
             self.say(note=f"rows of fewer than {asked.dense_below} tokens stay dense (dense_below).")
 
 
-def _count_as_dense(module: nn.Module, reason: str) -> None:
+def _count_as_dense(module: nn.Module, reason: str, calls: int) -> None:
     heads: FixedHeads = vars(module)[FIXED_HEADS]
-    heads.counts.left(reason)
+    heads.counts.left(reason, calls)
 
 
 def _groups(coverage: Mapping[str, list[float]], path: str, module: nn.Module) -> list[list[float]]:
