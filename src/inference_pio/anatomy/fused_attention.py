@@ -10,14 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inference_pio.anatomy.call_guards import library_forward, serves, why_not_replaced
 from inference_pio.anatomy.fused_norm import eps_of, is_readable, why_no_rms_norm
-from inference_pio.anatomy.merged_linears import merged_linear
+from inference_pio.anatomy.merged_linears import Multiply, merged_linear
 from inference_pio.anatomy.names import ATTENTION_TABLE
 from inference_pio.anatomy.parts import widths
 from inference_pio.anatomy.stand_in import OTHER_BITS, WIDTH, Linear, Norm, differs, drawn, stand_in
+from inference_pio.kernels import few_rows
 from inference_pio.kernels.rotary import norm_rotate
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -125,14 +127,28 @@ def merged_attention_forward(
 ) -> Any:  # fmt: skip
     """The same where queries, keys and values come of one product, if their weights lie side by side."""
     given = (hidden_states, position_embeddings, attention_mask, past_key_values)
+    return _merged(self, given, rest, F.linear)
+
+
+def few_rows_attention_forward(
+    self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Tensor | None = None,
+    past_key_values: Any = None, **rest: Any,
+) -> Any:  # fmt: skip
+    """The same by our kernel where rows are few."""
+    given = (hidden_states, position_embeddings, attention_mask, past_key_values)
+    return _merged(self, given, rest, few_rows.linear)
+
+
+def _merged(self: Any, given: tuple[Any, ...], rest: dict[str, Any], multiply: Multiply) -> Any:
+    hidden_states, positions, mask, cache = given
     if not serves(self, hidden_states):
         return library_forward(self, *given, **rest)
     layers = [self._modules[name] for name in QKV]
-    whole = merged_linear(layers, hidden_states)
+    whole = merged_linear(layers, hidden_states, multiply)
     if whole is None:
         return attention_forward(self, *given, **rest)
     parts = torch.split(whole, [layer.out_features for layer in layers], dim=-1)
-    return _attend(self, parts, position_embeddings, attention_mask, past_key_values, rest)
+    return _attend(self, parts, positions, mask, cache, rest)
 
 
 def _attend(

@@ -6,11 +6,13 @@ import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from inference_pio.anatomy.call_guards import is_watched, library_forward, serves, why_not_replaced
-from inference_pio.anatomy.merged_linears import merged_linear
+from inference_pio.anatomy.merged_linears import Multiply, merged_linear
 from inference_pio.anatomy.stand_in import WIDTH, Linear, differs, drawn, stand_in
+from inference_pio.kernels import few_rows
 from inference_pio.kernels.gated import silu_mul
 
 GATE_UP = ("gate_proj", "up_proj")
@@ -67,9 +69,18 @@ def mlp_forward(self: nn.Module, *given: Any, **named: Any) -> Any:
 
 def merged_mlp_forward(self: nn.Module, *given: Any, **named: Any) -> Any:
     """The same where gate and up are one product, if they lie side by side."""
+    return _merged(self, given, named, F.linear)
+
+
+def few_rows_mlp_forward(self: nn.Module, *given: Any, **named: Any) -> Any:
+    """The same by our kernel where rows are few."""
+    return _merged(self, given, named, few_rows.linear)
+
+
+def _merged(self: nn.Module, given: tuple[Any, ...], named: dict[str, Any], multiply: Multiply) -> Any:
     if not _plain(self, given, named):
         return library_forward(self, *given, **named)
-    both = merged_linear([self._modules[name] for name in GATE_UP], given[0])  # type: ignore[misc]
+    both = merged_linear([self._modules[name] for name in GATE_UP], given[0], multiply)  # type: ignore[misc]
     return mlp_forward(self, *given) if both is None else self._modules[DOWN](silu_mul(both))  # type: ignore[misc]
 
 

@@ -10,12 +10,14 @@ from torch import nn
 
 from inference_pio.anatomy.fused_attention import (
     attention_forward,
+    few_rows_attention_forward,
     merged_attention_forward,
     qkv_of,
     why_no_fused_attention,
 )
 from inference_pio.anatomy.fused_layer import layer_forward, looks_like_a_layer, why_no_fused_layer
 from inference_pio.anatomy.fused_mlp import (
+    few_rows_mlp_forward,
     gate_up_of,
     looks_gated,
     merged_mlp_forward,
@@ -32,6 +34,8 @@ FORWARDS: dict[str, Callable[..., Any]] = {
     NORM: norm_forward, MLP: mlp_forward, ATTENTION: attention_forward, LAYER: layer_forward,
 }  # fmt: skip
 MERGED_FORWARDS: dict[str, Callable[..., Any]] = {MLP: merged_mlp_forward, ATTENTION: merged_attention_forward}
+FEW_ROWS_FORWARDS: dict[str, Callable[..., Any]] = {MLP: few_rows_mlp_forward, ATTENTION: few_rows_attention_forward}
+"""Merged layers by our kernel for a few rows."""
 MERGED_LAYERS: dict[str, Callable[[nn.Module], list[nn.Module]]] = {MLP: gate_up_of, ATTENTION: qkv_of}
 """The linear layers of a part that read one input, and can be one product."""
 

@@ -7,7 +7,7 @@ weight that somebody gave other data, is computed as it is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from inference_pio.anatomy.call_guards import is_watched
 from inference_pio.anatomy.parts import is_adapted
 from inference_pio.undo.journal import Journal
 from inference_pio.undo.slots import storage_key, tensors_of
+
+Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""`multiply(x, weight, bias)`: a linear layer's product."""
 
 
 class Sharing:
@@ -84,7 +87,9 @@ def together(layers: Sequence[nn.Module], name: str = "weight") -> torch.Tensor 
     return first.as_strided((rows, *shape), first.stride())
 
 
-def merged_linear(layers: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor | None:
+def merged_linear(
+    layers: Sequence[nn.Module], x: torch.Tensor, multiply: Multiply = F.linear
+) -> torch.Tensor | None:  # fmt: skip
     """What all layers make of `x`, side by side in one product; None where each must be called."""
     if any(type(layer) is not nn.Linear or is_watched(layer) or "forward" in layer.__dict__ for layer in layers):
         return None
@@ -92,6 +97,6 @@ def merged_linear(layers: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor 
     if weight is None:
         return None
     if layers[0]._parameters["bias"] is None:
-        return F.linear(x, weight)
+        return multiply(x, weight, None)
     bias = together(layers, "bias")
-    return None if bias is None else F.linear(x, weight, bias)
+    return None if bias is None else multiply(x, weight, bias)

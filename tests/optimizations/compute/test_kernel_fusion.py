@@ -146,12 +146,23 @@ def test_status_says_what_serves() -> None:
     assert "queries, keys and values are one product in 3 layers" in str(told)
 
 
-@pytest.mark.parametrize("level", [level for level in LEVELS if level not in BUILT])
-def test_a_level_that_is_not_built_is_refused_in_the_plan(level: str) -> None:
+def test_a_level_that_is_not_built_is_refused_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(BUILT, "merged")
     case = Case("llama")
-    with pytest.raises(InvalidSetting, match=f"level='{level}' of kernel_fusion is not built yet"):
-        order(case, level=level)
+    with pytest.raises(InvalidSetting, match="level='merged' of kernel_fusion is not built yet"):
+        order(case)
     case.check_untouched()
+
+
+def test_few_rows_need_a_gpu_and_a_graph_goes_without() -> None:
+    case = Case("llama")
+    with pytest.raises(InvalidSetting, match=r"level='gemv'.*needs an NVIDIA GPU.*level='merged'; nothing"):
+        order(case, level="gemv")
+    case.check_untouched()
+    (said,) = [note for note in order(case, level="graph").notes if "rows" in note]
+    assert said == "a few rows are multiplied by torch: it needs an NVIDIA GPU, and the tensors are on cpu"
+    (said,) = [note for note in order(Case("llama"), level="graph", exact=True).notes if "rows" in note]
+    assert said.endswith("as the library does: exact=True, and our sums have another order")
 
 
 def test_auto_goes_as_far_as_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,13 +332,14 @@ def test_a_kernel_that_fails_its_check_is_never_put_in(monkeypatch: pytest.Monke
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("level", ["merged", "gemv"])
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gpu_logits_are_the_librarys_up_to_rounding(name: str, dtype: torch.dtype) -> None:
+def test_gpu_logits_are_the_librarys_up_to_rounding(name: str, dtype: torch.dtype, level: str) -> None:
     model: Any = tiny.build(name, dtype).cuda()
     before = tiny.logits(model, name)
     manager = ModularOptimizationManager()
-    manager.apply_optimizations(model, ["kernel_fusion"], parameters={"kernel_fusion": {"level": "merged"}})
+    manager.apply_optimizations(model, ["kernel_fusion"], parameters={"kernel_fusion": {"level": level}})
     assert manager.get_receipts(model)[0].backend == "triton"
     limit = (1e-5 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps) * before.abs().max().item()
     torch.testing.assert_close(tiny.logits(model, name), before, rtol=0, atol=limit)

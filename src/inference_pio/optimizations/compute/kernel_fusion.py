@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +13,14 @@ from torch import nn
 from inference_pio.anatomy.call_guards import put_forward
 from inference_pio.anatomy.compiled_layer import compiled_forward, compiled_layers, why_it_failed
 from inference_pio.anatomy.decoder import decoder_of
-from inference_pio.anatomy.fused_parts import FORWARDS, MERGED_FORWARDS, MERGED_LAYERS, fused_parts
+from inference_pio.anatomy.few_row_linears import decoder_linears, few_rows_forward, why_no_few_rows
+from inference_pio.anatomy.fused_parts import (
+    FEW_ROWS_FORWARDS,
+    FORWARDS,
+    MERGED_FORWARDS,
+    MERGED_LAYERS,
+    fused_parts,
+)
 from inference_pio.anatomy.merged_linears import Sharing, merge, why_separate
 from inference_pio.compat import why_no_inductor
 from inference_pio.contract.config import OptimizationType
@@ -28,6 +35,7 @@ from inference_pio.decoding.takeover import engine_of, take_over
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.elementwise_backend import TRITON, choose_elementwise_backend
 from inference_pio.kernels.elementwise_check import why_elementwise_fails
+from inference_pio.kernels.triton.support import MOST_ROWS, supports_device
 
 LEVELS = ("elementwise", "merged", "gemv", "graph")
 """Each level has those before it."""
@@ -35,6 +43,8 @@ SHOWN = {"norm": "norms", "mlp": "MLPs", "attention": "attentions", "decoder_lay
 DECODING = "decoding"
 """The role of the site that is the model itself, whose generate is taken over."""
 COMPILED = "decoder_layer"
+LINEAR = "linear"
+"""The role of linear layers that multiply few rows by themselves."""
 WHAT_IS_MERGED = {"mlp": "gate and up", "attention": "queries, keys and values"}
 
 
@@ -79,10 +89,11 @@ class KernelFusion(OptimizationInterface):
             return [Site(path, COMPILED, skip=skip or reason, whole=False) for path, _, skip in compiled_layers(model)]
         merging = self._reaches("merged") and not self.parameters.exact
         whole = [Site("", DECODING, skip=_why_not_decoded(model), whole=False)] if self._reaches("graph") else []
-        return whole + [
+        parts = [
             Site(path, role, skip=skip or _its_own_root(path), whole=merging and role in MERGED_LAYERS)
             for path, role, skip in ((part.path, part.role, part.skip) for part in fused_parts(model))
         ]
+        return whole + parts + (list(_linear_sites(model, parts)) if self._multiplies_few_rows() else [])
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         if self.parameters.provider == "inductor":
@@ -147,23 +158,31 @@ class KernelFusion(OptimizationInterface):
     def _operations(self, model: nn.Module) -> Operations:
         return choose_operations(self.device, _dtype_of(model), exact=self.parameters.exact)
 
+    def _multiplies_few_rows(self) -> bool:
+        return self._reaches("gemv") and not self.parameters.exact and bool(supports_device(self.device))
+
     def _reaches(self, level: str) -> bool:
         return LEVELS.index(self._level()) >= LEVELS.index(level)
 
     def _level(self) -> str:
-        """The level that is ordered, or the highest that serves here. Raises InvalidSetting for one not built."""
+        """The level that is ordered, or the highest that serves here. Raises InvalidSetting for one that cannot."""
         level: str = self.parameters.level
         if level == "auto":
             wanted = LEVELS if self.device.type == "cuda" else LEVELS[:2]
             return [name for name in wanted if name in BUILT][-1]
         if level not in BUILT:
             raise InvalidSetting(f"level={level!r} of kernel_fusion is not built yet: use one of {', '.join(BUILT)}.")
+        if level == "gemv" and not (served := supports_device(self.device)):
+            raise InvalidSetting(
+                f"level='gemv' multiplies a few rows by a kernel that does not serve here: {served.said}. "
+                "Use level='merged'; nothing was touched."
+            )
         return level
 
 
 def _fuse_elementwise(fusion: KernelFusion, model: nn.Module) -> None:
     """Norms, gates, rotations and additions, each one kernel."""
-    parts = [site for site in fusion.step.sites if site.role != DECODING]
+    parts = [site for site in fusion.step.sites if site.role not in (DECODING, LINEAR)]
     for site in parts:
         put_forward(fusion.journal, model.get_submodule(site.path), FORWARDS[site.role])
     counts = Counter(SHOWN[site.role] for site in parts)
@@ -188,6 +207,31 @@ def _merge_linears(fusion: KernelFusion, model: nn.Module) -> None:
         fusion.say(note=f"layers of one input are kept separate in {count} places: {reason}")
 
 
+def _multiply_few_rows(fusion: KernelFusion, model: nn.Module) -> None:
+    """Products of a few rows by our kernel, whether layers are merged or alone."""
+    if fusion.parameters.exact:
+        fusion.say(note="a few rows are multiplied as the library does: exact=True, and our sums have another order")
+        return
+    if not fusion._multiplies_few_rows():
+        fusion.say(note=f"a few rows are multiplied by torch: {supports_device(fusion.device).said}")
+        return
+    separate, counts = fusion.step.decision["separate"], Counter[str]()
+    alone = [model.get_submodule(site.path) for site in fusion.step.sites if site.role == LINEAR]
+    for site in [site for site in fusion.step.sites if site.role in MERGED_LAYERS]:
+        module = model.get_submodule(site.path)
+        if site.path in separate:
+            alone += [layer for layer in MERGED_LAYERS[site.role](module) if why_no_few_rows(layer) is None]
+        else:
+            put_forward(fusion.journal, module, FEW_ROWS_FORWARDS[site.role])
+            counts["merged"] += 1
+    for layer in alone:
+        put_forward(fusion.journal, layer, few_rows_forward)
+    fusion.say(
+        note=f"up to {MOST_ROWS} rows are multiplied by our kernel: {counts['merged']} merged products, "
+        f"{len(alone)} layers"
+    )
+
+
 def _decode_in_steps(fusion: KernelFusion, model: nn.Module) -> None:
     """The user's own `generate`, decoded by whole steps."""
     reason = fusion.step.decision.get("left_to_the_library")
@@ -203,6 +247,7 @@ def _decode_in_steps(fusion: KernelFusion, model: nn.Module) -> None:
 BUILT: dict[str, Callable[[KernelFusion, nn.Module], None]] = {
     "elementwise": _fuse_elementwise,
     "merged": _merge_linears,
+    "gemv": _multiply_few_rows,
     "graph": _decode_in_steps,
 }
 """What each level adds to those before it."""
@@ -214,6 +259,15 @@ def _why_not_decoded(model: nn.Module) -> str | None:
         return "it has no generate to decode with"
     decoder = decoder_of(model)
     return f"its generate is left to the library: {decoder}" if isinstance(decoder, str) else None
+
+
+def _linear_sites(model: nn.Module, parts: Sequence[Site]) -> Iterator[Site]:
+    """Linear layers that are not among those of one input: these belong to the parts that may merge them."""
+    merging = [site for site in parts if site.acts and site.role in MERGED_LAYERS]
+    covered = {id(layer) for site in merging for layer in MERGED_LAYERS[site.role](model.get_submodule(site.path))}
+    for path, layer in decoder_linears(model):
+        if id(layer) not in covered:
+            yield Site(path, LINEAR, skip=why_no_few_rows(layer) or _its_own_root(path))
 
 
 def _its_own_root(path: str) -> str | None:
