@@ -91,6 +91,22 @@ def test_the_packed_matmul_is_used_only_where_it_is_right() -> None:
         torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-1)
 
 
+def test_the_packed_int4_product_is_used_only_in_the_order_in_which_it_is_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order = compat.int4_packed_order()
+    if order is None:
+        return
+    assert sorted(order) == list(range(len(order)))
+    codes = torch.randint(0, 16, (2 * len(order), 64), dtype=torch.int32)
+    packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1).view(2, 64, -1)  # by the library's own words
+    halves = torch.cat([packed & 15, packed >> 4], -1)
+    assert torch.equal(halves, codes.view(2, len(order), 64)[:, list(order)].transpose(1, 2).to(torch.uint8))
+    assert not compat._int4_product_is_right(tuple(reversed(order)))
+    monkeypatch.setattr(compat, "int4_packed_matmul", lambda rows, codes, *_: torch.zeros(len(rows), len(codes)))
+    assert not compat._int4_product_is_right(order)
+
+
 @pytest.mark.parametrize(("said", "meant"), [(None, False), ("", False), ("0", False), ("1", True), ("true", True)])
 def test_whether_triton_interprets_is_read_from_the_environment(
     said: str | None, meant: bool, monkeypatch: pytest.MonkeyPatch

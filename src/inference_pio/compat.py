@@ -277,6 +277,65 @@ def int8_packed_matmul(rows: Any, codes: Any, scale: Any) -> Any:
 
 
 @functools.cache
+def int4_packed_order() -> tuple[int, ...] | None:
+    """The order in which torch's int4 product for this CPU wants the rows of a block; None where there is none.
+
+    A block of as many rows as the order is long holds, for each column, a byte for each of the first half of the
+    order, whose high bits are the code of the row at the same place in the second half. Blocks and order differ
+    between CPUs, so they are read off what torch packs, and then held against a product.
+    """
+    for rows in (64, 32, 16):
+        order = _packed_order(rows)
+        if order is not None and _int4_product_is_right(order):
+            return order
+    return None
+
+
+def _packed_order(rows: int) -> tuple[int, ...] | None:
+    import torch
+
+    try:
+        digits = [
+            torch._convert_weight_to_int4pack_for_cpu(digit.to(torch.int32)[:, None].repeat(1, 32), 1).view(32, -1)
+            for digit in (torch.arange(rows) % 16, torch.arange(rows) // 16)
+        ]
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
+    halves = [torch.cat([digit & 15, digit >> 4], -1).long() for digit in digits]
+    order = halves[0] + 16 * halves[1]
+    wanted = torch.arange(rows).expand(32, rows)
+    regular = order.shape == wanted.shape and torch.equal(order.sort(-1).values, wanted)
+    return tuple(order[0].tolist()) if regular and torch.equal(order, order[:1].expand_as(order)) else None
+
+
+def _int4_product_is_right(order: tuple[int, ...]) -> bool:
+    import torch
+
+    columns, group = 64, 32
+    codes = (torch.arange(2 * len(order))[:, None] * 7 + torch.arange(columns) * 5) % 16
+    scale = torch.stack([1 + torch.arange(2 * len(order)) % 3, torch.arange(2 * len(order)) % 5 - 2.0], -1)
+    scale = torch.stack([scale, scale.flip(0)]).bfloat16()
+    low, high = codes.view(2, len(order), columns)[:, list(order)].transpose(1, 2).chunk(2, -1)
+    packed = (low | high << 4).to(torch.uint8).reshape(2 * len(order), columns // 2)
+    rows = torch.linspace(-1, 1, 3 * columns).reshape(3, columns).bfloat16()
+    try:
+        fast = int4_packed_matmul(rows, packed.contiguous(), group, scale).float()
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    grouped = codes.view(-1, columns // group, group).float() - 8
+    step, middle = scale.float().transpose(0, 1)[..., None].unbind(2)
+    return torch.allclose(fast, rows.float() @ (grouped * step + middle).flatten(1).T, rtol=1e-2, atol=0.5)
+
+
+def int4_packed_matmul(rows: Any, codes: Any, group: int, scale: Any) -> Any:
+    """bfloat16 rows [M, K] times codes in `int4_packed_order` [N, K / 2] with a step and a middle for each group of
+    columns and row [K / group, N, 2], bfloat16: [M, N]."""
+    import torch
+
+    return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, codes, group, scale)
+
+
+@functools.cache
 def has_fast_bfloat16_matmul() -> bool:
     """Whether this CPU multiplies bfloat16 matrices by its own instructions; without them float32 is faster."""
     import torch

@@ -17,7 +17,7 @@ from inference_pio.anatomy.absorbed_decode import absorb, attend_absorbed, check
 from inference_pio.anatomy.latent_attention import latent_sites
 from inference_pio.compat import add_attention_function
 from inference_pio.errors import InvalidModel, InvalidSetting
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int8 import Int8Linear
 from inference_pio.kernels.attention import fused_attention
 from inference_pio.undo.journal import Journal, unwind
 from tests import tiny

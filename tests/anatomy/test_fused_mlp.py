@@ -18,7 +18,7 @@ from inference_pio.anatomy.fused_mlp import (
     why_no_gated_mlp,
 )
 from inference_pio.anatomy.merged_linears import merge
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int8 import Int8Linear
 from inference_pio.undo.journal import Journal
 from tests import tiny
 

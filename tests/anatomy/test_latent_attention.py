@@ -21,7 +21,7 @@ from inference_pio.anatomy.latent_attention import (
     why_not_absorbed,
     why_unreadable,
 )
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int8 import Int8Linear
 from tests import tiny
 
 SIZES = {"q_lora_rank": 24, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 20}

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from inference_pio.anatomy.merged_linears import Sharing, merge, merged_linear, together, why_separate
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int8 import Int8Linear
 from inference_pio.undo.fingerprint import fingerprint
 from inference_pio.undo.journal import Journal
 from inference_pio.undo.slots import storage_key

@@ -17,7 +17,8 @@ from inference_pio.anatomy.parts import (
     weights_of,
     widths,
 )
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int4 import Int4Linear
+from inference_pio.formats.int8 import Int8Linear
 from tests import tiny
 
 
@@ -56,6 +57,10 @@ def test_a_stack_of_matrices_makes_experts(shape: tuple[int, ...]) -> None:
 def test_widths_are_read_off_whatever_computes_like_a_linear() -> None:
     assert widths(nn.Linear(3, 2)) == widths(Conv1D(2, 3)) == widths(Int8Linear.from_linear(nn.Linear(3, 2))) == (3, 2)
     assert widths(nn.LayerNorm(3)) is None
+
+
+def test_a_layer_of_groups_is_no_stack_of_experts() -> None:
+    assert not is_experts(Int4Linear.from_linear(nn.Linear(64, 4), 32))  # its scales have three dimensions
 
 
 def test_a_compressed_layer_holds_weights_in_buffers() -> None:

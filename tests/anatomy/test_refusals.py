@@ -17,7 +17,7 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 from torch.testing._internal.two_tensor import TwoTensor
 
 from inference_pio.anatomy.refusals import why_refused
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int8 import Int8Linear
 from tests import tiny
 
 ON_TWO = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu"}

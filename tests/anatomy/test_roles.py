@@ -13,8 +13,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, LlamaConfig
 
 from inference_pio.anatomy.roles import roles_of
-from inference_pio.formats.int8_experts import Int8Experts
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int8 import Int8Experts, Int8Linear
 from tests import tiny
 
 NORMS = {"input_layernorm": "norm", "post_attention_layernorm": "norm"}

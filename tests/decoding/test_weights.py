@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from inference_pio.decoding.weights import expert_weights, linear_weights
-from inference_pio.formats.int8_experts import Int8Experts
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int8 import Int8Experts, Int8Linear
 from tests import tiny
 
 

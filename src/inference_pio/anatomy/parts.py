@@ -71,7 +71,8 @@ def is_experts(module: nn.Module) -> bool:
     """Whether a module holds 3-D weights of its own, one slice an expert (a convolution's are something else)."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return False
-    stacks = [tensor for tensor in weights_of(module).values() if tensor.dim() == 3]
+    weights = {name: tensor for name, tensor in weights_of(module).items() if not name.endswith("_scale")}
+    stacks = [tensor for tensor in weights.values() if tensor.dim() == 3]
     return bool(stacks) and len({stack.shape[0] for stack in stacks}) == 1 and stacks[0].shape[0] > 1
 
 

@@ -17,6 +17,7 @@ from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.contract.site import Site
 from inference_pio.errors import ArtifactError, InferencePioError, VaultError
 from inference_pio.files import sha256_of
+from inference_pio.formats.compressed_module import portable_tensor
 from inference_pio.manager.adopt import adopt
 from inference_pio.manager.manager import ModularOptimizationManager, get_optimization_manager
 from inference_pio.plan.make import check_model
@@ -147,7 +148,7 @@ def _reload(
     dtype: torch.dtype | Literal["auto"] = dtypes.pop() if len(dtypes) == 1 else "auto"
     model: nn.Module = open_model(checkpoint, dtype=dtype, progress=False).model.to(device)
     model = _apply(model, manifest, manager, [step.name for step in manifest.steps])
-    now = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    now = {name: portable_tensor(owner, key, owner.__dict__[table][key]) for name, owner, table, key in _slots(model)}
     differing = [
         name for name, tensor in tensors.items() if name not in now or not torch.equal(now[name].cpu(), tensor)
     ]

@@ -15,6 +15,7 @@ from inference_pio.artifact.manifest import FILE, TENSORS, Manifest, SavedStep, 
 from inference_pio.compat import ATTENTION_KEY, EXPERTS_KEY
 from inference_pio.errors import ArtifactError, InvalidSetting
 from inference_pio.files import partial_folder, replace_folder_atomically, require_free_bytes, sha256_of, storage_errors
+from inference_pio.formats.compressed_module import portable_tensor
 from inference_pio.manager.session import Session, session_of
 from inference_pio.plan.make import check_model
 from inference_pio.undo.places import configs_of
@@ -92,21 +93,25 @@ def _tensors_of(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, st
     tensors: dict[str, torch.Tensor] = {}
     ties: dict[str, str] = {}
     used: set[int] = set()
-    for name, tensor in _named(model):
+    for name, tensor, portable in _named(model):
         if id(tensor) in first:
             ties[name] = first[id(tensor)]
             continue
         first[id(tensor)] = name
-        data = tensor.detach()
+        data = portable.detach()
         shares = storage_key(data) in used or data.untyped_storage().nbytes() != data.nbytes
         used.add(storage_key(data))
         tensors[name] = data.clone() if shares else data.contiguous()  # the format holds no views of one storage
     return tensors, ties
 
 
-def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Every tensor by name, and as a file holds it."""
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        yield name, tensor, tensor
+    for name, tensor in model.named_buffers(remove_duplicate=False):
+        path, _, key = name.rpartition(".")
+        yield name, tensor, portable_tensor(model.get_submodule(path), key, tensor)
 
 
 def _original_config(model: nn.Module, session: Session) -> Any:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from inference_pio.formats.int8_experts import Int8Experts, experts_layout
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.compressed_experts import experts_layout
+from inference_pio.formats.int8 import Int8Experts, Int8Linear
 
 
 @dataclass(frozen=True)

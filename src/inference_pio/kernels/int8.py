@@ -11,6 +11,7 @@ from inference_pio.compat import (
     has_int8_packed_matmul,
     int8_packed_matmul,
 )
+from inference_pio.kernels.frozen_weights import cast, frozen_linear
 
 LARGEST_CODE = 127
 # Up to this many rows the packed matmul wins (576 x 576: 65 us against 82 at 8 rows, 103 against 94 at 16).
@@ -90,13 +91,7 @@ def int8_linear(
 
     Gradients flow to `x` and `bias`; codes and scales are frozen.
     """
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        y = _product(x, q, scale)
-    elif torch.compiler.is_compiling():  # a compiler makes its own backward, and warns at a handwritten one
-        y = F.linear(x, dequantize_rows(q, scale, x.dtype))
-    else:
-        y = _FrozenWeights.apply(x, q, scale)
-    return y if bias is None else (y + bias).to(y.dtype)
+    return frozen_linear(x, q, scale, bias, _product, dequantize_rows)
 
 
 def _product(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -106,14 +101,10 @@ def _product(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Ten
     columns = shape[-1]
     rows = x.reshape(-1, columns)
     if x.numel() <= PACKED_ROWS * columns and columns % PACKED_COLUMNS == 0:  # decode: a call is 2 us of Python
-        y = int8_packed_matmul(_cast(rows, torch.bfloat16).contiguous(), q, scale)
+        y = int8_packed_matmul(cast(rows, torch.bfloat16).contiguous(), q, scale)
     else:  # prefill
-        y = _cast_product(_cast(rows, _matrix_dtype()), q).mul_(scale)
-    return _cast(y, x.dtype).view((*shape[:-1], q.shape[0]))
-
-
-def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return x if x.dtype is dtype else x.to(dtype)  # asking first costs 0.1 us, a `to` that does nothing 0.9
+        y = _cast_product(cast(rows, _matrix_dtype()), q).mul_(scale)
+    return cast(y, x.dtype).view((*shape[:-1], q.shape[0]))
 
 
 @torch.compiler.assume_constant_result
@@ -131,19 +122,3 @@ def _cast_product(rows: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         part = q[start : start + block]
         out[:, start : start + block] = F.linear(rows, codes[: part.shape[0]].copy_(part))
     return out
-
-
-class _FrozenWeights(torch.autograd.Function):
-    """The product with a gradient for `x` alone; backward dequantizes anew, so a graph holds no float weights."""
-
-    @staticmethod
-    def forward(x, q, scale):
-        return _product(x, q, scale)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad @ dequantize_rows(*ctx.saved_tensors, grad.dtype), None, None

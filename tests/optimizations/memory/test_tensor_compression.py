@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from inference_pio.errors import NoEffect
-from inference_pio.formats.int8_experts import Int8Experts
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int8 import Int8Experts, Int8Linear
 from inference_pio.manager import ModularOptimizationManager
 from tests import tiny
 from tests.sweep import Case

@@ -15,8 +15,8 @@ from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidModel
-from inference_pio.formats.int8_experts import Int8Experts, experts_layout
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.compressed_experts import experts_layout
+from inference_pio.formats.int8 import Int8Experts, Int8Linear
 from inference_pio.kernels.int8 import choose_int8_backend
 
 KEPT_ROLES = {

@@ -1,15 +1,16 @@
-"""Fused experts of a mixture-of-experts layer, held as int8 codes with one scale a row of each expert."""
+"""Fused experts of a mixture-of-experts layer, held as codes with scales; what they are, a format says."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from inference_pio.errors import InvalidModel
-from inference_pio.formats.int8_module import Int8Module
-from inference_pio.kernels.int8 import dequantize_rows, int8_linear, quantize_rows
+from inference_pio.formats.compressed_linear import GROUP
+from inference_pio.formats.compressed_module import CompressedModule
 
 MODULE_STATE = frozenset(vars(nn.Module()))
 REFUSED = {
@@ -20,7 +21,7 @@ REFUSED = {
 
 
 def experts_layout(module: nn.Module) -> str | None:
-    """Why fused experts have no int8 form; None where `Int8Experts` knows their layout.
+    """Why fused experts have no compressed form; None where `CompressedExperts` knows their layout.
 
     Known: `gate_up_proj` [E, 2I, H] holding gate, then up, and `down_proj` [E, H, I], with the library's own gating
     function or the class's.
@@ -48,7 +49,7 @@ def _shapes(gate_up: torch.Size, down: torch.Size) -> str | None:
     return None if fits else f"its shapes {tuple(gate_up)} and {tuple(down)} are not [E, 2I, H] and [E, H, I]"
 
 
-class Int8Experts(Int8Module):
+class CompressedExperts(CompressedModule):
     """The same call and the same result, up to rounding, as the fused experts it is made from.
 
     `forward(hidden_states [T, H], top_k_index [T, k], top_k_weights [T, k]) -> [T, H]`; only experts that were hit
@@ -56,20 +57,22 @@ class Int8Experts(Int8Module):
     """
 
     original_weights = ("gate_up_proj", "down_proj")
-    gate_up_int8: torch.Tensor
-    gate_up_scale: torch.Tensor
-    down_int8: torch.Tensor
-    down_scale: torch.Tensor
     experts_class: Any
 
     @classmethod
-    def from_experts(cls, experts: nn.Module) -> Int8Experts:
-        """The int8 form of fused experts; on the meta device, a module of the right shapes and no values.
+    def from_experts(
+        cls, experts: nn.Module, group: int = GROUP,
+        quantize: Callable[[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> Self:  # fmt: skip
+        """The compressed form of fused experts; on the meta device, a module of the right shapes and no values.
 
-        Raises InvalidModel for a layout that `experts_layout` refuses.
+        `quantize` makes codes and scales of the weight of a name ("gate_up_proj", "down_proj"), in the place of
+        rounding to nearest. Raises InvalidModel for a layout that `experts_layout` refuses, and for weights that the
+        format cannot hold.
         """
-        if reason := experts_layout(experts):
-            raise InvalidModel(f"{type(experts).__name__} has no int8 form: {reason}.")
+        reason = experts_layout(experts) or cls.why_not_experts(experts, group)
+        if reason:
+            raise InvalidModel(f"{type(experts).__name__} has no {cls.format} form: {reason}.")
         module = cls()
         module.experts_class = type(experts)  # its gating function is called on this module, which has its settings
         for name, value in vars(experts).items():
@@ -77,16 +80,22 @@ class Int8Experts(Int8Module):
                 setattr(module, name, value)
         for name, child in experts.named_children():
             module.add_module(name, child)
-        for name in ("gate_up", "down"):
-            codes, scale = quantize_rows(getattr(experts, f"{name}_proj"))
-            module.register_buffer(f"{name}_int8", codes)
-            module.register_buffer(f"{name}_scale", scale)
+        for name in cls.original_weights:
+            weight = getattr(experts, name).detach()
+            made = quantize(name, weight) if quantize else cls.quantize(weight, group)
+            module.hold(name.removesuffix("_proj"), *made)
         return module.train(experts.training)
+
+    @classmethod
+    def why_not_experts(cls, experts: nn.Module, group: int) -> str | None:
+        """Why experts of a known layout have no such form, and the way out."""
+        reasons = (cls.why_not(getattr(experts, name).shape[-1], group) for name in cls.original_weights)
+        return next((reason for reason in reasons if reason), None)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
         """`gate_up_proj` and `down_proj` as the codes stand for them; exact in float32."""
-        gate_up = dequantize_rows(self.gate_up_int8, self.gate_up_scale, dtype)
-        return gate_up, dequantize_rows(self.down_int8, self.down_scale, dtype)
+        gate_up, down = (self.dequantized(*self.held(name), dtype) for name in ("gate_up", "down"))
+        return gate_up, down
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -104,15 +113,17 @@ class Int8Experts(Int8Module):
         return weighted[order.argsort()].view(tokens, slots, rows.shape[-1]).sum(1).to(hidden_states.dtype)
 
     def _tokens_per_expert(self, chosen: torch.Tensor) -> list[int]:
-        experts = self.gate_up_int8.shape[0]
+        experts = self.held("down")[0].shape[0]
         counts: list[int] = torch.bincount(chosen.clamp(max=experts), minlength=experts + 1)[:experts].tolist()
         return counts
 
     def _expert(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
-        gate_up = int8_linear(rows, self.gate_up_int8[expert], self.gate_up_scale[expert])
-        hidden = self.experts_class._apply_gate(self, gate_up)
-        return int8_linear(hidden, self.down_int8[expert], self.down_scale[expert])
+        (gate_up, gate_up_scale), (down, down_scale) = self.held("gate_up"), self.held("down")
+        hidden = self.experts_class._apply_gate(self, self.product(rows, gate_up[expert], gate_up_scale[expert]))
+        return self.product(hidden, down[expert], down_scale[expert])
 
     def extra_repr(self) -> str:
-        experts, hidden, intermediate = self.down_int8.shape
-        return f"experts={experts}, hidden={hidden}, intermediate={intermediate}"
+        codes, scale = self.held("down")
+        experts, hidden, intermediate = codes.shape[0], codes.shape[1], codes.shape[2] * self.codes_per_byte
+        group = f", group={intermediate // scale.shape[1]}" if self.grouped else ""
+        return f"experts={experts}, hidden={hidden}, intermediate={intermediate}{group}"

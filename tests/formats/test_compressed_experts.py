@@ -1,4 +1,4 @@
-"""Int8Experts against the library's own experts, on the weights that its codes stand for."""
+"""Compressed experts against the library's own, on the weights that their codes stand for, in every format."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Exper
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from inference_pio.errors import InvalidModel, RefusedOnOptimized
-from inference_pio.formats.int8_experts import Int8Experts, experts_layout
-from inference_pio.kernels import int8
+from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
+from inference_pio.kernels import fp8, int4, int8
 from tests import tiny
+from tests.formats.help import EACH_FORMAT, experts_of
 
 MODELS = ["qwen3_moe", "glm4_moe", "glm4_moe_lite"]
 Routing = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def experts_of(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return tiny.build(name, dtype).model.layers[1].mlp.experts
+def plain_experts(model_name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """The library's experts: random, and 32 and 64 wide, which every format takes."""
+    config = tiny.CONFIGS[model_name]()
+    config.moe_intermediate_size = 64
+    return tiny.build(model_name, dtype, seed, config).model.layers[1].mlp.experts
 
 
-def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[Int8Experts, nn.Module]:
-    """The int8 form, and the library's module with exactly the weights that it stands for."""
-    original = experts_of(name, dtype)
-    module = Int8Experts.from_experts(original)
+def pair(name: str, model_name: str, dtype: torch.dtype = torch.float32) -> tuple[CompressedExperts, nn.Module]:
+    """The compressed form, and the library's module with exactly the weights that it stands for."""
+    original = plain_experts(model_name, dtype)
+    module = experts_of(name, original)
     with torch.no_grad():
         for parameter, weight in zip((original.gate_up_proj, original.down_proj), module.dequantize(), strict=True):
             parameter.copy_(weight)
@@ -47,26 +51,31 @@ def routing(experts: nn.Module, tokens: int, dtype: torch.dtype = torch.float32)
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in float32, so that nothing but the order of sums may differ."""
-    monkeypatch.setattr(int8, "_CHOSEN", {})
+    for module in (int8, int4):
+        monkeypatch.setattr(module, "_CHOSEN", {})
     monkeypatch.setattr(int8, "has_int8_packed_matmul", lambda: False)
+    monkeypatch.setattr(int4, "int4_packed_order", lambda: None)
+    monkeypatch.setattr(fp8, "has_fast_bfloat16_matmul", lambda: False)
 
 
 @pytest.mark.usefixtures("in_float32")
-@pytest.mark.parametrize("name", MODELS)
+@EACH_FORMAT
+@pytest.mark.parametrize("model_name", MODELS)
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
-def test_it_gives_the_librarys_result(name: str, implementation: str, tokens: int) -> None:
-    module, original = pair(name)
+def test_it_gives_the_librarys_result(name: str, model_name: str, implementation: str, tokens: int) -> None:
+    module, original = pair(name, model_name)
     original.config._experts_implementation = implementation
     given = routing(original, tokens)
     with torch.no_grad():
         torch.testing.assert_close(module(*given), original(*given), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@EACH_FORMAT
+@pytest.mark.parametrize("model_name", MODELS)
 @pytest.mark.parametrize("tokens", [1, 40])
-def test_in_bfloat16_it_stays_within_a_few_roundings(name: str, tokens: int) -> None:
-    module, original = pair(name, torch.bfloat16)
+def test_in_bfloat16_it_stays_within_a_few_roundings(name: str, model_name: str, tokens: int) -> None:
+    module, original = pair(name, model_name, torch.bfloat16)
     given = routing(original, tokens, torch.bfloat16)
     with torch.no_grad():
         got, want = module(*given), original(*given)
@@ -75,8 +84,9 @@ def test_in_bfloat16_it_stays_within_a_few_roundings(name: str, tokens: int) -> 
 
 
 @pytest.mark.usefixtures("in_float32")
-def test_experts_that_live_elsewhere_add_nothing() -> None:
-    module, original = pair("glm4_moe")
+@EACH_FORMAT
+def test_experts_that_live_elsewhere_add_nothing(name: str) -> None:
+    module, original = pair(name, "glm4_moe")
     states, index, weights = routing(original, 6)
     away = torch.zeros(6, 2, dtype=torch.bool)
     away[0, 0] = away[3, 1] = away[5, :] = True
@@ -87,14 +97,16 @@ def test_experts_that_live_elsewhere_add_nothing() -> None:
     assert not got[5].any()
 
 
-def test_no_tokens_are_no_error() -> None:
-    module, original = pair("qwen3_moe")
+@EACH_FORMAT
+def test_no_tokens_are_no_error(name: str) -> None:
+    module, original = pair(name, "qwen3_moe")
     assert module(*routing(original, 0)).shape == (0, 64)
 
 
 @pytest.mark.usefixtures("in_float32")
-def test_gradients_flow_to_states_and_routing_weights() -> None:
-    module, original = pair("glm4_moe_lite")
+@EACH_FORMAT
+def test_gradients_flow_to_states_and_routing_weights(name: str) -> None:
+    module, original = pair(name, "glm4_moe_lite")
     original.config._experts_implementation = "eager"
     gradients = []
     for experts in (module, original):
@@ -107,12 +119,13 @@ def test_gradients_flow_to_states_and_routing_weights() -> None:
 
 
 @pytest.mark.usefixtures("in_float32")
-def test_a_gating_function_of_the_class_is_kept() -> None:
-    config = DeepseekV4Config(hidden_size=32, moe_intermediate_size=16, n_routed_experts=4, swiglu_limit=0.1)
+@EACH_FORMAT
+def test_a_gating_function_of_the_class_is_kept(name: str) -> None:
+    config = DeepseekV4Config(hidden_size=32, moe_intermediate_size=32, n_routed_experts=4, swiglu_limit=0.1)
     original = DeepseekV4Experts(config)
     for parameter in original.parameters():
         nn.init.normal_(parameter, std=0.3)
-    module = Int8Experts.from_experts(original)
+    module = experts_of(name, original)
     with torch.no_grad():
         for parameter, weight in zip(original.parameters(), module.dequantize(), strict=True):
             parameter.copy_(weight)
@@ -128,11 +141,12 @@ class _Sizes(nn.Module):
         self.num_experts, self.hidden_dim = num_experts, hidden_dim
 
 
-def test_layouts_it_does_not_know_are_refused_with_the_reason() -> None:
+@EACH_FORMAT
+def test_layouts_it_does_not_know_are_refused_with_the_reason(name: str) -> None:
     transposed = GptOssExperts(GptOssConfig(hidden_size=32, intermediate_size=16, num_local_experts=4))
     assert experts_layout(transposed) == "its experts are stored transposed, [experts, in, out]"
-    with pytest.raises(InvalidModel, match="GptOssExperts has no int8 form: its experts are stored transposed"):
-        Int8Experts.from_experts(transposed)
+    with pytest.raises(InvalidModel, match=f"GptOssExperts has no {name} form: its experts are stored transposed"):
+        experts_of(name, transposed)
 
 
 @pytest.mark.parametrize(
@@ -143,47 +157,78 @@ def test_layouts_it_does_not_know_are_refused_with_the_reason() -> None:
         ({"is_concatenated": False}, "gate and up are interleaved row by row"),
         ({"has_gate": False}, "it does not follow the library's interface of gated experts"),
         ({"extra": nn.Parameter(torch.ones(2))}, "it holds more tensors than gate_up_proj and down_proj"),
-        ({"down_proj": nn.Parameter(torch.ones(8, 64, 2))}, "its shapes (8, 96, 64) and (8, 64, 2) are not"),
+        ({"down_proj": nn.Parameter(torch.ones(8, 64, 2))}, "its shapes (8, 128, 64) and (8, 64, 2) are not"),
     ],
 )
 def test_each_deviation_has_its_reason(change: dict[str, object], reason: str) -> None:
-    experts = experts_of("qwen3_moe")
+    experts = plain_experts("qwen3_moe")
     assert experts_layout(experts) is None
     for name, value in change.items():
         setattr(experts, name, value)
     assert (experts_layout(experts) or "").startswith(reason)
 
 
-def test_a_compressed_module_is_not_compressed_again() -> None:
-    assert experts_layout(Int8Experts.from_experts(experts_of("qwen3_moe"))) is not None
+@EACH_FORMAT
+def test_a_compressed_module_is_not_compressed_again(name: str) -> None:
+    assert experts_layout(experts_of(name, plain_experts("qwen3_moe"))) is not None
 
 
-def test_copies_pickles_and_loaded_states_compute_the_same() -> None:
-    module, original = pair("qwen3_moe")
+@EACH_FORMAT
+def test_codes_may_be_made_by_another_rounding(name: str) -> None:
+    original = plain_experts("qwen3_moe")
+    kind = type(experts_of(name, original))
+    asked: list[str] = []
+
+    def doubled(weight_name: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(weight_name)
+        return kind.quantize(2 * weight, 32)
+
+    made = kind.from_experts(original, 32, doubled)
+    assert asked == ["gate_up_proj", "down_proj"]
+    for got, want in zip(made.dequantize(), experts_of(name, original).dequantize(), strict=True):
+        assert torch.equal(got, 2 * want)
+
+
+@EACH_FORMAT
+def test_copies_pickles_and_loaded_states_compute_the_same(name: str) -> None:
+    module, original = pair(name, "qwen3_moe")
     given = routing(original, 5)
-    other = Int8Experts.from_experts(tiny.build("qwen3_moe", seed=7).model.layers[1].mlp.experts)
+    other = experts_of(name, plain_experts("qwen3_moe", seed=7))
     other.load_state_dict(module.state_dict())
-    assert list(module.state_dict()) == ["gate_up_int8", "gate_up_scale", "down_int8", "down_scale"]
+    assert list(module.state_dict()) == [f"gate_up_{name}", "gate_up_scale", f"down_{name}", "down_scale"]
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), other):
         assert torch.equal(twin(*given), module(*given))
 
 
-def test_a_checkpoint_of_the_original_is_refused() -> None:
-    module, original = pair("qwen3_moe")
+@EACH_FORMAT
+def test_a_checkpoint_of_the_original_is_refused(name: str) -> None:
+    module, original = pair(name, "qwen3_moe")
     with pytest.raises(RefusedOnOptimized, match="gate_up_proj"):
         module.load_state_dict(original.state_dict(), strict=False)
 
 
-def test_on_the_meta_device_it_has_shapes_and_no_values() -> None:
-    module = Int8Experts.from_experts(experts_of("qwen3_moe").to("meta"))
-    assert (module.down_int8.is_meta, module.down_int8.shape, module.down_scale.shape) == (True, (8, 64, 48), (8, 64))
+@EACH_FORMAT
+def test_on_the_meta_device_it_has_shapes_and_no_values(name: str) -> None:
+    codes, scale = experts_of(name, plain_experts("qwen3_moe").to("meta")).held("down")
+    packed = 32 if name == "int4" else 64
+    assert (codes.is_meta, scale.is_meta, codes.shape) == (True, True, (8, 64, packed))
+    assert scale.shape == ((8, 2, 64, 2) if name == "int4" else (8, 64))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_with_int8_experts_answers_almost_alike(name: str) -> None:
-    plain = tiny.logits(tiny.build(name), name).log_softmax(-1)
-    model = tiny.build(name)
+@EACH_FORMAT
+def test_it_prints_its_sizes(name: str) -> None:
+    shown = "experts=8, hidden=64, intermediate=64" + (", group=32" if name == "int4" else "")
+    assert experts_of(name, plain_experts("qwen3_moe")).extra_repr() == shown
+
+
+@EACH_FORMAT
+@pytest.mark.parametrize("model_name", MODELS)
+def test_a_model_with_compressed_experts_answers_almost_alike(name: str, model_name: str) -> None:
+    config = tiny.CONFIGS[model_name]()
+    config.moe_intermediate_size = 64
+    model = tiny.build(model_name, config=config)
+    plain = tiny.logits(model, model_name).log_softmax(-1)
     block = model.model.layers[1].mlp
-    block.experts = Int8Experts.from_experts(block.experts)
-    logits = tiny.logits(model, name).log_softmax(-1)
-    assert (plain.exp() * (plain - logits)).sum(-1).mean() < 1e-3
+    block.experts = experts_of(name, block.experts)
+    logits = tiny.logits(model, model_name).log_softmax(-1)
+    assert (plain.exp() * (plain - logits)).sum(-1).mean() < {"int8": 1e-3, "fp8": 2e-3, "int4": 3e-2}[name]

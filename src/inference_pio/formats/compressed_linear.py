@@ -1,0 +1,59 @@
+"""A linear layer that holds its weight as codes with scales; what they are, a format says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from inference_pio.errors import InvalidModel
+from inference_pio.formats.compressed_module import CompressedModule
+
+GROUP = 128
+"""How many weights share a scale, in formats that group them, unless another number is asked for."""
+
+
+class CompressedLinear(CompressedModule):
+    """`x` [..., in_features] -> [..., out_features] in the dtype of `x`; the bias is the original's own Parameter."""
+
+    original_weights = ("weight",)
+
+    def __init__(self, codes: Tensor, scale: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = codes.shape[0], codes.shape[1] * self.codes_per_byte
+        self.hold("weight", codes, scale)
+        self.register_parameter("bias", bias)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Module, group: int = GROUP, quantize: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    ) -> Self:
+        """The compressed form of an `nn.Linear` or of transformers' `Conv1D`, which keeps its weight as [in, out].
+
+        `quantize` makes codes and scales of the weight [out, in], in the place of rounding to nearest. On the meta
+        device, a layer of the right shapes and no values. Raises InvalidModel for other modules, and for a weight that
+        the format cannot hold.
+        """
+        if not isinstance(linear, nn.Linear | Conv1D):
+            raise InvalidModel(f"{type(linear).__name__} has no {cls.format} form: an nn.Linear or a Conv1D is needed.")
+        weight = linear.weight.detach()
+        weight = weight if isinstance(linear, nn.Linear) else weight.t()
+        if reason := cls.why_not(weight.shape[1], group):
+            raise InvalidModel(f"{type(linear).__name__} has no {cls.format} form: {reason}.")
+        layer = cls(*(quantize(weight) if quantize else cls.quantize(weight, group)), linear.bias)
+        return layer.train(linear.training)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight that the codes stand for, [out_features, in_features]; exact in float32."""
+        return self.dequantized(*self.held("weight"), dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes, scale = self.held("weight")
+        return self.product(x, codes, scale, self._parameters["bias"])
+
+    def extra_repr(self) -> str:
+        group = f", group={self.in_features // self.held('weight')[1].shape[0]}" if self.grouped else ""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}{group}"

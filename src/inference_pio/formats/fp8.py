@@ -1,0 +1,44 @@
+"""fp8: one byte a weight (e4m3), one bfloat16 scale a row."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from inference_pio.formats.compressed_experts import CompressedExperts
+from inference_pio.formats.compressed_linear import CompressedLinear
+from inference_pio.formats.weight_format import WeightFormat
+from inference_pio.kernels.fp8 import choose_fp8_backend, dequantize_rows_fp8, fp8_linear, quantize_rows_fp8
+
+
+class Fp8(WeightFormat):
+    """Buffers `*_fp8` [..., N, K], the bits of e4m3 in uint8, and `*_scale` [..., N]."""
+
+    format = "fp8"
+    told = "fp8 codes with a scale a row"
+    dequantized = staticmethod(dequantize_rows_fp8)
+    product = staticmethod(fp8_linear)
+    backend = staticmethod(choose_fp8_backend)
+
+    @staticmethod
+    def quantize(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        return quantize_rows_fp8(weight)
+
+
+class Fp8Linear(Fp8, CompressedLinear):
+    """A linear layer in fp8.
+
+    >>> Fp8Linear.from_linear(nn.Linear(64, 48, bias=False))(torch.zeros(5, 64)).shape
+    torch.Size([5, 48])
+    """
+
+    weight_fp8: Tensor
+    weight_scale: Tensor
+
+
+class Fp8Experts(Fp8, CompressedExperts):
+    """Fused experts in fp8."""
+
+    gate_up_fp8: Tensor
+    gate_up_scale: Tensor
+    down_fp8: Tensor
+    down_scale: Tensor

@@ -1,0 +1,47 @@
+"""int8: one signed byte a weight, one bfloat16 scale a row."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from inference_pio.formats.compressed_experts import CompressedExperts
+from inference_pio.formats.compressed_linear import CompressedLinear
+from inference_pio.formats.weight_format import WeightFormat
+from inference_pio.kernels.int8 import choose_int8_backend, dequantize_rows, int8_linear, quantize_rows
+
+
+class Int8(WeightFormat):
+    """Buffers `*_int8` [..., N, K] and `*_scale` [..., N]."""
+
+    format = "int8"
+    told = "int8 codes with a scale a row"
+    dequantized = staticmethod(dequantize_rows)
+    product = staticmethod(int8_linear)
+    backend = staticmethod(choose_int8_backend)
+
+    @staticmethod
+    def quantize(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        return quantize_rows(weight)
+
+
+class Int8Linear(Int8, CompressedLinear):
+    """A linear layer in int8.
+
+    >>> layer = Int8Linear.from_linear(nn.Linear(64, 48))
+    >>> layer
+    Int8Linear(in_features=64, out_features=48, bias=True)
+    >>> layer(torch.zeros(2, 5, 64)).shape
+    torch.Size([2, 5, 48])
+    """
+
+    weight_int8: Tensor
+    weight_scale: Tensor
+
+
+class Int8Experts(Int8, CompressedExperts):
+    """Fused experts in int8."""
+
+    gate_up_int8: Tensor
+    gate_up_scale: Tensor
+    down_int8: Tensor
+    down_scale: Tensor

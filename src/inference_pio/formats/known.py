@@ -1,0 +1,46 @@
+"""The formats there are, by name: every file of this package that mixes one into layers is found by itself."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from dataclasses import dataclass
+
+from inference_pio import formats
+from inference_pio.errors import UnknownName
+from inference_pio.formats.compressed_experts import CompressedExperts
+from inference_pio.formats.compressed_linear import CompressedLinear
+
+
+@dataclass(frozen=True)
+class KnownFormat:
+    """The two modules of one format."""
+
+    linear: type[CompressedLinear]
+    experts: type[CompressedExperts]
+
+
+@functools.cache
+def known_formats() -> dict[str, KnownFormat]:
+    """All formats by name, in alphabetic order.
+
+    >>> sorted(known_formats())
+    ['fp8', 'int4', 'int8']
+    """
+    for module in pkgutil.iter_modules(formats.__path__):
+        importlib.import_module(f"{formats.__name__}.{module.name}")
+    linear = {kind.format: kind for kind in CompressedLinear.__subclasses__() if kind.__module__.startswith(HERE)}
+    experts = {kind.format: kind for kind in CompressedExperts.__subclasses__() if kind.__module__.startswith(HERE)}
+    return {name: KnownFormat(linear[name], experts[name]) for name in sorted(linear)}
+
+
+HERE = f"{formats.__name__}."
+
+
+def format_named(name: str) -> KnownFormat:
+    """The format of a name. Raises UnknownName with the known ones."""
+    known = known_formats()
+    if name not in known:
+        raise UnknownName("format", name, known)
+    return known[name]

@@ -1,0 +1,97 @@
+"""Ordinary calls on compressed modules: casts, checkpoints of the original, questions after the weight, copies."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from inference_pio.errors import RefusedOnOptimized
+from inference_pio.formats.compressed_linear import CompressedLinear
+from inference_pio.formats.compressed_module import portable_tensor
+from tests.formats.help import FORMATS, linear, linear_of, seeded
+
+
+@pytest.fixture(params=FORMATS)
+def layer(request: pytest.FixtureRequest) -> CompressedLinear:
+    return linear_of(request.param, linear(64, 64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16])
+def test_casting_a_model_never_rounds_a_scale_or_a_code(layer: CompressedLinear, dtype: torch.dtype) -> None:
+    codes, scale = (tensor.clone() for tensor in layer.held("weight"))
+    model = nn.Sequential(layer).to(dtype)
+    assert torch.equal(layer.weight_scale, scale)
+    assert layer.weight_scale.dtype is torch.bfloat16
+    assert torch.equal(layer.held("weight")[0], codes)
+    assert layer.held("weight")[0].dtype is codes.dtype
+    assert layer.bias.dtype is dtype
+    assert model(torch.ones(2, 64, dtype=dtype)).dtype is dtype
+
+
+def test_moving_to_another_device_moves_all_of_it(layer: CompressedLinear) -> None:
+    codes = layer.state_dict()[f"weight_{layer.format}"]
+    layer.to("meta", torch.float16)
+    assert all(tensor.is_meta for tensor in (*layer.held("weight"), layer.bias))
+    assert layer.weight_scale.dtype is torch.bfloat16
+    assert layer.held("weight")[0].dtype is codes.dtype  # what goes to another device lies as every device reads it
+    layer.to_empty(device="cpu")
+    assert layer.weight_scale.device.type == "cpu"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_checkpoint_of_the_original_is_refused_by_name(layer: CompressedLinear, strict: bool) -> None:
+    model = nn.Sequential(layer)
+    with pytest.raises(RefusedOnOptimized, match=r"0\.weight: .*reset_model_optimizations\(model\) before"):
+        model.load_state_dict(nn.Sequential(linear(64, 64)).state_dict(), strict=strict)
+
+
+def test_asking_for_the_weight_says_what_there_is_instead(layer: CompressedLinear) -> None:
+    assert getattr(layer, "weight", None) is None
+    with pytest.raises(AttributeError, match=rf"no 'weight': .*{layer.format} codes.*dequantize\(\) gives the weights"):
+        _ = layer.weight
+    with pytest.raises(AttributeError, match="no attribute 'wieght'"):
+        _ = layer.wieght
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_its_state_comes_back_in_another_layer(layer: CompressedLinear, assign: bool) -> None:
+    other, x = linear_of(layer.format, nn.Linear(64, 64)), seeded(3, 64)
+    assert list(layer.state_dict()) == ["bias", f"weight_{layer.format}", "weight_scale"]
+    assert not torch.equal(layer(x), other(x))
+    state = nn.Sequential(layer).state_dict()
+    assert nn.Sequential(other).load_state_dict(state, assign=assign).missing_keys == []
+    assert torch.equal(layer(x), other(x))
+    assert all(torch.equal(a, b) for a, b in zip(layer.held("weight"), other.held("weight"), strict=True))
+    assert all(torch.equal(state[name], kept) for name, kept in nn.Sequential(layer).state_dict().items())
+
+
+def test_a_state_of_other_sizes_is_an_error_that_names_it(layer: CompressedLinear) -> None:
+    with pytest.raises(RuntimeError, match=f"weight_{layer.format}"):
+        layer.load_state_dict(linear_of(layer.format, linear(64, 128)).state_dict())
+
+
+def test_copies_and_pickles_compute_the_same(layer: CompressedLinear) -> None:
+    x = seeded(3, 64)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
+        assert torch.equal(twin(x), layer(x))
+    assert copy.deepcopy(layer).held("weight")[0].data_ptr() != layer.held("weight")[0].data_ptr()
+
+
+def test_a_deep_copy_may_put_other_tensors_in_the_places_of_its_own(layer: CompressedLinear) -> None:
+    """A plan's skeleton is such a copy: no codes may be made for it."""
+    memo = {id(tensor): tensor.to("meta") for tensor in (*layer.held("weight"), layer.bias)}
+    twin = copy.deepcopy(layer, memo)
+    assert all(tensor.is_meta for tensor in twin.held("weight"))
+
+
+def test_what_files_hold_is_the_same_on_every_machine(layer: CompressedLinear) -> None:
+    codes = layer.held("weight")[0]
+    held = portable_tensor(layer, f"weight_{layer.format}", codes)
+    assert torch.equal(held, layer.state_dict()[f"weight_{layer.format}"])
+    assert torch.equal(layer.settled(held), codes)
+    assert portable_tensor(layer, "bias", layer.bias) is layer.bias
+    assert portable_tensor(nn.Linear(2, 2), f"weight_{layer.format}", codes) is codes
