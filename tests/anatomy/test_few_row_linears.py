@@ -15,7 +15,7 @@ from inference_pio.anatomy import few_row_linears as room
 from inference_pio.anatomy.call_guards import put_forward
 from inference_pio.anatomy.few_row_linears import decoder_linears, few_rows_forward, why_no_few_rows
 from inference_pio.compat import has_triton
-from inference_pio.formats.int8_linear import Int8Linear
+from inference_pio.formats.int8 import Int8Linear
 from inference_pio.kernels import few_rows
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.undo.journal import Journal

@@ -107,8 +107,8 @@ def _tensors_of(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, st
 
 def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Every tensor by name, and as a file holds it."""
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        yield name, tensor, tensor
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        yield name, parameter, parameter
     for name, tensor in model.named_buffers(remove_duplicate=False):
         path, _, key = name.rpartition(".")
         yield name, tensor, portable_tensor(model.get_submodule(path), key, tensor)
