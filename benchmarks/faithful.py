@@ -27,7 +27,8 @@ GAP_SIGMAS = 6.0
 
 @dataclass(frozen=True)
 class Reference:
-    """What the plain model said: its greedy tokens [n] behind `prompt`, their logits [n, V], what noise did."""
+    """What the plain model said: its greedy tokens [n] behind the last row of `prompt`, their logits [n, V], what noise
+    did."""
 
     prompt: Tensor
     tokens: Tensor
@@ -62,7 +63,7 @@ def reference(model: nn.Module, prompt: Tensor, tokens: int, exactness: str) -> 
     plain = GenerateDecoder(model).decode(prompt, tokens, logits=True)
     assert plain.logits is not None
     check_sane(plain.logits)
-    along = torch.cat([prompt, plain.tokens[None, :-1].to(prompt.device)], 1)
+    along = torch.cat([prompt[-1:], plain.tokens[None, :-1].to(prompt.device)], 1)
     error, top1 = noise_floor(model, along, tokens, NOISE[exactness])
     return Reference(prompt, plain.tokens, plain.logits, error, top1)
 

@@ -56,9 +56,9 @@ class DecodeJob:
 
     def set_up(self) -> Answer:
         model = _model(self.suite, self.device, self.smoke, self.arm.build)
-        self.prompt = real_models.prompt(model, self.suite.prompt_tokens)
+        self.prompt = real_models.prompt(model, self.suite.prompt_tokens, rows=self.suite.rows)
         wanted = faithful.reference(model, self.prompt, self.suite.check_tokens, self.arm.exactness)
-        kept = weights.cache_bytes_per_token(model, self.prompt)
+        kept = weights.cache_bytes_per_token(model, self.prompt[-1:])
         room = Room(self.prompt, self.suite.prompt_tokens + self.suite.new_tokens, self.smoke)
         start = time.perf_counter()
         self.decoder = self.arm.make(model, room)
@@ -66,7 +66,7 @@ class DecodeJob:
             self.decoder.decode(self.prompt, self.suite.new_tokens)
         warm_s = time.perf_counter() - start
         verdict = faithful.judge(self.decoder, wanted)
-        read = weights.read_per_token(model)
+        read = weights.read_per_token(model) // self.suite.rows  # of dense models: rows share what is read
         read += int(kept * (self.suite.prompt_tokens + self.suite.new_tokens / 2))
         return {
             "label": self.arm.label, "right": verdict.right, "reason": verdict.reason, "check": verdict.to_json(),

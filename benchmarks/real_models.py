@@ -202,10 +202,10 @@ def _no_first_init() -> Iterator[None]:
             setattr(place, function, original)
 
 
-def prompt(model: nn.Module, tokens: int, seed: int = 1) -> Tensor:
-    """Random token ids [1, tokens] that mean nothing special to the model (no picture tokens)."""
+def prompt(model: nn.Module, tokens: int, seed: int = 1, rows: int = 1) -> Tensor:
+    """Random token ids [rows, tokens] that mean nothing special to the model (no picture tokens)."""
     words = min(model.config.get_text_config().vocab_size, 150000) - 8
     if words < 512:
         words = 240
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, words, (1, tokens), generator=generator).to(next(model.parameters()).device)
+    return torch.randint(2, words, (rows, tokens), generator=generator).to(next(model.parameters()).device)

@@ -29,6 +29,7 @@ class Suite:
     gigabytes: float = 1.0
     prompt_tokens: int = 512
     new_tokens: int = 256
+    rows: int = 1
     check_tokens: int = 32
     lengths: tuple[int, ...] = ()
     smoke_lengths: tuple[int, ...] = (32, 64)
@@ -47,7 +48,7 @@ class Suite:
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for two runs to be one."""
-        names = (
+        names = [
             "kind",
             "model",
             "family",
@@ -57,7 +58,8 @@ class Suite:
             "lengths",
             "heads",
             "threads",
-        )
+        ]
+        names += ["rows"] * (self.rows > 1)
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
 
 
@@ -81,6 +83,16 @@ SUITES = {
             optional={"efficient": 25, "math": 25},
             baseline="cudnn", family="attention", gigabytes=10,
             lengths=(1024, 4096, 8192, 16384, 32768, 65536, 131072),
+        ),
+        Suite(
+            "gemv", "kernels", "Products of a few rows with large matrices, bfloat16, many weights in turn in a graph",
+            arms={"cublas": 25, "pio-rule": 35, "pio-tuned": 130, "pio-dependent": 130},
+            baseline="cublas", family="gemv", gigabytes=4, rounds=3,
+        ),
+        Suite(
+            "step-kernels", "kernels", "The other kernels of a decode step, bfloat16, over caches and experts in turn",
+            arms={"torch": 40, "pio-kernels": 45},
+            baseline="torch", family="step_kernels", gigabytes=8, rounds=3, lengths=(512, 4096, 32768),
         ),
         Suite(
             "attention-decode", "kernels", "Attention of one new token, 32 query heads of 128, bfloat16",
@@ -112,18 +124,35 @@ SUITES = {
             "decode-qwen3-4b", "decode", "Qwen3-4B, decode at batch 1 behind 512 tokens",
             arms={
                 "plain": 55, "graph-eager": 32, "graph-inductor": 62, "static-compile": 75, "pio-lossless": 60,
+                "pio-graph": 75, "pio-graph-dependent": 80, "pio-graph-exact": 50,
                 "pio-balanced": 75, "torchao-int8": 80, "torchao-int4": 80, "torchao-fp8": 80, "liger": 60,
             },
             optional={
                 "graph-inductor-tuned": 110, "plain-flash-only": 65, "plain-no-cudnn": 55, "torchao-int8-tuned": 245,
-                "pio-performance": 90,
+                "pio-performance": 90, "pio-merged": 60, "pio-gemv": 65, "pio-graph-large-room": 80,
             },
             model="qwen3-4b", gigabytes=13,
         ),
         Suite(
+            "decode-qwen3-4b-x8", "decode", "Qwen3-4B, decode of 8 rows behind 512 tokens each",
+            arms={"plain": 60, "pio-graph": 80}, optional={"static-compile": 85},
+            model="qwen3-4b", gigabytes=17, new_tokens=128, rows=8,
+        ),
+        Suite(
+            "decode-qwen3-4b-x16", "decode", "Qwen3-4B, decode of 16 rows behind 512 tokens each",
+            arms={"plain": 65, "pio-graph": 60}, optional={"static-compile": 85},
+            model="qwen3-4b", gigabytes=21, new_tokens=128, rows=16,
+        ),
+        Suite(
+            "decode-qwen3-4b-32k", "decode", "Qwen3-4B, decode at batch 1 behind 32K tokens",
+            arms={"plain": 75, "pio-graph": 90}, optional={"graph-eager": 60, "graph-inductor": 95},
+            model="qwen3-4b", gigabytes=34, prompt_tokens=32768, new_tokens=64, check_tokens=16, rounds=3,
+        ),
+        Suite(
             "decode-qwen3-30b-a3b", "decode", "Qwen3-30B-A3B, decode at batch 1 behind 512 tokens",
-            arms={"plain": 55, "graph-inductor": 115, "pio-lossless": 60, "pio-balanced": 110},
+            arms={"plain": 55, "graph-inductor": 115, "pio-graph": 85, "pio-lossless": 60, "pio-balanced": 110},
             optional={
+                "pio-graph-exact": 70, "pio-graph-dependent": 85,
                 "plain-batched-mm": 65, "plain-eager-experts": 95, "graph-inductor-batched-mm": 115,
                 "static-compile": 140,
                 "torchao-int8": 150,
@@ -132,23 +161,34 @@ SUITES = {
         ),
         Suite(
             "decode-qwen3-vl-2b", "decode", "Qwen3-VL-2B, text decode at batch 1 behind 512 tokens",
-            arms={"plain": 40, "static-compile": 60, "graph-inductor": 50, "pio-lossless": 40, "pio-balanced": 50},
+            arms={
+                "plain": 40, "static-compile": 60, "graph-inductor": 50, "pio-graph": 60, "pio-lossless": 40,
+                "pio-balanced": 50,
+            },
+            optional={"pio-graph-exact": 45, "pio-graph-dependent": 60},
             model="qwen3-vl-2b", gigabytes=9, new_tokens=128,
         ),
         Suite(
             "decode-glm-4.7-flash", "decode", "GLM-4.7-Flash, decode at batch 1 behind 512 tokens",
-            arms={"plain": 55, "graph-inductor": 115, "pio-lossless": 60, "pio-balanced": 110},
-            optional={"static-compile": 140},
+            arms={"plain": 55, "graph-inductor": 115, "pio-graph": 85, "pio-lossless": 60, "pio-balanced": 110},
+            optional={"pio-graph-exact": 70, "pio-graph-dependent": 85, "static-compile": 140},
             model="glm-4.7-flash", gigabytes=68, new_tokens=64,
         ),
         Suite(
+            "decode-glm-4.7-flash-32k", "decode", "GLM-4.7-Flash, decode at batch 1 behind 32K tokens",
+            arms={"plain": 85, "pio-graph": 100},
+            model="glm-4.7-flash", gigabytes=76, prompt_tokens=32768, new_tokens=32, check_tokens=8, rounds=3,
+        ),
+        Suite(
             "decode-glm-4.7-layers", "decode", "GLM-4.7, a stack of 4 of its 92 layers, decode at batch 1",
-            arms={"plain": 25, "graph-inductor": 50, "pio-lossless": 30, "pio-balanced": 45},
+            arms={"plain": 25, "graph-inductor": 50, "pio-graph": 45, "pio-lossless": 30, "pio-balanced": 45},
+            optional={"pio-graph-exact": 35, "pio-graph-dependent": 45},
             model="glm-4.7-layers", gigabytes=34, new_tokens=64,
         ),
         Suite(
             "prefill-qwen3-4b", "prefill", "Qwen3-4B, forward of a prompt",
             arms={"plain": 25, "flash-only": 28, "pio-lossless": 28, "pio-balanced": 35, "compile": 90},
+            optional={"pio-elementwise": 28, "pio-merged": 28},
             model="qwen3-4b", gigabytes=26, lengths=(8192, 32768),
         ),
         Suite(

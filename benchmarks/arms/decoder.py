@@ -15,16 +15,19 @@ from inference_pio.measure.token_clock import TokenClock
 
 @dataclass
 class Decoded:
-    """Tokens [n] on the host; seconds to the first of them and from the first to the last; logits [n, vocabulary]."""
+    """Tokens [n] on the host, of the last of `rows`; seconds to the first of them and from the first to the last; their
+    logits [n, vocabulary]."""
 
     tokens: Tensor
     first_token_s: float
     decode_s: float
     logits: Tensor | None = None
+    rows: int = 1
 
     @property
     def tokens_per_s(self) -> float:
-        return (len(self.tokens) - 1) / self.decode_s
+        """Of all rows together."""
+        return self.rows * (len(self.tokens) - 1) / self.decode_s
 
 
 class Decoder(ABC):
@@ -87,13 +90,14 @@ class GenerateDecoder(Decoder):
         answer = self.model.generate(  # type: ignore[operator]
             input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=length, do_sample=False, **extra
         )
-        tokens = (answer.sequences if logits else answer)[0, prompt.shape[1] :].cpu()
+        tokens = (answer.sequences if logits else answer)[-1, prompt.shape[1] :].cpu()
         if len(tokens) < new_tokens or (len(tokens) > new_tokens and length == new_tokens):
             raise RuntimeError(f"generate gave {len(tokens)} tokens where {new_tokens} were asked")
         if logits:
-            rows = [row.float().cpu() for row in answer.logits[:new_tokens]]
+            rows = [row[-1:].float().cpu() for row in answer.logits[:new_tokens]]
             return Decoded(tokens[:new_tokens], 0.0, 0.0, torch.cat(rows))
-        return Decoded(tokens[:new_tokens], clock.stamps[0] - start, clock.stamps[-1] - clock.stamps[0])
+        taken = clock.stamps[0] - start, clock.stamps[-1] - clock.stamps[0]
+        return Decoded(tokens[:new_tokens], *taken, rows=len(prompt))
 
 
 def _wait(tensor: Tensor) -> None:

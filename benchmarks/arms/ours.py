@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import inference_pio
 from benchmarks.arms.decoder import Decoded, Decoder, GenerateDecoder
+from benchmarks.arms.problem import Unavailable
 from benchmarks.arms.room import Room
+from inference_pio.decoding.takeover import engine_of
+
+MORE_THAN_32K = 33000
+"""Tokens whose cache gets room for 64K."""
 
 
 def profile(name: str) -> Callable[[nn.Module, Room], Decoder]:
@@ -28,6 +34,64 @@ def named(*names: str) -> Callable[[nn.Module, Room], Decoder]:
         return GenerateDecoder(model)
 
     return make
+
+
+def fused(level: str, *, exact: bool = False) -> Callable[[nn.Module, Room], Decoder]:
+    """`kernel_fusion` at a level, beside `flash_attention`."""
+
+    def make(model: nn.Module, room: Room) -> Decoder:
+        fuse(model, level, exact=exact)
+        room.notes += _said(model)
+        return EngineDecoder(model, room)
+
+    return make
+
+
+def fuse(model: nn.Module, level: str, *, exact: bool = False) -> None:
+    given = {"kernel_fusion": {"level": level, "exact": exact}}
+    names = ["flash_attention", "kernel_fusion"]
+    inference_pio.get_optimization_manager().apply_optimizations(model, names, parameters=given)
+
+
+def dependent(model: nn.Module, room: Room) -> Decoder:
+    """Level graph with products that begin before the kernel in front of them has ended."""
+    from inference_pio.decoding.fused import FusedOperations
+
+    fuse(model, "graph")
+    engine = engine_of(model)
+    if engine is None or not isinstance(engine.operations, FusedOperations):
+        raise Unavailable("steps are not computed by our kernels here")
+    engine.close()  # what was recorded until now did wait
+    engine.operations = FusedOperations(dependent=True)
+    return EngineDecoder(model, room)
+
+
+def in_large_room(model: nn.Module, room: Room) -> Decoder:
+    """Level graph behind a long call, whose room of 64K tokens stays for the short ones that follow."""
+    fuse(model, "graph")
+    tokens = room.prompt.repeat(1, -(-(300 if room.smoke else MORE_THAN_32K) // room.prompt.shape[1]))
+    model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=4)  # type: ignore[operator]
+    return EngineDecoder(model, room)
+
+
+class EngineDecoder(GenerateDecoder):
+    """`generate` that must go through the engine: what it leaves to the library is a failure, with the reason."""
+
+    def __init__(self, model: nn.Module, room: Room) -> None:
+        super().__init__(model)
+        self.room = room
+
+    def decode(self, prompt: Tensor, new_tokens: int, *, forced: Tensor | None = None, logits: bool = False) -> Decoded:
+        done = super().decode(prompt, new_tokens, forced=forced, logits=logits)
+        engine = engine_of(self.model)
+        if engine is None:
+            return done
+        if engine.counts.left:
+            raise RuntimeError(f"the engine left calls to the library: {dict(engine.counts.left)}")
+        if not self.room.smoke and not any("engine:" in note for note in self.room.notes):
+            self.room.notes.append(f"engine: {engine.counts.to_json()}, room of {engine.nbytes / 1e9:.2f} GB")
+            self.room.notes += getattr(getattr(engine.operations, "launches", None), "notes", [])
+        return done
 
 
 def _said(model: nn.Module) -> list[str]:

@@ -65,10 +65,23 @@ def _profile(name: str) -> Callable[[nn.Module, Room], Forward]:
     return make
 
 
+def _fused(level: str) -> Callable[[nn.Module, Room], Forward]:
+    """`kernel_fusion` alone."""
+
+    def make(model: nn.Module, room: Room) -> Forward:
+        given = {"kernel_fusion": {"level": level}}
+        inference_pio.get_optimization_manager().apply_optimizations(model, ["kernel_fusion"], parameters=given)
+        return forward(model)
+
+    return make
+
+
 ARMS: dict[str, PrefillArm] = {
     "plain": PrefillArm("forward, default SDPA", lambda model, room: forward(model)),
     "flash-only": PrefillArm("forward, SDPA flash only", _sdpa("flash"), gpu_only=True),
     "compile": PrefillArm("forward, torch.compile", _compiled),
+    "pio-elementwise": PrefillArm("inference-pio kernel_fusion elementwise", _fused("elementwise")),
+    "pio-merged": PrefillArm("inference-pio kernel_fusion merged", _fused("merged")),
     "pio-lossless": PrefillArm("inference-pio lossless", _profile("lossless")),
     "pio-balanced": PrefillArm("inference-pio balanced", _profile("balanced"), "int8"),
 }

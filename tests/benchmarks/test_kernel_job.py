@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.arms import attention, decode_attention, hard_attention, sparse_attention, tuned, tuning
+from benchmarks.arms import (
+    attention,
+    decode_attention,
+    gemv,
+    hard_attention,
+    sparse_attention,
+    step_kernels,
+    tuned,
+    tuning,
+)
 from benchmarks.arms.problem import KernelArm, Problem
 from benchmarks.suites import SUITES
 from torch import Tensor
@@ -238,6 +247,47 @@ def test_launches_are_tuned_and_the_best_is_recorded(tmp_path: Path, monkeypatch
     assert tuned.best("tune-flash", torch.device("cuda"), "listed") == best["launch"]
     assert tuned.best("tune-flash", torch.device("cuda"), "described") is None
     assert tuned.best("tune-decode", torch.device("cuda"), "4:1") is None
+
+
+@pytest.mark.parametrize("suite", ["gemv", "step-kernels"])
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
+def test_kernels_of_a_step_are_right_at_every_size(suite: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "out.json"
+    words = [sys.executable, "-W", "ignore", "benchmarks/run.py", suite, "--smoke", "--out", str(out)]
+    subprocess.run(words, cwd=ROOT, env=environment, check=True, capture_output=True)
+    arms = results.read(out)["arms"]
+    assert set(arms) == set(SUITES[suite].arms)
+    sizes = [set(arm["cases"]) for arm in arms.values()]
+    assert sizes[0]
+    assert all(one == sizes[0] for one in sizes)
+    assert not any(arm["notes"] for arm in arms.values())
+
+
+def test_what_a_step_must_read_is_told_with_its_floor() -> None:
+    found = {one.name: one for one in gemv.problems(SUITES["gemv"], False)}
+    assert len(found) == len(gemv.problems(SUITES["gemv"], False)) == 15 + 5 * 3 + 2
+    head = found["4B head 151936 x 2560"]
+    assert head["floor_us"] == pytest.approx(259.3, abs=0.1)
+    kernels = {one.name: one["floor_us"] for one in step_kernels.problems(SUITES["step-kernels"], False)}
+    assert kernels["attention 4B 32768"] == pytest.approx(44.7, abs=0.1)
+    assert kernels["expert_gate_up 30B-A3B"] == pytest.approx(16.8, abs=0.1)
+    assert kernels["latent Flash 32768"] == pytest.approx(12.6, abs=0.1)
+
+
+def test_an_expert_that_is_left_out_and_a_token_that_is_not_seen_are_found_out() -> None:
+    found = {one.name: one for one in step_kernels.problems(SUITES["step-kernels"].smoked(), True)}
+    problem = found["expert_down small"]
+    hidden, down, index, shares, residual = inputs = problem.draw(CPU)
+    right = step_kernels._naive_down(*inputs)
+    assert problem.error(right, inputs) < 1e-6
+    assert problem.error(step_kernels._naive_down(hidden, down, index, shares, 0 * residual), inputs) > 0.1
+    shares[0, 0] = 0
+    assert problem.error(right, (hidden, down, index, shares, residual)) > problem.tolerance
+    problem = found["latent Flash 64"]
+    query, turned, cache, lengths = inputs = problem.draw(CPU)
+    short = step_kernels._naive_latent(query, turned, cache[:, 1:], lengths, scale=problem["how"]["scale"])
+    assert problem.error(short, inputs) > problem.tolerance
 
 
 def test_the_planner_cuts_slices_that_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,10 +73,11 @@ class PageLists:
         listed, longest = self._lists[place[0]][step], max(map(len, pages))
         counts = torch.tensor([len(one) for one in pages], dtype=torch.int32)
         indices = torch.tensor([one + (0,) * (longest - len(one)) for one in pages], dtype=torch.int32)
-        if self.device.type == "cuda":  # from pinned memory a copy does not wait, and runs under way still read the old
+        counts, indices = counts.expand_as(listed.counts).contiguous(), indices.repeat(self.batch, 1, 1)
+        if self.device.type == "cuda":  # whole and pinned: such a copy does not wait, and runs under way read the old
             counts, indices = counts.pin_memory(), indices.pin_memory()
-        listed.counts.copy_(counts.expand_as(listed.counts), non_blocking=True)
-        listed.indices[..., :longest].copy_(indices.expand(self.batch, -1, -1), non_blocking=True)
+        listed.counts.copy_(counts, non_blocking=True)
+        listed.indices[..., :longest].copy_(indices, non_blocking=True)
 
     def _pages(self, heads: FixedHeads, head: int, length: int) -> tuple[int, ...]:
         if head not in heads.key_heads or heads.is_dense(length):
