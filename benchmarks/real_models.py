@@ -137,8 +137,12 @@ RECIPES = {
 }
 
 
-def build(name: str, device: torch.device | str, *, smoke: bool = False, seed: int = 0, **options: Any) -> nn.Module:
+def build(
+    name: str, device: torch.device | str, *, smoke: bool = False, seed: int = 0, layers: int = 0, **options: Any
+) -> nn.Module:  # fmt: skip
     """The model `name` in bfloat16 on `device`, ready to generate; `options` go to the library's `from_config`.
+
+    `layers`, where given, is how many its decoder has, each of the real width.
 
     >>> build("qwen3-4b", "cpu", smoke=True).config.hidden_size
     64
@@ -146,7 +150,11 @@ def build(name: str, device: torch.device | str, *, smoke: bool = False, seed: i
     import transformers
 
     recipe = RECIPES[name]
-    config = getattr(transformers, recipe.config)(**(recipe.tiny if smoke else recipe.real))
+    sizes = dict(recipe.tiny if smoke else recipe.real)
+    if layers:
+        few = {"num_hidden_layers": layers}
+        sizes |= {"text_config": sizes["text_config"] | few} if recipe.picture else few
+    config = getattr(transformers, recipe.config)(**sizes)
     kind = transformers.AutoModelForImageTextToText if recipe.picture else transformers.AutoModelForCausalLM
     with torch.device(device), _no_first_init():
         model = kind.from_config(config, dtype=torch.bfloat16, **options)

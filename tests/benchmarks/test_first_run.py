@@ -1,0 +1,62 @@
+"""The first program to run on a GPU: its checks pass on a CPU, find faults, and tell them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.first_run import MODELS, Checks, main, table
+
+from inference_pio.decoding import operations
+from inference_pio.decoding.slots import Slots
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", [*MODELS[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])])
+def test_every_check_is_right_on_tiny_models(name: str) -> None:
+    rows = Checks(name, CPU, tiny=True).run()
+    assert [row["check"] for row in rows if not row["right"]] == []
+    assert len(rows) == 10
+    assert all(row["said"] for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrong_step_is_found_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Slots.begin
+
+    def late(self: Slots, tokens: Any, positions: Any, **how: Any) -> None:
+        kept(self, tokens, positions + (how["length"] > 8), **how)  # the check at apply holds 8 tokens
+
+    monkeypatch.setattr(Slots, "begin", late)
+    rows = Checks("qwen3-4b", CPU, tiny=True).run()
+    right = {row["check"]: row["right"] for row in rows}
+    assert not right["tokens and logits"]
+    assert not right["padded rows"]
+    assert right["undo"]
+    assert "FAILED" in table(rows)
+
+
+def test_a_kernel_that_breaks_is_told_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any, **how: Any) -> Any:
+        raise RuntimeError("an illegal address")
+
+    monkeypatch.setattr(operations, "rotate_and_store", broken)
+    rows = Checks("qwen3-4b", CPU, tiny=True).run()
+    assert [row["check"] for row in rows] == ["library", "apply"]
+    assert "an illegal address" in rows[-1]["said"]
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_tell_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.json"
+    assert main(["qwen3-4b", "--tiny", "--json", str(out)]) == 0
+    assert "10 of 10 right" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())) == 10
+    assert main(["qwen3-4b", "--tiny", "--seconds", "0.1"]) == 1
+    assert "it had not ended after 0 s" in capsys.readouterr().out
