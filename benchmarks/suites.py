@@ -15,7 +15,7 @@ class Suite:
 
     `gigabytes` is what one system takes on the device; so many run in turn as fit. `baseline` is the system that ratios
     are told against, `ceiling` the limit that shares are of. `family` is the module of `benchmarks.arms` that has the
-    kernels of a suite.
+    kernels of a suite. `one_by_one`: a set-up takes times itself, and needs the device to itself.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Suite:
     heads: tuple[int, int, int] = (32, 8, 128)
     ceiling: str = "memory copy"
     cpu: bool = False
+    one_by_one: bool = False
     threads: int | None = None
 
     def smoked(self) -> Suite:
@@ -86,8 +87,8 @@ SUITES = {
         ),
         Suite(
             "gemv", "kernels", "Products of a few rows with large matrices, bfloat16, many weights in turn in a graph",
-            arms={"cublas": 25, "pio-rule": 35, "pio-tuned": 130, "pio-dependent": 130},
-            baseline="cublas", family="gemv", gigabytes=4, rounds=3,
+            arms={"cublas": 20, "pio-rule": 40, "pio-tuned": 95, "pio-dependent": 95},
+            baseline="cublas", family="gemv", gigabytes=4, rounds=3, one_by_one=True,
         ),
         Suite(
             "step-kernels", "kernels", "The other kernels of a decode step, bfloat16, over caches and experts in turn",

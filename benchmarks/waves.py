@@ -101,7 +101,7 @@ def run(walk: Walk, wave: list[str], number: int, start: Start) -> None:
             return said
 
         # kernels compile side by side; a model's set-up is told in seconds, and needs the device to itself
-        together = walk.side_by_side and walk.suite.kind == "kernels"
+        together = walk.side_by_side and walk.suite.kind == "kernels" and not walk.suite.one_by_one
         with ThreadPoolExecutor(len(wave) if together else 1) as hands:
             for arm, said in zip(wave, hands.map(set_up, wave), strict=True):
                 if said is not None:

@@ -266,7 +266,7 @@ def test_kernels_of_a_step_are_right_at_every_size(suite: str, tmp_path: Path) -
 
 def test_what_a_step_must_read_is_told_with_its_floor() -> None:
     found = {one.name: one for one in gemv.problems(SUITES["gemv"], False)}
-    assert len(found) == len(gemv.problems(SUITES["gemv"], False)) == 15 + 5 * 3 + 2
+    assert len(found) == len(gemv.problems(SUITES["gemv"], False)) == 15 + 5 * 2 + 2
     head = found["4B head 151936 x 2560"]
     assert head["floor_us"] == pytest.approx(259.3, abs=0.1)
     kernels = {one.name: one["floor_us"] for one in step_kernels.problems(SUITES["step-kernels"], False)}

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.arms import attention
+from benchmarks.arms import attention, ours
+from benchmarks.arms.decoder import GenerateDecoder
+from benchmarks.arms.room import Room
 from benchmarks.suites import SUITES
 
 from benchmarks import ceilings, pool, real_models, weights
@@ -111,3 +113,22 @@ def test_a_fault_inside_a_system_is_an_answer() -> None:
     worker = pool.InlineWorker("attention", "no such kernel", device="cpu", smoke=True)
     with pytest.raises(pool.Fault, match="KeyError"):
         worker.ask("set up", 1)
+
+
+def test_a_call_that_the_engine_leaves_to_the_library_fails_its_system() -> None:
+    model = real_models.build("qwen3-4b", "cpu", smoke=True)
+    room = Room(real_models.prompt(model, 12), 20, True)
+    decoder = ours.fused("graph")(model, room)
+    assert len(decoder.decode(room.prompt, 4).tokens) == 4
+    model.model.layers[0].mlp.register_forward_hook(lambda *given: None)  # type: ignore[union-attr, index]
+    with pytest.raises(RuntimeError, match=r"left calls to the library.*carries hooks"):
+        decoder.decode(room.prompt, 4)
+
+
+def test_rows_are_decoded_together_and_the_last_one_is_judged() -> None:
+    model = real_models.build("qwen3-4b", "cpu", smoke=True)
+    prompt = real_models.prompt(model, 12, rows=3)
+    together, alone = (GenerateDecoder(model).decode(tokens, 5) for tokens in (prompt, prompt[-1:]))
+    assert torch.equal(together.tokens, alone.tokens)
+    assert together.rows == 3
+    assert together.tokens_per_s == pytest.approx(3 * 4 / together.decode_s)
