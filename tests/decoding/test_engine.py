@@ -264,6 +264,21 @@ def test_without_memory_the_library_decodes(take: Take, monkeypatch: pytest.Monk
     assert one.engine.counts.calls == 2
 
 
+def test_steps_that_cannot_be_recorded_are_the_librarys_and_told(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = take("llama")
+
+    def refuse(*given: Any) -> None:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call_module, "record", refuse)
+        assert torch.equal(*one.both(**prompt(), max_new_tokens=5, do_sample=False))
+    assert list(one.engine.counts.left) == ["steps could not be recorded (RuntimeError: operation not permitted)"]
+    assert one.engine.nbytes == 0
+    assert torch.equal(*one.both(**prompt(), max_new_tokens=5, do_sample=False))
+    assert one.engine.counts.calls == 1
+
+
 def test_an_error_on_the_way_leaves_the_next_call_whole(take: Take) -> None:
     one = take("llama")
 

@@ -118,6 +118,10 @@ class Engine:
                 call.let_go()
             except InvalidSetting as error:  # rows padded elsewhere than on the left
                 return str(error)
+            except Exception as error:  # a compiler or a driver may raise anything; the call can still be decoded
+                call.let_go()
+                self._empty()
+                return f"steps could not be recorded ({type(error).__name__}: {_first_line(error)})"
             else:
                 return None
             self._empty()  # here, where no traceback holds what was tried
@@ -137,6 +141,10 @@ class Engine:
     def _library(self, reason: str | None, model: Any, tokens: Tensor, **given: Any) -> Any:
         self.counts.left[str(reason)] += 1
         return library_decoding(model, given["generation_config"])(model, tokens, **given)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def _why_not_these(tokens: Tensor) -> str | None:
