@@ -46,7 +46,7 @@ def test_a_backend_is_named_for_each_device(name: str) -> None:
 def test_a_format_must_say_how_it_rounds_and_multiplies() -> None:
     one = torch.ones(1, 1)
     for call in (
-        lambda: WeightFormat.quantize(one, 1), lambda: WeightFormat.quantize_with_gram(one, one, 1),
+        lambda: WeightFormat.quantize(one, 1), lambda: WeightFormat.quantize_with_gram(one, one, 1, 1),
         lambda: WeightFormat.dequantized(one, one, torch.float32), lambda: WeightFormat.product(one, one, one),
         lambda: WeightFormat.backend(torch.device("cpu"), torch.float32),
     ):  # fmt: skip

@@ -109,9 +109,9 @@ def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]
     """Every tensor by name, and as a file holds it."""
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield name, parameter, parameter
-    for name, tensor in model.named_buffers(remove_duplicate=False):
+    for name, buffer in model.named_buffers(remove_duplicate=False):
         path, _, key = name.rpartition(".")
-        yield name, tensor, portable_tensor(model.get_submodule(path), key, tensor)
+        yield name, buffer, portable_tensor(model.get_submodule(path), key, buffer)
 
 
 def _original_config(model: nn.Module, session: Session) -> Any:

@@ -34,7 +34,7 @@ def collect_inputs(
     an `attention_mask` rules out are not counted. Raises UnknownName for a path that is no such layer, InvalidSetting
     for a layer that no batch reaches.
     """
-    watched = _watched(model, paths)
+    watched = watched_layers(model, paths)
     groups = list(groups_within(watched, gram, budget_bytes))
     for number, group in enumerate(groups):
         kept = Kept(work, source, [one.path for one in group], gram) if work else None
@@ -49,7 +49,8 @@ def collect_inputs(
         yield from found
 
 
-def _watched(model: nn.Module, paths: Sequence[str] | None) -> list[Watched]:
+def watched_layers(model: nn.Module, paths: Sequence[str] | None) -> list[Watched]:
+    """The linear layers and fused experts at `paths`, in the model's order."""
     there = {
         path: Watched(path, module, role) for path, module, role in itertools.chain(linears(model), experts(model))
     }

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from inference_pio.calibration.head_coverage import least_coverage
-from inference_pio.calibration.source import calibration_source
+from inference_pio.calibration.source import calibration_source, token_windows
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.fixed_pattern import KEY_BLOCK, FixedPattern
 from inference_pio.measure.target import max_positions
@@ -44,7 +43,7 @@ def make_profile(model: nn.Module, pattern: FixedPattern, calibration: Any, toke
     wanted = max(LEAST, SPANS * pattern.whole_until)
     window = min(wanted, max_positions(model) or wanted)
     _check_length(window, pattern, "this model takes at most")
-    source = calibration_source(model, _as_tokens(calibration), tokens=tokens, window=window)
+    source = calibration_source(model, token_windows(calibration), tokens=tokens, window=window)
     length = min(batch["input_ids"].shape[-1] for batch in source.batches)
     _check_length(length, pattern, "a window of the calibration text is")
     coverage = least_coverage(model, source, pattern.kept, pattern.whole_until // KEY_BLOCK)
@@ -70,15 +69,6 @@ def read_profile(given: Mapping[str, Any] | str, pattern: FixedPattern) -> Patte
         raise InvalidSetting(f"this profile was made for {made_for}, and {wanted} is asked for: make a new one.")
     source = found.get("calibration")
     return PatternProfile(coverage, source if isinstance(source, Mapping) else {"name": "a profile of the user"})
-
-
-def _as_tokens(given: Any) -> Any:
-    """Token ids as a file of settings holds them, as a tensor; anything else as it is."""
-    if not given or isinstance(given[0], str):
-        return given
-    if len({len(row) for row in given}) > 1:
-        raise InvalidSetting("calibration token ids must be rows of one length.")
-    return torch.tensor(given)
 
 
 def _check_length(length: int, pattern: FixedPattern, whose: str) -> None:

@@ -68,6 +68,15 @@ def calibration_source(
     )
 
 
+def token_windows(given: Any) -> Any:
+    """Token ids as a file of settings holds them, as a tensor; anything else as it is."""
+    if not given or isinstance(given[0], str):
+        return given
+    if len({len(row) for row in given}) > 1:
+        raise InvalidSetting("calibration token ids must be rows of one length.")
+    return torch.tensor(given)
+
+
 def _given(model: nn.Module, given: Any, tokenizer: Any, tokens: int, window: int) -> CalibrationSource:
     if isinstance(given, CalibrationSource):
         return given

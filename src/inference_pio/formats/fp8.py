@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from inference_pio.formats.compressed_experts import CompressedExperts
 from inference_pio.formats.compressed_linear import CompressedLinear
 from inference_pio.formats.weight_format import WeightFormat
-from inference_pio.kernels.fp8 import choose_fp8_backend, dequantize_rows_fp8, fp8_linear, quantize_rows_fp8
+from inference_pio.kernels.fp8 import (
+    bare,
+    choose_fp8_backend,
+    dequantize_rows_fp8,
+    fp8_linear,
+    quantize_rows_fp8,
+    round_to_fp8,
+    scale_of,
+)
+from inference_pio.kernels.gptq import Grid, gptq
+
+GRID = Grid(
+    fit=lambda rows: scale_of(rows)[..., None],
+    round=lambda rows, scale: bare(round_to_fp8(rows, scale[..., 0]), torch.float32),
+    values=lambda codes, scale: codes * scale.float(),
+)
 
 
 class Fp8(WeightFormat):
@@ -19,9 +37,20 @@ class Fp8(WeightFormat):
     product = staticmethod(fp8_linear)
     backend = staticmethod(choose_fp8_backend)
 
+    @classmethod
+    def cost(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type == "cpu":
+            return "fp8 weights are cast at each product on a CPU: memory is saved, and time is lost."
+        return super().cost(device, dtype)
+
     @staticmethod
     def quantize(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
         return quantize_rows_fp8(weight)
+
+    @staticmethod
+    def quantize_with_gram(weight: Tensor, gram: Tensor, rows: Sequence[int], group: int) -> tuple[Tensor, Tensor]:
+        codes, scale = gptq(weight, gram, weight.shape[-1], GRID, rows)
+        return round_to_fp8(codes, torch.ones_like(scale[..., 0, 0])), scale[..., 0, 0]
 
 
 class Fp8Linear(Fp8, CompressedLinear):

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from inference_pio.formats.compressed_experts import CompressedExperts
 from inference_pio.formats.compressed_linear import CompressedLinear
 from inference_pio.formats.weight_format import WeightFormat
+from inference_pio.kernels.gptq import Grid, gptq
 from inference_pio.kernels.int4 import (
     choose_int4_backend,
     dequantize_groups,
+    fit_grid,
+    grid_values,
     int4_linear,
+    pack_codes,
     portable_codes,
     quantize_groups,
+    round_to_grid,
     settled_codes,
 )
+
+GRID = Grid(fit=fit_grid, round=round_to_grid, values=grid_values)
 
 GROUPS = (32, 64, 128)
 
@@ -35,6 +44,11 @@ class Int4(WeightFormat):
     @staticmethod
     def quantize(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
         return quantize_groups(weight, group)
+
+    @staticmethod
+    def quantize_with_gram(weight: Tensor, gram: Tensor, rows: Sequence[int], group: int) -> tuple[Tensor, Tensor]:
+        codes, grids = gptq(weight, gram, group, GRID, rows)
+        return pack_codes(codes), grids.transpose(-3, -2)
 
     @classmethod
     def why_not(cls, columns: int, group: int) -> str | None:

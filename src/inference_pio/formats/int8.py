@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from inference_pio.formats.compressed_experts import CompressedExperts
 from inference_pio.formats.compressed_linear import CompressedLinear
 from inference_pio.formats.weight_format import WeightFormat
-from inference_pio.kernels.int8 import choose_int8_backend, dequantize_rows, int8_linear, quantize_rows
+from inference_pio.kernels.gptq import Grid, gptq
+from inference_pio.kernels.int8 import (
+    choose_int8_backend,
+    dequantize_rows,
+    int8_linear,
+    quantize_rows,
+    round_to_scale,
+    scale_of,
+)
+
+GRID = Grid(
+    fit=lambda rows: scale_of(rows)[..., None],
+    round=lambda rows, scale: round_to_scale(rows, scale[..., 0]),
+    values=lambda codes, scale: codes * scale.float(),
+)
 
 
 class Int8(WeightFormat):
@@ -22,6 +39,11 @@ class Int8(WeightFormat):
     @staticmethod
     def quantize(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
         return quantize_rows(weight)
+
+    @staticmethod
+    def quantize_with_gram(weight: Tensor, gram: Tensor, rows: Sequence[int], group: int) -> tuple[Tensor, Tensor]:
+        codes, scale = gptq(weight, gram, weight.shape[-1], GRID, rows)
+        return codes.to(torch.int8), scale[..., 0, 0]
 
 
 class Int8Linear(Int8, CompressedLinear):

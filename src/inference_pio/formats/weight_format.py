@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -27,8 +28,11 @@ class WeightFormat:
         raise NotImplementedError
 
     @staticmethod
-    def quantize_with_gram(weight: Tensor, gram: Tensor, group: int, /) -> tuple[Tensor, Tensor]:
-        """The same, rounded so that products with inputs of this Gram matrix [K, K] (or [E, K, K]) change little."""
+    def quantize_with_gram(weight: Tensor, gram: Tensor, rows: Sequence[int], group: int, /) -> tuple[Tensor, Tensor]:
+        """The same for matrices [B, N, K], so that products with inputs of these Gram matrices [B, K, K] change little.
+
+        Each is the sum over `rows[b]` inputs. Nothing that is given is written to.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -55,6 +59,13 @@ class WeightFormat:
     def portable(codes: Tensor, /) -> Tensor:
         """Codes in the layout that is the same on every machine: what files hold."""
         return codes
+
+    @classmethod
+    def cost(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """What the format costs there, in words; None where it does not."""
+        if cls.backend(device, dtype) == "dequantize":
+            return f"{cls.format} weights are made anew at each product here: memory is saved, time is not."
+        return None
 
     @classmethod
     def why_not(cls, columns: int, group: int) -> str | None:

@@ -120,7 +120,7 @@ def _blocks(matrix: Tensor) -> Iterator[slice]:
 def pack_codes(codes: Tensor) -> Tensor:
     """Codes of 0 to 15 [..., K], two to a byte, as int8 [..., K / 2]; `RUN` says which two."""
     low, high = codes.to(torch.uint8).unflatten(-1, (-1, 2, RUN // 2)).unbind(-2)
-    return (low | high << 4).flatten(-2).view(torch.int8)
+    return (low | high << 4).flatten(-2).contiguous().view(torch.int8)
 
 
 def unpack_codes(packed: Tensor) -> Tensor:

@@ -55,12 +55,21 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _quantize_block(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = scale_of(rows)
+    return round_to_scale(rows, scale).to(torch.int8), scale
+
+
+def scale_of(rows: torch.Tensor) -> torch.Tensor:
+    """The scales, bfloat16 [...], of rows [..., K]; 1 for rows of nothing."""
     if rows.shape[-1] == 0:
-        return rows.to(torch.int8), rows.new_ones(rows.shape[:-1], dtype=torch.bfloat16)
+        return rows.new_ones(rows.shape[:-1], dtype=torch.bfloat16)
     scale = (rows.abs().amax(-1) / LARGEST_CODE).bfloat16()
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # all zero, or too small to be held
-    codes = (rows / scale.float()[:, None]).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
-    return codes.to(torch.int8), scale
+    return torch.where(scale == 0, torch.ones_like(scale), scale)  # all zero, or too small to be held
+
+
+def round_to_scale(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The nearest codes, as whole numbers in float32, of rows [..., K] with scales [...]."""
+    return (rows / scale.float()[..., None]).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
 
 
 def dequantize_rows(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

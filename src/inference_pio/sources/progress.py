@@ -39,6 +39,14 @@ def phase_bar(title: str, phases: int, shown: bool) -> Iterator[Callable[[str], 
         progress.update(task, description=title, completed=phases)
 
 
+@contextmanager
+def share_bar(title: str, shown: bool) -> Iterator[Callable[[str, float], None]]:
+    """A bar of stages that tell how far they are; call what it yields with a stage and its share from 0 to 1."""
+    with _progress(shown) as progress:
+        task = progress.add_task(title, total=1.0)
+        yield lambda stage, share: progress.update(task, description=f"{title}: {stage}", completed=share)
+
+
 def _progress(shown: bool, *columns: ProgressColumn) -> Progress:
     # bound to today's standard error: a library silenced by redirection must not silence the bar
     console = Console(file=Console(stderr=True).file)

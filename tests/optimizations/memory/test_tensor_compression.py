@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from inference_pio.errors import NoEffect
+from inference_pio.artifact import load, save
+from inference_pio.artifact.manifest import TENSORS
+from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError, UnknownName
+from inference_pio.formats.compressed_linear import CompressedLinear
+from inference_pio.formats.compressed_module import CompressedModule
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.optimizations.memory import tensor_compression
+from inference_pio.optimizations.memory.tensor_compression import TensorCompressionParameters
+from inference_pio.plan.target import Wanted
+from inference_pio.undo.checkpoint import read_header
+from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
 from tests.sweep import Case
 
@@ -104,6 +117,226 @@ def test_applying_again_gives_the_same_compressed_bytes() -> None:
     case.manager.remove_optimizations(case.model)
     case.apply("tensor_compression")
     assert all(torch.equal(first[name], tensor) for name, tensor in case.model.state_dict().items())
+
+
+EACH_FORMAT = pytest.mark.parametrize(
+    "asked",
+    [{"format": "int8"}, {"format": "fp8"}, {"format": "int4", "group_size": 32}],
+    ids=["int8", "fp8", "int4"],
+)
+CALIBRATED: dict[str, Any] = {
+    "format": "int4", "group_size": 32, "calibration": "gptq",
+    "text": [[(7 * token * token + row) % 120 + 1 for token in range(64)] for row in range(16)],
+}  # fmt: skip
+
+
+def plan_of(model: nn.Module, **asked: Any) -> Any:
+    return ModularOptimizationManager().plan(model, [Wanted("tensor_compression", asked)])
+
+
+def reasons(model: nn.Module, **asked: Any) -> dict[str, str | None]:
+    return {site.path: site.skip for site in plan_of(model, **asked).steps[0].sites}
+
+
+@EACH_FORMAT
+@pytest.mark.parametrize("name", ["llama", "gpt2", "glm4_moe"])
+@pytest.mark.parametrize("keep", ["host", "disk", "device"])
+def test_every_format_is_undone_to_the_bit_wherever_originals_wait(asked: dict[str, Any], name: str, keep: str) -> None:
+    case = Case(name)
+    assert case.apply("tensor_compression", parameters={"tensor_compression": asked}, keep_originals=keep)
+    receipt = case.manager.get_receipts(case.model)[0]
+    assert receipt.decision["format"] == asked["format"]
+    assert receipt.weight_bytes_after < receipt.weight_bytes_before
+    assert not torch.equal(tiny.logits(case.model, name), case.logits)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+@EACH_FORMAT
+def test_originals_are_fetched_from_the_models_own_files(asked: dict[str, Any], tmp_path: Path) -> None:
+    tiny.build("llama").save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    before, manager = fingerprint(model), ModularOptimizationManager()
+    manager.apply_optimizations(
+        model, ["tensor_compression"], parameters={"tensor_compression": asked}, keep_originals="checkpoint"
+    )
+    assert manager.get_receipts(model)[0].held_bytes < 2000
+    manager.remove_optimizations(model)
+    assert before.differences(fingerprint(model)) == []
+
+
+@EACH_FORMAT
+@pytest.mark.parametrize("name", ["llama", "glm4_moe_lite"])
+def test_a_saved_model_gives_the_same_bits(asked: dict[str, Any], name: str, tmp_path: Path) -> None:
+    case = Case(name)
+    case.apply("tensor_compression", parameters={"tensor_compression": asked})
+    save(case.model, tmp_path / "saved")
+    assert torch.equal(tiny.logits(load(tmp_path / "saved"), name), tiny.logits(case.model, name))
+    held = read_header(tmp_path / "saved" / TENSORS)
+    assert all(torch.equal(held[key].read(), value) for key, value in case.model.state_dict().items())
+
+
+@EACH_FORMAT
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(asked: dict[str, Any], value: float) -> None:
+    case = Case("llama")
+    with torch.no_grad():
+        case.model.model.layers[2].mlp.up_proj.weight[3, 5] = value
+    before = fingerprint(case.model)
+    with pytest.raises(InvalidModel, match=rf"layers\.2\.mlp\.up_proj\.weight holds NaN.*{asked['format']} form"):
+        case.manager.apply_optimizations(case.model, ["tensor_compression"], parameters={"tensor_compression": asked})
+    assert before.differences(fingerprint(case.model)) == []
+
+
+def test_a_group_that_does_not_divide_the_inputs_is_told_with_the_one_that_does() -> None:
+    with pytest.raises(NoEffect, match=r"groups of 128 do not divide its 64 inputs \(group_size=64 does\)"):
+        plan_of(tiny.build("llama"), format="int4")
+    told = reasons(tiny.build("llama"), format="int4", group_size=64)
+    assert told["model.layers.0.self_attn.q_proj"] is None
+    assert told["model.layers.0.mlp.down_proj"] == (
+        "groups of 64 do not divide its 100 inputs (none of 32, 64, 128 does)"
+    )
+
+
+def test_targets_and_skips_choose_by_role_and_by_path() -> None:
+    told = reasons(tiny.build("llama"), targets=["mlp", "model.layers.0.self_attn"], skip=["*.up_proj"])
+    acting = {path for path, reason in told.items() if reason is None}
+    assert acting == {
+        *(f"model.layers.{layer}.mlp.{name}_proj" for layer in range(3) for name in ("gate", "down")),
+        *(f"model.layers.0.self_attn.{name}_proj" for name in "qkvo"),
+    }
+    assert told["model.layers.1.self_attn.q_proj"] == "it is not among the targets"
+    assert told["model.layers.1.mlp.up_proj"] == "`skip` names it ('*.up_proj')"
+    seen = reasons(tiny.build("qwen3_vl"), targets=["vision"])
+    assert {path.split(".")[1] for path, reason in seen.items() if reason is None} == {"visual"}
+
+
+def test_experts_alone_can_be_compressed() -> None:
+    told = reasons(tiny.build("qwen3_moe"), targets=["experts"])
+    assert [path for path, reason in told.items() if reason is None] == ["model.layers.1.mlp.experts"]
+
+
+def test_what_means_nothing_in_a_model_is_said() -> None:
+    notes = plan_of(tiny.build("llama"), targets=["mlp", "experts"], skip=["*.9.*"]).steps[0].notes
+    assert "nothing in this model is meant by 'experts', '*.9.*'." in notes
+    with pytest.raises(NoEffect, match="not among the targets"):
+        plan_of(tiny.build("llama"), targets=["experts"])
+
+
+@pytest.mark.parametrize(("head", "kind"), [(True, "int8"), ("int4", "int4"), ("fp8", "fp8")])
+def test_the_head_is_compressed_on_request(head: bool | str, kind: str) -> None:
+    case = Case("llama")
+    case.apply("tensor_compression", parameters={"tensor_compression": {"head": head, "group_size": 32}
+               if head == "int4" else {"head": head}})  # fmt: skip
+    assert case.model.lm_head.format == kind
+    assert case.model.model.layers[0].mlp.up_proj.format == "int8"
+    assert case.manager.get_receipts(case.model)[0].decision["formats"] == {"lm_head": kind}
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_a_head_that_is_tied_to_the_embedding_is_passed_over_with_the_reason() -> None:
+    assert reasons(tiny.build("qwen3"), head=True)["lm_head"] == "it shares its weights with another module"
+    assert str(reasons(tiny.build("llama"))["lm_head"]).startswith("the head is kept")
+
+
+@EACH_FORMAT
+def test_coverage_stands_in_plan_and_receipt(asked: dict[str, Any]) -> None:
+    case = Case("qwen3_moe")
+    planned = plan_of(case.model, **asked).steps[0]
+    case.apply("tensor_compression", parameters={"tensor_compression": asked})
+    receipt = case.manager.get_receipts(case.model)[0]
+    coverage = receipt.decision["coverage"]
+    assert planned.decision["coverage"] == coverage
+    compressed = sum(
+        module.dequantize().numel() if isinstance(module, CompressedLinear) else
+        sum(one.numel() for one in module.dequantize())
+        for module in case.model.modules() if isinstance(module, CompressedModule)
+    )  # fmt: skip
+    assert coverage["parameters"] == compressed
+    assert coverage["of_parameters"] == sum(one.numel() for one in tiny.build("qwen3_moe").parameters())
+    assert coverage["roles"]["router"]["parameters"] == 0
+    assert any("of the parameters and" in note and "router 0%" in note for note in receipt.notes)
+    assert any("of the parameters and" in note for note in planned.notes)
+
+
+def test_less_than_the_share_that_was_asked_for_is_an_error_before_anything_starts() -> None:
+    case = Case("llama")
+    with pytest.raises(PlanError, match=r"would compress \d+\.\d% of the parameters .*least_share asks for 99\.0%"):
+        case.manager.apply_optimizations(
+            case.model, ["tensor_compression"], parameters={"tensor_compression": {"least_share": 0.99}}
+        )
+    case.check_untouched()
+    assert case.apply("tensor_compression", parameters={"tensor_compression": {"least_share": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"format": "int5"}, "unknown format 'int5'"),
+        ({"head": "int5"}, "unknown format 'int5'"),
+        ({"group_size": 32}, "group_size=32 is for formats with groups"),
+        ({"format": "int4", "group_size": 48}, "group_size"),
+        ({"text": ["a"]}, "choose calibration='gptq'"),
+        ({"least_share": 1.5}, "least_share"),
+        ({"calibration": "awq"}, "calibration"),
+    ],
+)
+def test_wrong_settings_are_told(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises((InvalidSetting, UnknownName), match=said):
+        plan_of(tiny.build("llama"), **asked)
+
+
+def test_settings_of_every_format_survive_a_round_trip() -> None:
+    for asked in (CALIBRATED, {"head": "fp8", "skip": ["*.0.*"], "targets": ["mlp"], "least_share": 0.25}):
+        made = TensorCompressionParameters.read(asked, "it")
+        assert TensorCompressionParameters.read(json.loads(json.dumps(made.model_dump(mode="json"))), "it") == made
+
+
+# ---------------------------------------------------------------- calibrated rounding
+
+
+def test_calibrated_rounding_is_recorded_undone_and_repeated_to_the_bit() -> None:
+    case = Case("llama")
+    case.apply("tensor_compression", parameters={"tensor_compression": CALIBRATED})
+    receipt = case.manager.get_receipts(case.model)[0]
+    found = receipt.decision["rounding"]
+    assert found["method"] == "gptq"
+    assert len(found["kept"]) + len(found["rounded_to_nearest"]) == 3
+    assert found["held_out_divergence"]["kept"] <= found["held_out_divergence"]["nearest"]
+    assert any("calibrated rounding is kept in" in note for note in receipt.notes)
+    first = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+    case.apply("tensor_compression", parameters={"tensor_compression": CALIBRATED})
+    assert all(torch.equal(first[name], tensor) for name, tensor in case.model.state_dict().items())
+
+
+def test_a_plan_says_that_held_out_text_will_decide() -> None:
+    assert any("held-out text" in note for note in plan_of(tiny.build("llama"), **CALIBRATED).steps[0].notes)
+
+
+def test_a_saved_calibrated_model_needs_no_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("llama")
+    case.apply("tensor_compression", parameters={"tensor_compression": CALIBRATED})
+    save(case.model, tmp_path / "saved")
+    monkeypatch.setattr(tensor_compression, "round_calibrated", lambda *_: 1 / 0)
+    again = load(tmp_path / "saved")
+    assert torch.equal(tiny.logits(again, "llama"), tiny.logits(case.model, "llama"))
+
+
+@pytest.mark.parametrize("text", [[[1, 2, 3]] * 4, [[5] * 64]])
+def test_a_text_too_short_to_calibrate_on_is_refused_with_the_way_out(text: list[list[int]]) -> None:
+    case = Case("llama")
+    with pytest.raises(InvalidSetting, match="or calibration='none'"):
+        case.manager.apply_optimizations(
+            case.model, ["tensor_compression"], parameters={"tensor_compression": {**CALIBRATED, "text": text}}
+        )
+    case.check_untouched()
+
+
+def test_on_a_cpu_fp8_says_what_it_costs() -> None:
+    assert any("time is lost" in note for note in plan_of(tiny.build("llama"), format="fp8").steps[0].notes)
 
 
 @pytest.mark.gpu

@@ -1,78 +1,193 @@
-"""`tensor_compression`: int8 weights, one scale a row, for every Linear and fused expert tensor that can bear it."""
+"""`tensor_compression`: weights in fewer bits, for every Linear and fused expert tensor that can bear it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+from inference_pio.anatomy.chosen import Chosen
+from inference_pio.anatomy.coverage import coverage_of
 from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.walk import experts, linears
+from inference_pio.calibration.rounding import Form, Rounded, round_calibrated
+from inference_pio.calibration.source import calibration_source, token_windows
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
-from inference_pio.errors import InvalidModel
-from inference_pio.formats.compressed_experts import experts_layout
-from inference_pio.formats.int8 import Int8Experts, Int8Linear
-from inference_pio.kernels.int8 import choose_int8_backend
+from inference_pio.errors import InvalidModel, PlanError
+from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
+from inference_pio.formats.compressed_linear import GROUP
+from inference_pio.formats.known import KnownFormat, format_named
+from inference_pio.measure.target import max_positions
+from inference_pio.sources.progress import share_bar
 
 KEPT_ROLES = {
-    "head": "the head is kept: its rounding reaches the output directly",
-    "embedding": "embeddings are kept: a lookup gains nothing from int8",
+    "head": "the head is kept: its rounding reaches the output directly (head=true compresses it)",
+    "embedding": "embeddings are kept: a lookup gains nothing from fewer bits",
     "router": "routers are kept: a rounded router sends tokens to other experts",
-    "vision": "the vision tower is kept",
+    "vision": "the vision tower is kept (targets=['vision'] compresses it)",
     "adapter": "adapters are kept: they are small and may be trained",
 }
+ON_REQUEST = frozenset({"head", "vision"})
+"""Kept roles that are compressed where the targets name them."""
+HEAD = "int8"
+"""The format of a head that is asked for without one."""
+WINDOW = 1024
 
 
 class TensorCompressionParameters(Settings):
-    """`format`: how weights are stored."""
+    """`format` is how weights are stored, in groups of `group_size` inputs where it has groups.
 
-    format: Literal["int8"] = "int8"
+    `targets` are roles or path patterns, `skip` path patterns; `head` is compressed on request, in int8 or the format
+    named. Where less than `least_share` of the parameters can be compressed, nothing is. `calibration="gptq"` rounds
+    with inputs in mind, learned from `tokens` tokens of `text`.
+    """
+
+    format: str = "int8"
+    group_size: Literal[32, 64, 128] | None = None
+    targets: list[str] | None = None
+    skip: list[str] = Field(default_factory=list)
+    head: bool | str = False
+    least_share: float = Field(default=0.0, ge=0, le=1)
+    calibration: Literal["none", "gptq"] = "none"
+    text: list[str] | list[list[int]] | None = None
+    tokens: int = Field(default=32768, ge=1)
+
+    @field_validator("format", "head")
+    @classmethod
+    def _known(cls, name: bool | str) -> bool | str:
+        if isinstance(name, str):
+            format_named(name)
+        return name
+
+    @model_validator(mode="after")
+    def _fits(self) -> TensorCompressionParameters:
+        if self.group_size is not None and not any(known.linear.grouped for known in self.formats):
+            raise ValueError(f"group_size={self.group_size} is for formats with groups (int4), not for {self.format}")
+        if self.text is not None and self.calibration == "none":
+            raise ValueError("a calibration text is given and calibration is 'none': choose calibration='gptq'")
+        return self
+
+    @property
+    def head_format(self) -> str | None:
+        return HEAD if self.head is True else self.head or None
+
+    @property
+    def formats(self) -> list[KnownFormat]:
+        return [format_named(name) for name in (self.format, self.head_format) if name]
+
+    @property
+    def group(self) -> int:
+        return self.group_size or GROUP
 
 
 class TensorCompression(OptimizationInterface):
-    """Weights as int8 with one scale a row; activations stay as they are, the model's dtype too."""
+    """Weights as codes with scales; activations stay as they are, the model's dtype too."""
 
     name = "tensor_compression"
     optimization_type = OptimizationType.MEMORY
     stage = Stage.STORAGE
-    summary = "int8 weights, one scale a row: Linears and fused experts"
+    summary = "weights as int8, int4 or fp8: Linears and fused experts"
     exactness = "approximate"
     changes_state_dict = True
     Parameters: ClassVar[type[Settings]] = TensorCompressionParameters
 
+    def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
+        super().__init__(parameters)
+        self._rounded: Rounded | None = None
+
     def sites(self, model: nn.Module) -> Sequence[Site]:
-        return list(_weight_sites(model))
+        return list(_weight_sites(model, self.parameters))
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
-        return {"format": self.parameters.format, "scale": "row"}
+        asked = self.parameters
+        covered = coverage_of(model, {site.path for site in sites})
+        if covered.share < asked.least_share:
+            raise PlanError(
+                f"tensor_compression would compress {covered}, and least_share asks for {asked.least_share:.1%} of the "
+                "parameters: the plan tells why the others are kept. Name more targets, or a smaller least_share."
+            )
+        main = format_named(asked.format).linear
+        decision: dict[str, Any] = {"format": asked.format, "scale": "group" if main.grouped else "row"}
+        if any(known.linear.grouped for known in asked.formats):
+            decision["group_size"] = asked.group
+        others = {site.path: asked.head_format for site in sites if site.role == "head" and asked.head_format}
+        if others:
+            decision["formats"] = others
+        return {**decision, "coverage": covered.to_json()}
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
         for site in sites:
             for name, weight in model.get_submodule(site.path).named_parameters():
                 if not torch.isfinite(weight.detach().amax() - weight.detach().amin()):
                     raise InvalidModel(
-                        f"{site.path}.{name} holds NaN or infinity, so it has no int8 form. "
+                        f"{site.path}.{name} holds NaN or infinity, so it has no {self.parameters.format} form. "
                         "Check the checkpoint; nothing was touched."
                     )
 
+    def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
+        self._rounded = None
+        if self.parameters.calibration == "none":
+            return decision
+        forms = {site.path: _form(model.get_submodule(site.path), site.path, decision) for site in sites}
+        asked, window = self.parameters, min(WINDOW, max_positions(model) or WINDOW)
+        source = calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window)
+        with share_bar("rounding weights", model_bytes(model) > LONG_BYTES) as progress:
+            self._rounded = round_calibrated(model, forms, source, progress)
+        return {**decision, "rounding": self._rounded.to_json()}
+
     def apply(self, model: nn.Module) -> nn.Module:
+        made, self._rounded = self._rounded, None
+        decision = self.step.decision
         for site in self.step.sites:
-            self.journal.replace(model.get_submodule(site.path), _compressed(model.get_submodule(site.path)))
-        self.say(backend=choose_int8_backend(self.device, _dtype_of(model)))
+            module = model.get_submodule(site.path)
+            found = made.modules.pop(site.path) if made is not None else None
+            self.journal.replace(module, found or _form(module, site.path, decision).nearest(module))
+        self._tell(model)
         return model
 
+    def _tell(self, model: nn.Module) -> None:
+        dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.bfloat16)
+        kind = format_named(self.step.decision["format"]).linear
+        self.say(backend=kind.backend(self.device, dtype), note=kind.cost(self.device, dtype))
+        if "coverage" in self.step.decision:
+            self.say(note=_told(self.step.decision["coverage"]))
+        if lost := Chosen(self.parameters.targets, self.parameters.skip).unmatched(roles_of(model)):
+            self.say(note=f"nothing in this model is meant by {', '.join(map(repr, lost))}.")
+        rounding = self.step.decision.get("rounding")
+        if rounding:
+            kept, all_groups = len(rounding["kept"]), len(rounding["kept"]) + len(rounding["rounded_to_nearest"])
+            before, after = rounding["held_out_divergence"].values()
+            self.say(
+                note=f"calibrated rounding is kept in {kept} of {all_groups} layers: on held-out text the divergence "
+                f"falls from {before:.3g} to {after:.3g}."
+            )
+        elif self.parameters.calibration != "none":
+            self.say(note="which layers keep the calibrated rounding is decided when it is applied, by held-out text.")
 
-def _dtype_of(model: nn.Module) -> torch.dtype:
-    return next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), torch.bfloat16)
+
+LONG_BYTES = 64 * 2**20
+"""A model of more is told how far its rounding has come."""
 
 
-def _compressed(module: nn.Module) -> nn.Module:
-    return Int8Linear.from_linear(module) if _is_linear(module) else Int8Experts.from_experts(module)
+def model_bytes(model: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def _told(coverage: Mapping[str, Any]) -> str:
+    parts = [f"{role} {part['parameters'] / part['of']:.0%}" for role, part in coverage["roles"].items() if part["of"]]
+    of_parameters, of_bytes = coverage["share_of_parameters"], coverage["share_of_bytes"]
+    return f"{of_parameters:.1%} of the parameters and {of_bytes:.1%} of the bytes are compressed: {', '.join(parts)}."
+
+
+def _form(module: nn.Module, path: str, decision: Mapping[str, Any]) -> Form:
+    known = format_named(decision.get("formats", {}).get(path, decision["format"]))
+    return Form(known.linear if _is_linear(module) else known.experts, decision.get("group_size", GROUP))
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -80,21 +195,22 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(weight, torch.Tensor) and weight.dim() == 2
 
 
-def _weight_sites(model: nn.Module) -> Iterator[Site]:
+def _weight_sites(model: nn.Module, asked: TensorCompressionParameters) -> Iterator[Site]:
     users = _users_of_weights(model)
+    chosen = Chosen(asked.targets, asked.skip)
     acted = set()
     for path, module, role in linears(model):
         acted.add(path)
-        yield _site(path, module, role, _why_not(module, role) or _shared(module, users))
+        yield _site(path, module, role, _why_not(path, module, role, asked, chosen) or _shared(module, users))
     for path, module, role in experts(model):
         acted.add(path)
-        yield _site(path, module, role, _why_not(module, role) or experts_layout(module) or _shared(module, users))
+        yield _site(path, module, role, _why_not(path, module, role, asked, chosen) or _shared(module, users))
     for path, role in roles_of(model).items():
         module = model.get_submodule(path)
         if path not in acted and any(
             parameter.dim() > 1 for parameter in module._parameters.values() if parameter is not None
         ):
-            yield _site(path, module, role, KEPT_ROLES.get(role) or f"{type(module).__name__} has no int8 form")
+            yield _site(path, module, role, KEPT_ROLES.get(role) or f"{type(module).__name__} has no compressed form")
 
 
 def _site(path: str, module: nn.Module, role: str, skip: str | None) -> Site:
@@ -104,9 +220,12 @@ def _site(path: str, module: nn.Module, role: str, skip: str | None) -> Site:
     return Site(path, role, claims=frozenset({"weights.storage"}), skip=skip, nbytes=nbytes)
 
 
-def _why_not(module: nn.Module, role: str) -> str | None:
-    if role in KEPT_ROLES:
+def _why_not(path: str, module: nn.Module, role: str, asked: TensorCompressionParameters, chosen: Chosen) -> str | None:
+    wanted = role in ON_REQUEST and (chosen.by_role(role) or (role == "head" and bool(asked.head)))
+    if role in KEPT_ROLES and not wanted:
         return KEPT_ROLES[role]
+    if reason := (Chosen(None, asked.skip) if role == "head" and asked.head else chosen).why_not(path, role):
+        return reason
     if any(parameter.dim() > 1 and not parameter.numel() for parameter in module.parameters()):
         return "its weight is empty"
     if not all(parameter.is_floating_point() and parameter.element_size() > 1 for parameter in module.parameters()):
@@ -115,7 +234,17 @@ def _why_not(module: nn.Module, role: str) -> str | None:
         return "it carries hooks of somebody else, which a new module would lose"
     if "forward" in module.__dict__ or hasattr(module, "parametrizations"):
         return "its forward or its weight is overridden"
-    return None
+    return _why_not_in(module, role, asked)
+
+
+def _why_not_in(module: nn.Module, role: str, asked: TensorCompressionParameters) -> str | None:
+    """Why the format asked for cannot hold this layer."""
+    known = format_named(asked.head_format if role == "head" and asked.head_format else asked.format)
+    if _is_linear(module):
+        weight: Any = module.weight
+        return known.linear.why_not(weight.shape[1 if isinstance(module, nn.Linear) else 0], asked.group)
+    kind: type[CompressedExperts] = known.experts
+    return experts_layout(module) or kind.why_not_experts(module, asked.group)
 
 
 def _users_of_weights(model: nn.Module) -> dict[int, int]:
