@@ -1,12 +1,18 @@
-"""int8 on trained models: no worse than the plainest rounding on the same draw, and far from a broken layer."""
+"""Formats on trained models: no worse than the plainest rounding on the same draw, and far from a broken layer."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import itertools
 from typing import Any
 
 import pytest
 import torch
+from scripts.reference.baselines import matrices
+from scripts.reference.corpus import documents
 
+from inference_pio.formats.compressed_module import CompressedModule
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.measure import Quality, Reference, compare
 from inference_pio.measure.needles import needle_grid
@@ -15,6 +21,7 @@ from tests.quality import reference_models
 from tests.quality.reference_models import DRAWS, NAMES
 
 NAIVE = "int8_per_row"
+MIXTURES = [name for name in NAMES if "moe" in name]
 # One draw in `make test`; `make verify` takes all of them.
 EACH_DRAW = pytest.mark.parametrize(
     "number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, DRAWS))]
@@ -26,10 +33,46 @@ def judged(model: Any, changed: Any, number: int) -> Quality:
         return compare(reference, changed)
 
 
-def compressed(name: str) -> Any:
+def compressed(name: str, **asked: Any) -> Any:
     model = reference_models.load(name)
-    ModularOptimizationManager().apply_optimizations(model, ["tensor_compression"])
+    ModularOptimizationManager().apply_optimizations(
+        model, ["tensor_compression"], parameters={"tensor_compression": asked}
+    )
     return model
+
+
+@functools.cache
+def once(name: str, what: str) -> Any:
+    """A compressed model that several draws judge."""
+    return compressed(name, **WHATS[what])
+
+
+@functools.cache
+def calibration_tokens() -> list[list[int]]:
+    """64 windows of 512 tokens of the text that the models were trained on: none of it is ever judged by."""
+    texts = itertools.islice((text for _, text in documents(held_out=False)), 400)
+    encode = reference_models.tokenizer()
+    ids = [token for text in texts for token in encode(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    rows = torch.tensor(ids[: len(ids) // 512 * 512]).view(-1, 512)
+    found: list[list[int]] = rows[[place * len(rows) // 64 for place in range(64)]].tolist()
+    return found
+
+
+WHATS: dict[str, dict[str, Any]] = {
+    "fp8": {"format": "fp8"},
+    "int4 in groups of 32": {"format": "int4", "group_size": 32},
+    "experts in groups of 32": {"format": "int4", "group_size": 32, "targets": ["experts"]},
+}
+
+
+def by_naive_fp8(model: Any) -> Any:
+    """The plainest rounding to fp8: a float32 scale a row."""
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in matrices(changed):
+            scale = weight.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
+            weight.copy_((weight.float() / scale).to(torch.float8_e4m3fn).float() * scale)
+    return changed
 
 
 def is_as_good_as_rounding(found: Quality, naive: Quality) -> bool:
@@ -55,6 +98,62 @@ def test_it_loses_no_more_than_naive_rounding_on_the_same_draw(
     naive = judged(original, reference_models.by_baseline(original, NAIVE), number)
     found = judged(original, compressed(name), number)
     assert is_as_good_as_rounding(found, naive), (found, naive)
+
+
+@EACH_DRAW
+@pytest.mark.parametrize("name", NAMES)
+def test_fp8_loses_no_more_than_naive_rounding_on_the_same_draw(
+    name: str, number: int, originals: dict[str, Any]
+) -> None:
+    naive = judged(originals[name], by_naive_fp8(originals[name]), number)
+    found = judged(originals[name], once(name, "fp8"), number)
+    assert found.kl_nats_per_token <= 1.3 * naive.kl_nats_per_token
+
+
+@EACH_DRAW
+@pytest.mark.parametrize("name", NAMES)
+def test_int4_in_groups_of_32_loses_less_than_naive_rounding_on_the_same_draw(
+    name: str, number: int, originals: dict[str, Any]
+) -> None:
+    naive = judged(originals[name], reference_models.by_baseline(originals[name], "int4_group32"), number)
+    found = judged(originals[name], once(name, "int4 in groups of 32"), number)
+    assert found.kl_nats_per_token <= 1.0 * naive.kl_nats_per_token
+
+
+@EACH_DRAW
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_alone_lose_half_of_what_naive_rounding_of_all_loses(
+    name: str, number: int, originals: dict[str, Any]
+) -> None:
+    naive = judged(originals[name], reference_models.by_baseline(originals[name], "int4_group32"), number)
+    found = judged(originals[name], once(name, "experts in groups of 32"), number)
+    assert found.kl_nats_per_token <= 0.5 * naive.kl_nats_per_token
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "qwen3_moe" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_calibrated_rounding_loses_little_of_what_rounding_to_nearest_loses(
+    name: str, originals: dict[str, Any]
+) -> None:
+    text = calibration_tokens()
+    calibrated = compressed(name, format="int4", calibration="gptq", text=text)
+    naive = reference_models.by_baseline(originals[name], "int4_group128")
+    for number in range(DRAWS):
+        plain, found = (judged(originals[name], changed, number) for changed in (naive, calibrated))
+        assert found.kl_nats_per_token <= 0.6 * plain.kl_nats_per_token, number
+
+
+@pytest.mark.parametrize("what", sorted(WHATS))
+def test_a_broken_layer_fails_the_bar_of_each_format(what: str, originals: dict[str, Any]) -> None:
+    """The proof that those tests can fail: the scales of one matrix, shifted by a row."""
+    original, name = originals["qwen3_moe"], "qwen3_moe"
+    naive = judged(original, reference_models.by_baseline(original, "int4_group32"), 0)
+    broken = compressed(name, **WHATS[what])
+    damaged = next(module for module in broken.modules() if isinstance(module, CompressedModule))
+    scale = next(buffer for key, buffer in damaged.named_buffers() if key.endswith("_scale"))
+    scale.copy_(scale.roll(1, -2 if what != "fp8" else 0))
+    assert judged(original, broken, 0).kl_nats_per_token > naive.kl_nats_per_token
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,6 +24,7 @@ from inference_pio.optimizations.memory.tensor_compression import TensorCompress
 from inference_pio.plan.target import Wanted
 from inference_pio.undo.checkpoint import read_header
 from inference_pio.undo.fingerprint import fingerprint
+from inference_pio.undo.journal import Journal
 from tests import tiny
 from tests.sweep import Case
 
@@ -149,6 +150,47 @@ def test_every_format_is_undone_to_the_bit_wherever_originals_wait(asked: dict[s
     assert receipt.weight_bytes_after < receipt.weight_bytes_before
     assert not torch.equal(tiny.logits(case.model, name), case.logits)
     case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+@EACH_FORMAT
+@pytest.mark.parametrize("other", ["flash_attention", "kernel_fusion"])
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_every_format_comes_off_in_any_order(asked: dict[str, Any], other: str, first_out: int) -> None:
+    case, alone = Case("qwen3", torch.bfloat16), Case("qwen3", torch.bfloat16)
+    pair = ("tensor_compression", other)
+    how = {"parameters": {"tensor_compression": asked}}
+    assert case.apply(*pair, **how)
+    first, second = pair[first_out], pair[1 - first_out]
+    case.manager.remove_optimizations(case.model, [first])
+    assert alone.apply(second, **(how if second in how["parameters"] else {}))
+    assert torch.equal(tiny.logits(case.model, "qwen3"), tiny.logits(alone.model, "qwen3"))
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+@EACH_FORMAT
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_failure_midway_leaves_no_trace_of_any_format(
+    asked: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, how = Case("llama"), {"parameters": {"tensor_compression": asked}}
+    replace, calls = Journal.replace, [0]
+
+    def counted(journal: Journal, *given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == fatal:
+            raise KeyboardInterrupt
+        return replace(journal, *given)
+
+    fatal = 0
+    monkeypatch.setattr(Journal, "replace", counted)
+    case.apply("tensor_compression", **how)
+    case.manager.remove_optimizations(case.model)
+    total, calls[0] = calls[0], 0
+    fatal = total // 2 + 1 + round(share * (total // 2 - 1))  # the first half is the plan's rehearsal
+    with pytest.raises(KeyboardInterrupt):
+        case.apply("tensor_compression", **how)
     case.check_untouched()
 
 

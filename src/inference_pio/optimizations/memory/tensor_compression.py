@@ -19,7 +19,7 @@ from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
-from inference_pio.errors import InvalidModel, PlanError
+from inference_pio.errors import InvalidModel, PlanError, UnknownName
 from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
 from inference_pio.formats.compressed_linear import GROUP
 from inference_pio.formats.known import KnownFormat, format_named
@@ -61,8 +61,11 @@ class TensorCompressionParameters(Settings):
     @field_validator("format", "head")
     @classmethod
     def _known(cls, name: bool | str) -> bool | str:
-        if isinstance(name, str):
-            format_named(name)
+        try:
+            if isinstance(name, str):
+                format_named(name)
+        except UnknownName as error:
+            raise ValueError(str(error)) from None
         return name
 
     @model_validator(mode="after")
