@@ -32,6 +32,12 @@ def test_casting_a_model_never_rounds_a_scale_or_a_code(layer: CompressedLinear,
     assert model(torch.ones(2, 64, dtype=dtype)).dtype is dtype
 
 
+def test_a_move_to_where_it_is_leaves_the_tensors_that_there_are(layer: CompressedLinear) -> None:
+    held = layer.held("weight")
+    layer.to("cpu").float()
+    assert all(one is other for one, other in zip(layer.held("weight"), held, strict=True))
+
+
 def test_moving_to_another_device_moves_all_of_it(layer: CompressedLinear) -> None:
     codes = layer.state_dict()[f"weight_{layer.format}"]
     layer.to("meta", torch.float16)

@@ -47,16 +47,18 @@ class CompressedModule(WeightFormat, nn.Module):
                 yield name, buffer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
-        for name, codes in list(self.codes()):
+        before, lying = dict(self._buffers), dict(self.codes())
+        for name, codes in lying.items():
             before[name] = self._buffers[name] = self.portable(codes)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             moved = self._buffers[name]
             if old is not None and moved is not None and moved.dtype is not old.dtype:
                 self._buffers[name] = old.to(moved.device)
-        for name, codes in list(self.codes()):
-            self._buffers[name] = self.settled(codes)
+        for name, codes in lying.items():
+            moved = self._buffers[name]
+            if moved is not None:  # where nothing was done to codes, they are the tensor that they were
+                self._buffers[name] = codes if moved is before[name] else self.settled(moved)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
