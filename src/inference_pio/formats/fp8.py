@@ -56,7 +56,8 @@ class Fp8(WeightFormat):
 class Fp8Linear(Fp8, CompressedLinear):
     """A linear layer in fp8.
 
-    >>> Fp8Linear.from_linear(nn.Linear(64, 48, bias=False))(torch.zeros(5, 64)).shape
+    >>> import torch
+    >>> Fp8Linear.from_linear(torch.nn.Linear(64, 48, bias=False))(torch.zeros(5, 64)).shape
     torch.Size([5, 48])
     """
 

@@ -62,7 +62,8 @@ class Int4(WeightFormat):
 class Int4Linear(Int4, CompressedLinear):
     """A linear layer in int4.
 
-    >>> layer = Int4Linear.from_linear(nn.Linear(64, 48), group=32)
+    >>> import torch
+    >>> layer = Int4Linear.from_linear(torch.nn.Linear(64, 48), group=32)
     >>> layer
     Int4Linear(in_features=64, out_features=48, bias=True, group=32)
     >>> layer(torch.zeros(2, 5, 64)).shape

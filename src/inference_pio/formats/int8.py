@@ -49,7 +49,8 @@ class Int8(WeightFormat):
 class Int8Linear(Int8, CompressedLinear):
     """A linear layer in int8.
 
-    >>> layer = Int8Linear.from_linear(nn.Linear(64, 48))
+    >>> import torch
+    >>> layer = Int8Linear.from_linear(torch.nn.Linear(64, 48))
     >>> layer
     Int8Linear(in_features=64, out_features=48, bias=True)
     >>> layer(torch.zeros(2, 5, 64)).shape
