@@ -57,8 +57,11 @@ class CompressedModule(WeightFormat, nn.Module):
                 self._buffers[name] = old.to(moved.device)
         for name, codes in lying.items():
             moved = self._buffers[name]
-            if moved is not None:  # where nothing was done to codes, they are the tensor that they were
-                self._buffers[name] = codes if moved is before[name] else self.settled(moved)
+            if (
+                moved is not None
+            ):  # where nothing was done to codes that lie as the CPU wants them, they are what they were
+                untouched = moved is before[name] and moved is not codes
+                self._buffers[name] = codes if untouched else self.settled(moved)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
