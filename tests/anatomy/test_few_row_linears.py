@@ -132,7 +132,10 @@ def _decoded(name: str, patch: pytest.MonkeyPatch) -> tuple[dict[str, int], list
 
 
 @needs_triton
-@pytest.mark.parametrize(("name", "products", "alone"), [("llama", 3 * 4 + 1, 7), ("glm4_moe_lite", None, None)])
+@pytest.mark.parametrize(
+    ("name", "products", "alone"),
+    [pytest.param("llama", 3 * 4 + 1, 7, marks=pytest.mark.slow), ("glm4_moe_lite", None, None)],
+)
 def test_a_model_decodes_by_our_kernel_in_the_interpreter(
     name: str, products: int | None, alone: int | None, interpreted: Callable[..., Any]
 ) -> None:

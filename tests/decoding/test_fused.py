@@ -113,6 +113,7 @@ def test_a_router_keeps_its_scratch_from_step_to_step(interpreted: Callable[...,
 
 
 @needs_triton
+@pytest.mark.slow
 def test_products_that_are_not_tuned_overlap_where_it_is_asked_for(interpreted: Callable[..., Any]) -> None:
     launches = interpreted(dependent_by_rule)
     assert len(launches) == 3 * 4 + 1  # four of each layer, and the head
