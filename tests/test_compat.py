@@ -33,6 +33,12 @@ def test_a_mask_of_left_padding_hides_it_and_tells_what_is_seen() -> None:
     assert (seen.starts.tolist(), seen.length, seen.ends) == ([2, 0], 4, None)
 
 
+def test_what_compiling_raises_is_known_and_is_no_error_of_the_model() -> None:
+    kinds = compat.compile_errors()
+    assert torch._dynamo.exc.Unsupported in [sub for kind in kinds for sub in kind.__subclasses__()]
+    assert not any(issubclass(error, kinds) for error in (ValueError, torch.OutOfMemoryError, KeyboardInterrupt))
+
+
 def test_names_are_looked_for_in_the_forward_of_a_class() -> None:
     class Reading:
         def forward(self) -> object:

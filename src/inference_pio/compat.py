@@ -370,6 +370,14 @@ def triton_interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What torch raises where it cannot compile a function whole, before anything of it is computed."""
+    from torch._dynamo import exc
+
+    names = ("TorchDynamoException", "FailOnRecompileLimitHit")
+    return tuple(kind for name in names if (kind := getattr(exc, name, None)) is not None)
+
+
 def why_no_inductor(device_type: str) -> str | None:
     """Why torch cannot compile for a device here, or None: it wants Triton for a GPU, a C++ compiler for the CPU."""
     if device_type == "cuda":

@@ -55,6 +55,25 @@ def _layers(case: Case) -> list[Any]:
     return [(path, layer, "the vision tower is kept" if "visual" in path else None) for path, layer, _ in found]
 
 
+def test_every_layer_of_a_deep_model_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+
+    def keep(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(module, "COMPILER", keep)
+    config = tiny.CONFIGS["gpt2"]()
+    config.n_layer = config.num_hidden_layers = 12
+    model: Any = tiny.build("gpt2", config=config)
+    before = model(**tiny.inputs("gpt2", model)).logits
+    ModularOptimizationManager().apply_optimizations(model, ["kernel_fusion"], parameters=INDUCTOR)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**tiny.inputs("gpt2", model)).logits, before, rtol=1e-5, atol=1e-5)
+    assert len(graphs) == 12
+    assert why_it_failed(model) == {}
+
+
 def test_layers_that_cannot_be_compiled_are_the_librarys_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*given: Any) -> Any:
         raise RuntimeError("no such processor")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from inference_pio.anatomy.call_guards import library_forward, serves, why_not_replaced
 from inference_pio.anatomy.parts import runs_attention, vision_paths, within
+from inference_pio.compat import compile_errors
 
 COMPILER = "inductor"
 FEWEST = 2
@@ -44,12 +46,27 @@ def compiled_forward(self: nn.Module, *given: Any, **named: Any) -> Any:
         return library_forward(self, *given, **named)
     forward = _compiled.get(self)
     if forward is None:
-        forward = _compiled[self] = torch.compile(kind.forward, dynamic=True, backend=COMPILER)
+        # whole or not at all: what failed behind a break would be computed twice, and a cache written twice
+        own = _of_its_own(kind.forward)
+        forward = _compiled[self] = torch.compile(own, dynamic=True, fullgraph=True, backend=COMPILER)
     try:
         return forward(self, *given, **named)
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except compile_errors() as error:
         _failed[kind] = " ".join(str(error).split("\n\n")[0].split())
         return library_forward(self, *given, **named)
+
+
+def _of_its_own(function: Any) -> Any:
+    """The same function with code of its own: torch keeps eight forms of one, and decoders have more layers."""
+    copied = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
 
 
 def why_it_failed(model: nn.Module) -> dict[str, str]:
