@@ -264,6 +264,33 @@ def test_without_memory_the_library_decodes(take: Take, monkeypatch: pytest.Monk
     assert one.engine.counts.calls == 2
 
 
+def test_a_call_from_inside_another_is_the_librarys(take: Take) -> None:
+    one = take("llama")
+
+    class Asking:
+        def __init__(self, model: Any) -> None:
+            self.model, self.heard = model, list[Any]()
+
+        def put(self, tokens: torch.Tensor) -> None:
+            if len(self.heard) == 2:
+                inner = self.model.generate(**prompt(1), max_new_tokens=3, do_sample=False, pad_token_id=0)
+                self.heard.append(inner)
+            self.heard.append(tokens)
+
+        def end(self) -> None:
+            pass
+
+    said = []
+    for model in (one.model, one.plain):
+        ear = Asking(model)
+        said.append(model.generate(**prompt(1), max_new_tokens=6, do_sample=False, streamer=ear, pad_token_id=0))
+        said.append(ear.heard[2])
+    assert torch.equal(said[0], said[2])
+    assert torch.equal(said[1], said[3])
+    assert one.engine.counts.left == {"a call from inside another, by a streamer, a criterion or a processor": 1}
+    assert one.engine.counts.calls == 1
+
+
 def test_steps_that_cannot_be_recorded_are_the_librarys_and_told(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
     one = take("llama")
 

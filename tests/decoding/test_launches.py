@@ -11,6 +11,8 @@ import torch
 
 from inference_pio.compat import has_triton
 from inference_pio.decoding import launches as module
+from inference_pio.decoding.engine import Engine
+from inference_pio.decoding.fused import FusedOperations
 from inference_pio.decoding.launches import Launches
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.gemv_candidates import GemvProblem
@@ -87,6 +89,20 @@ def test_what_cannot_be_tuned_or_kept_is_noted_and_goes_by_rule(machine: Path, m
     heard(launches)
     assert launches.tune(CPU, broken) == 0
     assert launches.notes[1].startswith("launches are not tuned: cannot write the cache folder")
+
+
+def test_a_damaged_file_is_told_and_written_anew(machine: Path) -> None:
+    first = Launches()
+    first.listen()
+    heard(first)
+    first.tune(CPU, tuner([]))
+    (file,) = machine.rglob("gemv-*.json")
+    file.write_text("{")
+    again = FusedOperations()
+    again.launches.listen()
+    heard(again.launches)
+    assert again.launches.tune(CPU, tuner([])) == 1
+    assert "is damaged" in Engine(again).notes[0]
 
 
 @pytest.mark.gpu

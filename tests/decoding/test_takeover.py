@@ -52,6 +52,9 @@ def test_configurations_and_positions_of_arguments_are_the_librarys(take: Take) 
     assert torch.equal(*one.both(given["input_ids"], config, attention_mask=given["attention_mask"]))
     assert torch.equal(*one.both(given["input_ids"], max_length=15, do_sample=False))
     assert torch.equal(*one.both(inputs=given["input_ids"], max_length=15, do_sample=False))
+    assert torch.equal(
+        *one.both(given["input_ids"], max_length=15, do_sample=False, custom_generate=None, streamer=None)
+    )
     for model in (one.model, one.plain):
         model.generation_config.update(do_sample=True, top_k=7, max_new_tokens=6)
     assert torch.equal(*one.both(**given))
@@ -59,7 +62,7 @@ def test_configurations_and_positions_of_arguments_are_the_librarys(take: Take) 
         model.generation_config.num_beams = 3
     assert torch.equal(*one.both(**given))
     assert one.engine.counts.left == {"beam sample": 1}
-    assert one.engine.counts.calls == 4
+    assert one.engine.counts.calls == 5
 
 
 def test_wrong_arguments_meet_the_librarys_own_words(take: Take) -> None:

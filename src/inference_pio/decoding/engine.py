@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,7 @@ class Engine:
     def __init__(self, operations: Operations) -> None:
         self.operations, self.counts = operations, Counts()
         self._turn = threading.Lock()
+        self._inside: int | None = None
         self._built: Built | None = None
         self._buckets: dict[int, Bucket] = {}
 
@@ -54,6 +57,11 @@ class Engine:
     def nbytes(self) -> int:
         """Bytes of room that is kept for the next call."""
         return sum(bucket.nbytes for bucket in self._buckets.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be found out for the operations, and so goes by rule."""
+        return self.operations.notes
 
     def close(self) -> None:
         """Give all room and every recorded step back."""
@@ -88,20 +96,35 @@ class Engine:
         synced_gpus: bool = False, streamer: Any = None, **given: Any,
     ) -> Any:  # fmt: skip
         """What stands in for the library's `_sample`, with its arguments and its results."""
-        with self._turn, on_device(next(model.parameters())):  # events and recordings belong to the current GPU
-            reason = _why_not_these(input_ids) or self.why_not(model)
-            call = None
-            if reason is None:
-                call = Call(
-                    model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, dict(given)
-                )
-                reason = self._prepare(model, call)
-            if call is not None and reason is None:
-                return call.run()
+        reason: str | None = "a call from inside another, by a streamer, a criterion or a processor"
+        if self._inside != threading.get_ident():
+            with (
+                self._my_turn(),
+                on_device(next(model.parameters())),
+            ):  # events and recordings belong to the current GPU
+                reason = _why_not_these(input_ids) or self.why_not(model)
+                call = None
+                if reason is None:
+                    call = Call(
+                        model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, dict(given)
+                    )
+                    reason = self._prepare(model, call)
+                if call is not None and reason is None:
+                    return call.run()
         return self._library(
             reason, model, input_ids, logits_processor=logits_processor, stopping_criteria=stopping_criteria,
             generation_config=generation_config, synced_gpus=synced_gpus, streamer=streamer, **given,
         )  # fmt: skip
+
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        """One call at a time; which thread is inside is known, since one that waited for itself would wait for ever."""
+        with self._turn:
+            self._inside = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._inside = None
 
     def _prepare(self, model: nn.Module, call: Call) -> str | None:
         """Make room for a call, with all room for others given up if it must be; why there is none, or None."""

@@ -39,6 +39,10 @@ class FusedOperations(RecordableOperations):
         self.dependent = dependent
         self._routing: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
+    @property
+    def notes(self) -> list[str]:
+        return self.launches.notes
+
     def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
         """Find launches for a bucket's products, by one step that is listened to."""
         if bucket.device.type == "cuda" and bucket.batch <= MOST_ROWS:

@@ -57,6 +57,8 @@ class Launches:
         except InferencePioError as error:
             self.notes.append(f"launches are not tuned: {error}")
             return 0
+        if kept.ignored:
+            self.notes.append(kept.ignored)
         tried = 0
         for problem, weights in missing.items():
             launch = kept.launch_for(problem)

@@ -30,6 +30,10 @@ class Operations(Protocol):
     attends_as_configured: bool
     """Whether attention is computed by the function that a module is configured to run."""
 
+    @property
+    def notes(self) -> list[str]:
+        """What could not be found out beforehand, and so goes by rule."""
+
     def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
         """Once for a bucket, before its steps are recorded: the slots may be changed, nothing else."""
 
@@ -60,6 +64,10 @@ class PlainOperations:
 
     name = "torch"
     attends_as_configured = True
+
+    @property
+    def notes(self) -> list[str]:
+        return []
 
     def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
         """Nothing is to be found out."""

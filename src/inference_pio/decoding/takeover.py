@@ -55,7 +55,8 @@ def _generate(model: Any, inner: Any, args: tuple[Any, ...], kwargs: dict[str, A
     if reason is not None:
         engine.counts.left[reason] += 1
         return inner(model, *args, **kwargs)
-    return inner(model, **given, custom_generate=functools.partial(engine.decode, streamer=given.get("streamer")))
+    given["custom_generate"] = functools.partial(engine.decode, streamer=given.get("streamer"))
+    return inner(model, **given)
 
 
 def _stop_strings_as_criteria(given: dict[str, Any], asked: Asked) -> str | None:

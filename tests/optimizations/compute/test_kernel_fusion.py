@@ -19,7 +19,7 @@ from inference_pio.kernels import elementwise_check
 from inference_pio.kernels.rms_norm import rms_norm
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.optimizations.compute import kernel_fusion as room
-from inference_pio.optimizations.compute.kernel_fusion import BUILT, LEVELS, KernelFusion
+from inference_pio.optimizations.compute.kernel_fusion import LEVELS, KernelFusion
 from inference_pio.undo.slots import storage_key
 from tests import tiny
 from tests.quality import reference_models
@@ -146,14 +146,6 @@ def test_status_says_what_serves() -> None:
     assert "queries, keys and values are one product in 3 layers" in str(told)
 
 
-def test_a_level_that_is_not_built_is_refused_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(BUILT, "merged")
-    case = Case("llama")
-    with pytest.raises(InvalidSetting, match="level='merged' of kernel_fusion is not built yet"):
-        order(case)
-    case.check_untouched()
-
-
 def test_few_rows_need_a_gpu_and_a_graph_goes_without() -> None:
     case = Case("llama")
     with pytest.raises(InvalidSetting, match=r"level='gemv'.*needs an NVIDIA GPU.*level='merged'; nothing"):
@@ -165,15 +157,11 @@ def test_few_rows_need_a_gpu_and_a_graph_goes_without() -> None:
     assert said.endswith("as the library does: exact=True, and our sums have another order")
 
 
-def test_auto_goes_as_far_as_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_goes_all_the_way_on_a_gpu_and_merges_on_a_cpu() -> None:
     fusion = KernelFusion()
     assert fusion._level() == "merged"
     fusion.device = torch.device("cuda")
-    assert fusion._level() == [level for level in LEVELS if level in BUILT][-1]
-    monkeypatch.setitem(BUILT, "graph", lambda fusion, model: None)
-    assert fusion._level() == "graph"
-    fusion.device = torch.device("cpu")
-    assert fusion._level() == "merged"
+    assert fusion._level() == LEVELS[-1] == "graph"
 
 
 def test_models_without_a_place_for_it_are_told_why() -> None:

@@ -133,8 +133,7 @@ class KernelFusion(OptimizationInterface):
         if self.parameters.provider == "inductor":
             return self._compile_layers(model)
         for level in LEVELS[: LEVELS.index(self.step.decision["level"]) + 1]:
-            if level in BUILT:
-                BUILT[level](self, model)
+            BUILT[level](self, model)
         self.say(backend=choose_elementwise_backend(self.device, _dtype_of(model)))
         return model
 
@@ -143,7 +142,10 @@ class KernelFusion(OptimizationInterface):
             failed = why_it_failed(model)
             return {"not_compiled": failed} if failed else {}
         engine = engine_of(model)
-        return {} if engine is None else {"decoding": {**engine.counts.to_json(), "held_bytes": engine.nbytes}}
+        if engine is None:
+            return {}
+        notes = {"notes": list(engine.notes)} if engine.notes else {}
+        return {"decoding": {**engine.counts.to_json(), "held_bytes": engine.nbytes, **notes}}
 
     def _compile_layers(self, model: nn.Module) -> nn.Module:
         for site in self.step.sites:
@@ -168,10 +170,7 @@ class KernelFusion(OptimizationInterface):
         """The level that is ordered, or the highest that serves here. Raises InvalidSetting for one that cannot."""
         level: str = self.parameters.level
         if level == "auto":
-            wanted = LEVELS if self.device.type == "cuda" else LEVELS[:2]
-            return [name for name in wanted if name in BUILT][-1]
-        if level not in BUILT:
-            raise InvalidSetting(f"level={level!r} of kernel_fusion is not built yet: use one of {', '.join(BUILT)}.")
+            return "graph" if self.device.type == "cuda" else "merged"
         if level == "gemv" and not (served := supports_device(self.device)):
             raise InvalidSetting(
                 f"level='gemv' multiplies a few rows by a kernel that does not serve here: {served.said}. "
