@@ -179,10 +179,13 @@ class Checks:
         return torch.stack([row.float().cpu() for row in out.logits])
 
     def _along(self, rows: int) -> str:
-        error = faithful.relative_error(self._logits(*self.batches[rows]), self.along[rows])
-        allowed = faithful.tolerance_of(self.wanted.noise_error)
+        found, wanted = self._logits(*self.batches[rows]), self.along[rows]
+        error, allowed = faithful.relative_error(found, wanted), faithful.tolerance_of(self.wanted.noise_error)
         if not error <= allowed:
-            raise RuntimeError(f"logits lie {error:.3f} off, {allowed:.3f} allowed")
+            places = [[faithful.relative_error(*pair) > allowed for pair in zip(*one, strict=True)]
+                      for one in zip(found, wanted, strict=True)]  # fmt: skip
+            far = f"{sum(map(sum, places))} of {sum(map(len, places))} places lie further"
+            raise RuntimeError(f"logits lie {error:.3f} off, {allowed:.3f} allowed; {far}")
         freely = self._generate(self.batches[rows], max_new_tokens=self.new)
         return f"logits {error:.4f} off, {allowed:.4f} allowed; {freely.shape[1] - self.prompt.shape[1]} tokens freely"
 

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 
 from inference_pio.anatomy.call_guards import library_forward, serves, why_not_replaced
 from inference_pio.anatomy.decoder import decoder_of
+from inference_pio.anatomy.latent_attention import OUT_OF_LATENT, is_latent_attention
 from inference_pio.kernels.few_rows import linear
 
 
 def decoder_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The linear layers of a model's text decoder, and its head, by path; none where its parts are not known.
+
+    The layer that expands a latent cache is none of them: the library multiplies it with every cached token, and others
+    read its weight from beside it.
 
     >>> list(decoder_linears(nn.Sequential(nn.Linear(2, 2))))
     []
@@ -22,6 +26,7 @@ def decoder_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(decoder, str):
         return
     mine = {id(module) for module in decoder.modules()}
+    mine -= {id(module.get_submodule(OUT_OF_LATENT)) for module in decoder.modules() if is_latent_attention(module)}
     for path, module in model.named_modules():
         if id(module) in mine and isinstance(module, nn.Linear):
             yield path, module

@@ -26,6 +26,7 @@ from inference_pio.kernels.triton.support import require, supports_decode
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1.0e30)
+LEAST = tl.constexpr(1.0e-30)
 COLUMNS = 64
 """Columns of the output that one joining program writes."""
 
@@ -114,7 +115,8 @@ def decode_kernel(
         scores = tl.dot(queries, tl.trans(keys))
         scores = tl.where(visible[None, :], scores, HIDDEN)
         higher = tl.maximum(peak, tl.max(scores, 1) * scale2)
-        shares = tl.exp2(scores * scale2 - higher[:, None])
+        # a fused product is not rounded: minus its rounded twin it is no zero where HIDDEN is the peak
+        shares = tl.where(visible[None, :], tl.exp2(scores * scale2 - higher[:, None]), 0.0)
         shrink = tl.exp2(peak - higher)
         total = total * shrink + tl.sum(shares, 1)
         values = tl.load(value_base + held.to(tl.int64) * value_page, mask=visible[:, None], other=0.0)
@@ -125,7 +127,8 @@ def decode_kernel(
 
     blind = peak < scale2 * (0.5 * HIDDEN)
     left = ((batch * heads + first_head + rows) * SPLITS + split).to(tl.int64)
-    tl.store(partial + left[:, None] * WIDTH + columns[None, :], summed / total[:, None], mask=(rows < GROUP)[:, None])
+    tl.store(partial + left[:, None] * WIDTH + columns[None, :], summed / tl.maximum(total, LEAST)[:, None],
+             mask=(rows < GROUP)[:, None])  # fmt: skip
     tl.store(weight + left, tl.where(blind, float("-inf"), peak + tl.log2(total)), mask=rows < GROUP)
 
 
@@ -146,7 +149,7 @@ def join_kernel(
     weights = tl.load(weight + row + splits, mask=written, other=float("-inf"))
     highest = tl.max(weights, 0)
     shares = tl.where(weights == float("-inf"), 0.0, tl.exp2(weights - highest))
-    shares = shares / tl.maximum(tl.sum(shares, 0), 1.0e-30)
+    shares = shares / tl.maximum(tl.sum(shares, 0), LEAST)
     columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     places = partial + (row + splits)[:, None] * WIDTH + columns[None, :]
     found = tl.load(places, mask=written[:, None], other=0.0)

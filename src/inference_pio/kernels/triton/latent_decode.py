@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from inference_pio.compat import triton_interprets
 from inference_pio.kernels.page_list import PageList
-from inference_pio.kernels.triton.decode import COLUMNS, HIDDEN, LOG2_E, DecodeScratch, join_kernel, share
+from inference_pio.kernels.triton.decode import COLUMNS, HIDDEN, LEAST, LOG2_E, DecodeScratch, join_kernel, share
 from inference_pio.kernels.triton.launch import PAGE, LatentLaunch, choose_latent_launch, device_limits, on_device
 from inference_pio.kernels.triton.support import require, supports_latent_decode
 
@@ -79,7 +79,7 @@ def latent_decode_kernel(
         scores = tl.dot(queries, tl.trans(latents), scores)
         scores = tl.where(visible[None, :], scores, HIDDEN)
         higher = tl.maximum(peak, tl.max(scores, 1) * scale2)
-        shares = tl.exp2(scores * scale2 - higher[:, None])
+        shares = tl.where(visible[None, :], tl.exp2(scores * scale2 - higher[:, None]), 0.0)  # as in `decode`
         shrink = tl.exp2(peak - higher)
         total = total * shrink + tl.sum(shares, 1)
         summed = tl.dot(shares.to(latents.dtype), latents, summed * shrink[:, None])
@@ -87,7 +87,7 @@ def latent_decode_kernel(
 
     blind = peak < scale2 * (0.5 * HIDDEN)
     left = ((batch * heads + rows) * SPLITS + split).to(tl.int64)
-    tl.store(partial + left[:, None] * WIDTH + columns[None, :], summed / total[:, None], mask=heads_here)
+    tl.store(partial + left[:, None] * WIDTH + columns[None, :], summed / tl.maximum(total, LEAST)[:, None], mask=heads_here)
     tl.store(weight + left, tl.where(blind, float("-inf"), peak + tl.log2(total)), mask=rows < heads)
 
 
