@@ -87,7 +87,9 @@ def latent_decode_kernel(
 
     blind = peak < scale2 * (0.5 * HIDDEN)
     left = ((batch * heads + rows) * SPLITS + split).to(tl.int64)
-    tl.store(partial + left[:, None] * WIDTH + columns[None, :], summed / tl.maximum(total, LEAST)[:, None], mask=heads_here)
+    tl.store(
+        partial + left[:, None] * WIDTH + columns[None, :], summed / tl.maximum(total, LEAST)[:, None], mask=heads_here
+    )
     tl.store(weight + left, tl.where(blind, float("-inf"), peak + tl.log2(total)), mask=rows < heads)
 
 
