@@ -125,7 +125,7 @@ SUITES = {
             "decode-qwen3-4b", "decode", "Qwen3-4B, decode at batch 1 behind 512 tokens",
             arms={
                 "plain": 55, "graph-eager": 32, "graph-inductor": 62, "static-compile": 75, "pio-lossless": 60,
-                "pio-graph": 75, "pio-graph-dependent": 80, "pio-graph-exact": 50,
+                "pio-graph": 75, "pio-graph-waiting": 80, "pio-graph-exact": 50,
                 "pio-balanced": 75, "torchao-int8": 80, "torchao-int4": 80, "torchao-fp8": 80, "liger": 60,
             },
             optional={
@@ -153,7 +153,7 @@ SUITES = {
             "decode-qwen3-30b-a3b", "decode", "Qwen3-30B-A3B, decode at batch 1 behind 512 tokens",
             arms={"plain": 55, "graph-inductor": 115, "pio-graph": 85, "pio-lossless": 60, "pio-balanced": 110},
             optional={
-                "pio-graph-exact": 70, "pio-graph-dependent": 85,
+                "pio-graph-exact": 70, "pio-graph-waiting": 85,
                 "plain-batched-mm": 65, "plain-eager-experts": 95, "graph-inductor-batched-mm": 115,
                 "static-compile": 140,
                 "torchao-int8": 150,
@@ -166,13 +166,13 @@ SUITES = {
                 "plain": 40, "static-compile": 60, "graph-inductor": 50, "pio-graph": 60, "pio-lossless": 40,
                 "pio-balanced": 50,
             },
-            optional={"pio-graph-exact": 45, "pio-graph-dependent": 60},
+            optional={"pio-graph-exact": 45, "pio-graph-waiting": 60},
             model="qwen3-vl-2b", gigabytes=9, new_tokens=128,
         ),
         Suite(
             "decode-glm-4.7-flash", "decode", "GLM-4.7-Flash, decode at batch 1 behind 512 tokens",
             arms={"plain": 55, "graph-inductor": 115, "pio-graph": 85, "pio-lossless": 60, "pio-balanced": 110},
-            optional={"pio-graph-exact": 70, "pio-graph-dependent": 85, "static-compile": 140},
+            optional={"pio-graph-exact": 70, "pio-graph-waiting": 85, "static-compile": 140},
             model="glm-4.7-flash", gigabytes=68, new_tokens=64,
         ),
         Suite(
@@ -183,7 +183,7 @@ SUITES = {
         Suite(
             "decode-glm-4.7-layers", "decode", "GLM-4.7, a stack of 4 of its 92 layers, decode at batch 1",
             arms={"plain": 25, "graph-inductor": 50, "pio-graph": 45, "pio-lossless": 30, "pio-balanced": 45},
-            optional={"pio-graph-exact": 35, "pio-graph-dependent": 45},
+            optional={"pio-graph-exact": 35, "pio-graph-waiting": 45},
             model="glm-4.7-layers", gigabytes=34, new_tokens=64,
         ),
         Suite(

@@ -53,16 +53,16 @@ def fuse(model: nn.Module, level: str, *, exact: bool = False) -> None:
     inference_pio.get_optimization_manager().apply_optimizations(model, names, parameters=given)
 
 
-def dependent(model: nn.Module, room: Room) -> Decoder:
-    """Level graph with products that begin before the kernel in front of them has ended."""
+def waiting(model: nn.Module, room: Room) -> Decoder:
+    """Level graph with kernels that begin when the one in front of them has ended."""
     from inference_pio.decoding.fused import FusedOperations
 
     fuse(model, "graph")
     engine = engine_of(model)
     if engine is None or not isinstance(engine.operations, FusedOperations):
         raise Unavailable("steps are not computed by our kernels here")
-    engine.close()  # what was recorded until now did wait
-    engine.operations = FusedOperations(dependent=True)
+    engine.close()  # what was recorded until now does not wait
+    engine.operations = FusedOperations()
     return EngineDecoder(model, room)
 
 

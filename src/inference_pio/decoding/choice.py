@@ -20,5 +20,6 @@ def choose_operations(device: torch.device, dtype: torch.dtype, *, exact: bool) 
     if exact or choose_elementwise_backend(device, dtype) != TRITON:
         return RecordableOperations()
     from inference_pio.decoding.fused import FusedOperations
+    from inference_pio.kernels.triton.overlap import may_overlap
 
-    return FusedOperations()
+    return FusedOperations(dependent=may_overlap(device))

@@ -28,8 +28,8 @@ class FusedOperations(RecordableOperations):
     """Our kernels for up to eight rows, torch's products and our elementwise kernels for more.
 
     A dense layer takes seven launches: queries, keys and values; rotation and cache; attention in two; its result;
-    gate and up; down. `launches` are those that were found fastest here; `dependent` ones begin before the kernel in
-    front of them has ended.
+    gate and up; down. `launches` of products are those that were found fastest here; `dependent`: a kernel begins
+    before the one in front of it has ended.
     """
 
     name = "triton"
@@ -78,9 +78,12 @@ class FusedOperations(RecordableOperations):
         absorbed, rotated = absorb_and_store(
             query, up, latent, norm.weight, norm.eps, bucket.cos, bucket.sin, slots.positions, store.tensors[0],
             lengths, heads=sizes.heads, nope=sizes.nope, interleaved=attention.interleaved, out=like,
+            dependent=self.dependent,
         )  # fmt: skip
-        attended = latent_decode_attention(absorbed, rotated, held, turned, lengths, starts, scale=attention.scale)
-        return expand(attended, up, sizes.nope)
+        attended = latent_decode_attention(
+            absorbed, rotated, held, turned, lengths, starts, scale=attention.scale, dependent=self.dependent
+        )
+        return expand(attended, up, sizes.nope, dependent=self.dependent)
 
     def mix(self, x: Tensor, norm: Norm, mixture: Mixture) -> Tensor:
         from inference_pio.kernels.triton.experts import expert_down, expert_gate_up
@@ -92,9 +95,9 @@ class FusedOperations(RecordableOperations):
         gate: Tensor = mixture.router.weight  # type: ignore[assignment]
         normed, index, weight = route(
             x, gate, mixture.rule, correction=mixture.correction, norm_weight=norm.weight, eps=norm.eps,
-            scratch=self._scratch_of(mixture.router, x),
+            scratch=self._scratch_of(mixture.router, x), dependent=self.dependent,
         )  # fmt: skip
-        up, down = shared.get("up", {}), shared.get("down", {})
+        up, down = ({"dependent": self.dependent, **shared.get(name, {})} for name in ("up", "down"))
         hidden = expert_gate_up(normed, experts.gate_up, index, scales=experts.gate_up_scale, **up)
         return expert_down(hidden, experts.down, index, weight, scales=experts.down_scale, residual=x, **down)
 

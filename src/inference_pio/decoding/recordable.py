@@ -27,8 +27,9 @@ class RecordableOperations(PlainOperations):
     def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
         pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
-            query, store.keys, store.values, bucket.slots.lengths, starts_of(bucket), pages=pages, scale=attention.scale
-        )
+            query, store.keys, store.values, bucket.slots.lengths, starts_of(bucket), pages=pages,
+            scale=attention.scale, dependent=self.dependent,
+        )  # fmt: skip
 
     def _over_latent(
         self, attention: LatentHeads, query: Tensor, turned: Tensor, store: Store, bucket: Bucket

@@ -12,7 +12,6 @@ import torch
 
 import triton
 import triton.language as tl
-from inference_pio.compat import triton_interprets
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.triton.launch import (
     PAGE,
@@ -22,6 +21,7 @@ from inference_pio.kernels.triton.launch import (
     device_limits,
     on_device,
 )
+from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.support import require, supports_decode
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -72,8 +72,11 @@ def decode_kernel(
     query_batch, query_head, key_batch, key_page, key_token, key_head, value_batch, value_page, value_token, value_head,
     table_batch, list_length, length_step, heads, scale,
     PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_STARTS: tl.constexpr, PAGED: tl.constexpr, LISTED: tl.constexpr, INTERPRETED: tl.constexpr,
+    HAS_STARTS: tl.constexpr, PAGED: tl.constexpr, LISTED: tl.constexpr, DEPENDENT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     split, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     key_heads = heads // GROUP
     begin, end, seen_from, seen_to = share(
@@ -137,7 +140,10 @@ def join_kernel(
     partial, weight, out, lengths, starts, counts, out_batch, out_head, length_step, heads,
     PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
     SPLIT_ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_STARTS: tl.constexpr, LISTED: tl.constexpr,
+    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     head, batch = tl.program_id(0), tl.program_id(1)
     splits = tl.arange(0, SPLIT_ROWS)
     begin, end, _seen_from, _seen_to = share(
@@ -170,13 +176,15 @@ def decode_attention(
     out: torch.Tensor | None = None,
     scratch: DecodeScratch | None = None,
     launch: DecodeLaunch | None = None,
+    dependent: bool = False,
 ) -> torch.Tensor:
     """`query` [B, H, D] over a cache `key`, `value` [B, capacity, key heads, D], or with a `table` int32 [B, pages]
     over pools [P, 64, key heads, D]: [B, H, D].
 
     Row b sees tokens `starts[b]` to `lengths[b]`, both int32 on the device ([1] lengths serve all rows), of the listed
     `pages` alone if given. Nothing is allocated where `out`, `scratch` and `launch` are given; nothing waits for the
-    device. Raises InvalidSetting for tensors that `supports_decode` refuses.
+    device. `dependent` launches begin before the kernel in front of them has ended. Raises InvalidSetting for tensors
+    that `supports_decode` refuses.
     """
     require(supports_decode(query, key, value, lengths, starts, table))
     batch, heads, width = query.shape
@@ -188,7 +196,7 @@ def decode_attention(
     group = heads // key_heads
     length_step = int(lengths.numel() > 1)
     flags = {"HAS_STARTS": starts is not None, "LISTED": pages is not None, "PAGE_SIZE": PAGE, "GROUP": group}
-    flags |= {"WIDTH": width, "SPLITS": launch.splits, "num_warps": launch.warps}
+    flags |= {"WIDTH": width, "SPLITS": launch.splits, "num_warps": launch.warps, **overlapping(dependent)}
     counts, indices = (pages.counts, pages.indices) if pages else (None, None)
     with on_device(query):
         decode_kernel[(launch.splits, key_heads, batch)](
@@ -196,8 +204,7 @@ def decode_attention(
             query.stride(0), query.stride(1), *_strides(key, table), *_strides(value, table),
             0 if table is None else table.stride(0), 0 if indices is None else indices.shape[-1], length_step, heads,
             width**-0.5 if scale is None else scale,
-            ROWS=max(16, triton.next_power_of_2(group)), PAGED=table is not None, INTERPRETED=triton_interprets(),
-            num_stages=launch.stages, **flags,
+            ROWS=max(16, triton.next_power_of_2(group)), PAGED=table is not None, num_stages=launch.stages, **flags,
         )  # fmt: skip
         block = min(COLUMNS, width)
         join_kernel[(heads, batch, width // block)](

@@ -15,6 +15,7 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.experts import Parts, check_scales, two
 from inference_pio.kernels.triton.experts_launch import RowLaunch, choose_down_launch, choose_gate_up_launch
 from inference_pio.kernels.triton.launch import on_device
+from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.support import require, supports_rows
 
 
@@ -45,7 +46,10 @@ def expert_gate_up_kernel(
     x, gate_up, index, shared_gate, shared_up, scales, gate_scales, up_scales, out, x_row, out_row,
     WIDTH: tl.constexpr, INNER: tl.constexpr, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, SHARED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CODED: tl.constexpr, SHARED_CODED: tl.constexpr,
+    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     token, tile = tl.program_id(0), tl.program_id(1)
     TILES: tl.constexpr = (INNER + ROWS - 1) // ROWS
     x += token * x_row
@@ -77,7 +81,10 @@ def expert_down_kernel(
     HEIGHT: tl.constexpr, INNER: tl.constexpr, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, SLOTS: tl.constexpr,
     SHARED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SHARED_COLUMNS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, CODED: tl.constexpr, SHARED_CODED: tl.constexpr,
+    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     token = tl.program_id(0)
     rows, slots = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, SLOTS)
     real = rows < HEIGHT
@@ -131,9 +138,11 @@ def expert_gate_up(
     shared_scales: Parts | None = None,
     out: torch.Tensor | None = None,
     launch: RowLaunch | None = None,
+    dependent: bool = False,
 ) -> torch.Tensor:
     """`kernels.experts.expert_gate_up` for few tokens. Nothing is allocated where `out` is given, and nothing waits for
-    the device. Raises InvalidSetting for what `supports_rows` refuses."""
+    the device. A `dependent` launch begins before the kernel in front of it has ended. Raises InvalidSetting for what
+    `supports_rows` refuses."""
     (gate, up), (gate_scales, up_scales) = two(shared), two(shared_scales)
     _check(x, index, gate_up.shape[2], ((gate_up, scales), (gate, gate_scales), (up, up_scales)))
     (tokens, width), (experts, both, _), top_k = x.shape, gate_up.shape, index.shape[1]
@@ -146,7 +155,7 @@ def expert_gate_up(
             x, gate_up, index, gate, up, scales, gate_scales, up_scales, out, x.stride(0), out.stride(0),
             WIDTH=width, INNER=inner, EXPERTS=experts, TOP_K=top_k, SHARED=behind, ROWS=launch.rows,
             COLUMNS=launch.columns, CODED=scales is not None, SHARED_CODED=gate_scales is not None,
-            num_warps=launch.warps,
+            num_warps=launch.warps, **overlapping(dependent),
         )  # fmt: skip
     return out
 
@@ -163,6 +172,7 @@ def expert_down(
     shared_scales: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     launch: RowLaunch | None = None,
+    dependent: bool = False,
 ) -> torch.Tensor:
     """`kernels.experts.expert_down`, likewise; `out` may be the `residual`."""
     (experts, height, inner), (tokens, top_k) = down.shape, index.shape
@@ -180,7 +190,7 @@ def expert_down(
             HEIGHT=height, INNER=inner, EXPERTS=experts, TOP_K=top_k, SLOTS=slots, SHARED=behind, ROWS=launch.rows,
             COLUMNS=launch.columns, SHARED_COLUMNS=min(slots * launch.columns, triton.next_power_of_2(max(16, behind))),
             HAS_RESIDUAL=residual is not None, CODED=scales is not None, SHARED_CODED=shared_scales is not None,
-            num_warps=launch.warps,
+            num_warps=launch.warps, **overlapping(dependent),
         )  # fmt: skip
     return out
 

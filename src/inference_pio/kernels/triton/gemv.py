@@ -14,12 +14,11 @@ import torch
 
 import triton
 import triton.language as tl
-from inference_pio.compat import triton_interprets
 from inference_pio.kernels.gemv import GemvParts, Optionals, gemv_parts
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, lanes
 from inference_pio.kernels.triton.launch import device_limits, on_device
+from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.support import require, supports_gemv
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LEAST_NARROW = 8
 """Columns of the narrow matrix that matrix units take at least."""
@@ -49,14 +48,6 @@ def halved(tile, half: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, H
         first, second = tl.split(tl.permute(tl.reshape(tile, [1, ROWS, GROUPS, 2, LANE]), (0, 1, 2, 4, 3)))
         tile = first if half == 0 else second
     return tile.to(tl.float32)
-
-
-@triton.jit
-def wait_for_others(INTERPRETED: tl.constexpr):
-    """Weights were there before the kernel in front of this one; what it wrote may be read from here on."""
-    if not INTERPRETED:
-        gdc_launch_dependents()
-        gdc_wait()
 
 
 @triton.jit
@@ -307,8 +298,6 @@ def _launch(
     halves, lane = lanes(launch, x.element_size(), weights[0].element_size())
     batch = triton.next_power_of_2(parts.rows)
     programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))
-    interpreted = triton_interprets()
-    options: dict[str, Any] = {"launch_pdl": True} if launch.dependent and not interpreted else {}
     gemv_kernel[(programs,)](
         x, norm_weight, *_three(weights), *_three(parts.scales or ()), *_three(biases), residual, out, x.stride(0),
         *_three([weight.stride(0) for weight in weights], 0), 0 if residual is None else residual.stride(0),
@@ -316,8 +305,8 @@ def _launch(
         COUNT=parts.rows, BATCH=max(batch, LEAST_NARROW) if launch.stages else batch, ROWS=launch.rows,
         COLUMNS=launch.columns, HALVES=halves, LANE=lane, EVEN=parts.inputs % launch.columns == 0,
         WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated, SCALED=parts.scales is not None,
-        BIASED=has_bias, ADDED=residual is not None, DEPENDENT=launch.dependent, STAGES=launch.stages,
-        INTERPRETED=interpreted, num_warps=launch.warps, **options,
+        BIASED=has_bias, ADDED=residual is not None, STAGES=launch.stages, num_warps=launch.warps,
+        **overlapping(launch.dependent),
     )  # fmt: skip
 
 

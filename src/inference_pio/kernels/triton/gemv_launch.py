@@ -8,11 +8,10 @@ import torch
 
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import Limits
+from inference_pio.kernels.triton.overlap import FIRST_OVERLAPPING
 
 THREADS = 32
 LOAD_BYTES = 16
-FIRST_DEPENDENT = 90
-"""The compute capability from which a kernel may begin before the one in front of it has ended."""
 PROGRAMS = 4
 """Programs a multiprocessor below which a program takes fewer rows: they come and go, and shares even out."""
 BYTES_UNDER_WAY = 32 * 1024
@@ -60,9 +59,9 @@ class GemvLaunch:
         self.check()
         if self.stages and dtype is not torch.bfloat16:  # float16 could not hold x times a norm's weight
             raise InvalidSetting(f"{self} is for bfloat16, and x is {dtype}: launch it without `stages`.")
-        if self.dependent and limits.capability < FIRST_DEPENDENT:
+        if self.dependent and limits.capability < FIRST_OVERLAPPING:
             raise InvalidSetting(
-                f"kernels may overlap from compute capability {FIRST_DEPENDENT / 10} on, and this GPU has "
+                f"kernels may overlap from compute capability {FIRST_OVERLAPPING / 10} on, and this GPU has "
                 f"{limits.capability / 10}: launch it without `dependent`."
             )
 
@@ -94,7 +93,7 @@ def choose_gemv_launch(
     if launch is None and bfloat16 and batch > (MOST_BY_THREADS if weight_bytes > 1 else MOST_CODES_BY_THREADS):
         launch = _by_matrix_units(limits, rows, inputs, weight_bytes, gated)
     launch = launch or _by_rule(limits, batch, rows, inputs, weight_bytes, gated)
-    return replace(launch, dependent=dependent and limits.capability >= FIRST_DEPENDENT)
+    return replace(launch, dependent=dependent and limits.capability >= FIRST_OVERLAPPING)
 
 
 def lanes(launch: GemvLaunch, x_bytes: int, weight_bytes: int) -> tuple[int, int]:

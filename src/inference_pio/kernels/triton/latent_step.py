@@ -12,6 +12,7 @@ import triton.language as tl
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.experts_launch import RowLaunch, choose_absorb_launch, choose_expand_launch
 from inference_pio.kernels.triton.launch import on_device
+from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.support import require, supports_rows
 
 
@@ -59,7 +60,10 @@ def store_token(token, kv, norm_weight, cos, sin, cache, lengths, kv_row, cache_
 def latent_store_kernel(
     kv, norm_weight, cos, sin, positions, cache, lengths, kv_row, cache_row, cache_token, length_step, capacity, eps,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROPE: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
+    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     token = tl.program_id(0)
     turn = tl.load(positions + token).to(tl.int64) * ROPE
     store_token(
@@ -74,8 +78,10 @@ def absorb_kernel(
     kv, norm_weight, cache, lengths, kv_row, cache_row, cache_token, length_step, capacity, eps,
     HEADS: tl.constexpr, NOPE: tl.constexpr, VALUE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
     ROPE: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
-    STORES: tl.constexpr,
+    STORES: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     token, tile = tl.program_id(0), tl.program_id(1)
     turn = tl.load(positions + token).to(tl.int64) * ROPE
     cos += turn
@@ -110,7 +116,10 @@ def absorb_kernel(
 def expand_kernel(
     attended, up, out, attended_row, out_row,
     NOPE: tl.constexpr, VALUE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     token, tile = tl.program_id(0), tl.program_id(1)
     TILES: tl.constexpr = (VALUE + ROWS - 1) // ROWS
     head = tile // TILES
@@ -140,16 +149,19 @@ def latent_store(
     lengths: torch.Tensor,
     *,
     interleaved: bool,
+    dependent: bool = False,
 ) -> None:
-    """`kernels.latent_step.latent_store` in one launch. Nothing is allocated, nothing waits for the device. Raises
-    InvalidSetting for what the kernel does not serve."""
+    """`kernels.latent_step.latent_store` in one launch. Nothing is allocated, nothing waits for the device. A
+    `dependent` launch begins before the kernel in front of it has ended. Raises InvalidSetting for what the kernel does
+    not serve.
+    """
     _check_store(kv, norm_weight, cache, lengths)
     rope = kv.shape[1] - len(norm_weight)
     _check_tables(kv, cos, sin, positions, rope)
     with on_device(kv):
         latent_store_kernel[(len(kv),)](
             kv, norm_weight, cos, sin, positions, cache, lengths, *_places(kv, cache, lengths), eps,
-            **_widths(len(norm_weight), rope), INTERLEAVED=interleaved, num_warps=1,
+            **_widths(len(norm_weight), rope), INTERLEAVED=interleaved, num_warps=1, **overlapping(dependent),
         )  # fmt: skip
 
 
@@ -165,9 +177,10 @@ def absorb(
     interleaved: bool,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
     launch: RowLaunch | None = None,
+    dependent: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`kernels.latent_step.absorb`, likewise; nothing is allocated where `out` is given."""
-    return _absorb(query, up, cos, sin, positions, heads, nope, interleaved, out, launch)
+    return _absorb(query, up, cos, sin, positions, heads, nope, interleaved, out, launch, dependent)
 
 
 def absorb_and_store(
@@ -187,11 +200,12 @@ def absorb_and_store(
     interleaved: bool,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
     launch: RowLaunch | None = None,
+    dependent: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both of the above in one launch, likewise."""
     _check_store(kv, norm_weight, cache, lengths)
     store = (kv, norm_weight, eps, cache, lengths)
-    return _absorb(query, up, cos, sin, positions, heads, nope, interleaved, out, launch, store)
+    return _absorb(query, up, cos, sin, positions, heads, nope, interleaved, out, launch, dependent, store)
 
 
 def expand(
@@ -201,6 +215,7 @@ def expand(
     out: torch.Tensor | None = None,
     *,
     launch: RowLaunch | None = None,
+    dependent: bool = False,
 ) -> torch.Tensor:
     """`kernels.latent_step.expand`, likewise."""
     require(supports_rows(attended.flatten(1), up))
@@ -214,11 +229,12 @@ def expand(
         expand_kernel[(tokens, heads * triton.cdiv(value, launch.rows))](
             attended, up, out, attended.stride(0), out.stride(0),
             NOPE=nope, VALUE=value, WIDTH=width, ROWS=launch.rows, COLUMNS=launch.columns, num_warps=launch.warps,
+            **overlapping(dependent),
         )  # fmt: skip
     return out
 
 
-def _absorb(query, up, cos, sin, positions, heads, nope, interleaved, out, launch, store=None):
+def _absorb(query, up, cos, sin, positions, heads, nope, interleaved, out, launch, dependent, store=None):
     require(supports_rows(query, up))
     tokens, width = len(query), up.shape[1]
     rope, value = query.shape[1] // heads - nope, len(up) // heads - nope
@@ -236,7 +252,7 @@ def _absorb(query, up, cos, sin, positions, heads, nope, interleaved, out, launc
             query, up, *out, cos, sin, positions, query.stride(0), out[0].stride(0), out[1].stride(0),
             kv, norm_weight, cache, lengths, *places, eps,
             HEADS=heads, NOPE=nope, VALUE=value, **_widths(width, rope), ROWS=launch.rows, COLUMNS=launch.columns,
-            INTERLEAVED=interleaved, STORES=store is not None, num_warps=launch.warps,
+            INTERLEAVED=interleaved, STORES=store is not None, num_warps=launch.warps, **overlapping(dependent),
         )  # fmt: skip
     return out
 

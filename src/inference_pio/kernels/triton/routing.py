@@ -16,6 +16,7 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.routing import Routed, RoutingRule
 from inference_pio.kernels.triton.experts_launch import RowLaunch, choose_route_launch
 from inference_pio.kernels.triton.launch import on_device
+from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.support import require, supports_rows
 
 
@@ -57,7 +58,8 @@ def route_kernel(
     x_row, normed_row, eps, scale, norm_floor,
     WIDTH: tl.constexpr, EXPERTS: tl.constexpr, PADDED: tl.constexpr, TOP_K: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, NORMED: tl.constexpr, CORRECTED: tl.constexpr, SOFTMAX: tl.constexpr,
-    NORMALISED: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr,
+    NORMALISED: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, DEPENDENT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     tile, token = tl.program_id(0), tl.program_id(1)
 
@@ -68,6 +70,8 @@ def route_kernel(
     gates = tl.load(gate_places, mask=(rows < EXPERTS)[:, None] & inside[None, :], other=0.0)
     if NORMED:
         weights = tl.load(norm_weight + columns, mask=inside, other=0.0)
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     seen = tl.load(x + token * x_row + columns, mask=inside, other=0.0)
     mine = seen.to(tl.float32)
     if NORMED:
@@ -125,12 +129,14 @@ def route(
     out: Routed | None = None,
     scratch: RoutingScratch | None = None,
     launch: RowLaunch | None = None,
+    dependent: bool = False,
 ) -> Routed:
     """`kernels.routing.route` for few tokens `x` [M, H], chosen experts by falling score; the index is int32 unless
     `out` has another.
 
     Nothing is allocated where `out`, `scratch` and `launch` are given (without a `norm_weight` the tokens themselves
-    are `normed`); nothing waits for the device. Raises InvalidSetting for what `supports_rows` refuses.
+    are `normed`); nothing waits for the device. A `dependent` launch begins before the kernel in front of it has ended,
+    which must not write `gate` or `norm_weight`. Raises InvalidSetting for what `supports_rows` refuses.
     """
     require(supports_rows(x, gate, *(() if norm_weight is None else (norm_weight,))))
     (tokens, width), experts = x.shape, gate.shape[0]
@@ -147,7 +153,7 @@ def route(
             WIDTH=width, EXPERTS=experts, PADDED=triton.next_power_of_2(experts), TOP_K=rule.top_k, ROWS=launch.rows,
             COLUMNS=launch.columns, NORMED=norm_weight is not None, CORRECTED=correction is not None,
             SOFTMAX=rule.scoring == "softmax", NORMALISED=rule.normalise, GROUPS=rule.groups,
-            TOP_GROUPS=rule.top_groups, num_warps=launch.warps,
+            TOP_GROUPS=rule.top_groups, num_warps=launch.warps, **overlapping(dependent),
         )  # fmt: skip
     return out
 

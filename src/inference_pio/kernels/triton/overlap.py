@@ -1,0 +1,48 @@
+"""Kernels that begin while the one in front of them still runs, and read what it wrote only once it has ended.
+
+CUDA calls this programmatic dependent launch. Every program of such a kernel waits, so that one which has ended vouches
+for all that stood in front of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import triton
+import triton.language as tl
+from inference_pio.compat import triton_interprets
+from inference_pio.kernels.triton.launch import device_limits
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+FIRST_OVERLAPPING = 90
+"""The compute capability from which a kernel may begin before the one in front of it has ended."""
+
+
+@triton.jit
+def wait_for_others(INTERPRETED: tl.constexpr):
+    """The kernel behind this one may begin; what the one in front wrote may be read from here on."""
+    if not INTERPRETED:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+def may_overlap(device: torch.device) -> bool:
+    """Whether a device starts kernels before the one in front of them has ended.
+
+    >>> may_overlap(torch.device("cpu"))
+    False
+    """
+    return device.type == "cuda" and device_limits(device).capability >= FIRST_OVERLAPPING
+
+
+def overlapping(dependent: bool) -> dict[str, Any]:
+    """Flags and options of a launch that is `dependent` on the one in front of it, or is not.
+
+    >>> overlapping(False)
+    {'DEPENDENT': False, 'INTERPRETED': False}
+    """
+    interpreted = triton_interprets()
+    options = {"launch_pdl": True} if dependent and not interpreted else {}
+    return {"DEPENDENT": dependent, "INTERPRETED": interpreted, **options}
