@@ -10,25 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.decoder import Decoder
-from inference_pio.anatomy.decoder_attention import LatentHeads
+from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads
 from inference_pio.anatomy.decoder_mlp import Mixture
 from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.anatomy.latent_attention import readable_weight
+from inference_pio.cache.store import Store
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.launches import Launches
 from inference_pio.decoding.recordable import RecordableOperations, starts_of
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import LinearWeights, expert_weights, linear_weights
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch
-from inference_pio.kernels.triton.launch import device_limits
-from inference_pio.kernels.triton.support import MOST_ROWS, supports_latent_decode
+from inference_pio.kernels.triton.launch import DecodeLaunch, choose_decode_launch, device_limits
+from inference_pio.kernels.triton.support import MOST_ROWS, supports_decode, supports_latent_decode
 
 
 class FusedOperations(RecordableOperations):
     """Our kernels for up to eight rows, torch's products and our elementwise kernels for more.
 
-    A dense layer takes seven launches: queries, keys and values; rotation and cache; attention in two; its result;
-    gate and up; down. `launches` of products are those that were found fastest here; `dependent`: a kernel begins
+    A dense layer takes six launches: queries, keys and values; rotation and cache; attention; its result; gate and up;
+    down. `launches` of products are those that were found fastest here; `dependent`: a kernel begins
     before the one in front of it has ended.
     """
 
@@ -38,6 +39,7 @@ class FusedOperations(RecordableOperations):
         self.launches = launches or Launches()
         self.dependent = dependent
         self._routing: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
+        self._attention: dict[Any, tuple[DecodeLaunch, Any]] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -58,6 +60,31 @@ class FusedOperations(RecordableOperations):
         if len(x) > MOST_ROWS or None in held or len({layer.weight.dtype for layer in held if layer}) > 1:
             return super().project(x, linears, norm=norm, gated=gated, residual=residual)
         return self._multiply(x, held, norm=norm, gated=gated, residual=residual)  # type: ignore[arg-type]
+
+    def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
+        from inference_pio.kernels.triton.decode import decode_attention
+
+        slots, starts = bucket.slots, starts_of(bucket)
+        if not supports_decode(query, store.keys, store.values, slots.lengths, starts):
+            return super()._over(attention, query, store, bucket)
+        launch, scratch = self._attention_of(query, store)
+        pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
+        return decode_attention(
+            query, store.keys, store.values, slots.lengths, starts, pages=pages, scale=attention.scale, launch=launch,
+            scratch=scratch, dependent=self.dependent,
+        )  # fmt: skip
+
+    def _attention_of(self, query: Tensor, store: Store) -> tuple[DecodeLaunch, Any]:
+        """Its scratch stays: the counters are zero after each launch, and layers follow one another."""
+        from inference_pio.kernels.triton.decode import DecodeScratch
+
+        (rows, heads, width), (_, capacity, key_heads, _) = query.shape, store.keys.shape
+        key = (rows, heads, key_heads, width, capacity, query.device)
+        if key not in self._attention:
+            launch = choose_decode_launch(device_limits(query.device), rows, key_heads, width, capacity)
+            made = DecodeScratch.of(rows, heads, width, launch, query.device, counted=key_heads)
+            self._attention[key] = launch, made
+        return self._attention[key]
 
     def attend_latent(
         self, attention: LatentHeads, query: Tensor, latent: Tensor, bucket: Bucket, layer: int

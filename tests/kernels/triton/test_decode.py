@@ -63,20 +63,20 @@ def check(case: Case, device: str = "cpu") -> None:
         kept = (torch.rand(case.batch, case.key_heads, pages, generator=generator) < 0.5).to(device)
         indices = kept.logical_not().to(torch.uint8).sort(dim=-1, stable=True).indices.int().contiguous()
         lists = PageList(kept.sum(-1).int(), indices)
-    launch = None if case.splits is None else DecodeLaunch(case.splits)
-    scratch = None
-    if launch:
-        scratch = DecodeScratch.of(case.batch, case.heads, case.width, launch, query.device)
-        scratch.partial.fill_(float("nan"))
-        scratch.weight.fill_(float("nan"))
-    # The interpreter's rounding to bfloat16 is not a GPU's, so there none is asked for.
-    out = torch.full_like(query, float("nan"), dtype=torch.float32 if device == "cpu" else case.dtype)
-    decode_attention(
-        query, cache[0], cache[1], lengths, starts, table=table, pages=lists, out=out, scratch=scratch, launch=launch
-    )
     wanted = naive_decode_attention(query, whole[0], whole[1], lengths, starts, pages=kept)
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if device == "cpu" else {"rtol": 1e-2, "atol": 1e-2}
-    torch.testing.assert_close(out.float(), wanted, **tolerance)
+    chosen = choose_decode_launch(MACHINES[90], case.batch, case.key_heads, case.width, whole[0].shape[1])
+    launch = chosen if case.splits is None else DecodeLaunch(case.splits)
+    for counted in (0, case.key_heads):  # joined by a kernel of its own, and by the last program
+        scratch = DecodeScratch.of(case.batch, case.heads, case.width, launch, query.device, counted=counted)
+        scratch.partial.fill_(float("nan"))
+        scratch.weight.fill_(float("nan"))
+        # The interpreter's rounding to bfloat16 is not a GPU's, so there none is asked for.
+        out = torch.full_like(query, float("nan"), dtype=torch.float32 if device == "cpu" else case.dtype)
+        given = {"table": table, "pages": lists, "out": out, "scratch": scratch, "launch": launch}
+        decode_attention(query, cache[0], cache[1], lengths, starts, **given)  # type: ignore[arg-type]
+        torch.testing.assert_close(out.float(), wanted, **tolerance)
+        assert scratch.arrived is None or not scratch.arrived.any(), "the next launch would join too early"
 
 
 CASES = [
@@ -112,22 +112,25 @@ KINDS = {
 }
 
 
-def _compile(compiler: Compiler, capability: int, width: int, kind: str) -> None:
+def _compile(compiler: Compiler, capability: int, width: int, kind: str, group: int = 4, counted: bool = False) -> None:
     from inference_pio.kernels.page_list import PageList
-    from inference_pio.kernels.triton.decode import decode_attention, decode_kernel, join_kernel
+    from inference_pio.kernels.triton.decode import DecodeScratch, decode_attention, decode_kernel, join_kernel
 
     compiler.for_machine(capability, decode_kernel, join_kernel)
     case = Case((37,), **KINDS[kind])  # type: ignore[arg-type]
     cache = torch.zeros(2, PAGE, 2, width, dtype=torch.bfloat16)
     lists = PageList(torch.ones(1, 2, dtype=torch.int32), torch.zeros(1, 2, 5, dtype=torch.int32))
+    launch = choose_decode_launch(MACHINES[capability], 1, 2, width, 32768)
+    query = torch.zeros(1, 2 * group, width, dtype=torch.bfloat16)
     decode_attention(
-        torch.zeros(1, 8, width, dtype=torch.bfloat16), *(cache if case.paged else cache[:1] for _ in range(2)),
+        query, *(cache if case.paged else cache[:1] for _ in range(2)),
         torch.tensor([37], dtype=torch.int32), torch.tensor([1], dtype=torch.int32) if case.starts else None,
         table=torch.zeros(1, 1, dtype=torch.int32) if case.paged else None, pages=lists if case.listed else None,
-        launch=choose_decode_launch(MACHINES[capability], 1, 2, width, 32768),
+        launch=launch, scratch=DecodeScratch.of(1, 2 * group, width, launch, query.device, counted=2 * counted),
     )  # fmt: skip
-    split, join = compiler.found
-    for code in (split, join):
+    split, join = compiler.found[0], compiler.found[-1]
+    assert len(compiler.found) == (1 if counted else 2)
+    for code in compiler.found:
         code.assert_it_fits(MACHINES[capability])
         assert not code.counts["LDG U16"], code
     assert split.counts["LDGSTS 128"] >= 16, split
@@ -141,6 +144,13 @@ def _compile(compiler: Compiler, capability: int, width: int, kind: str) -> None
 @pytest.mark.parametrize("kind", ["plain", "both"])
 def test_it_compiles_to_wide_loads_without_spilling(capability: int, kind: str, compiler: Compiler) -> None:
     _compile(compiler, capability, 128, kind)
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("group", [1, 4, 8, 16])
+def test_so_does_the_last_program_that_joins(capability: int, group: int, compiler: Compiler) -> None:
+    _compile(compiler, capability, 128, "plain", group, counted=True)
 
 
 @needs_triton

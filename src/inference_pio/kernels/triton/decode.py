@@ -29,27 +29,38 @@ HIDDEN = tl.constexpr(-1.0e30)
 LEAST = tl.constexpr(1.0e-30)
 COLUMNS = 64
 """Columns of the output that one joining program writes."""
+JOINED_NUMBERS = 2048
+"""Numbers that the last program of a key head holds at a time of what the others left: 16 a thread."""
 
 
 @dataclass(frozen=True)
 class DecodeScratch:
-    """What the programs leave for the joining kernel: float32 [B, H, splits, D] and [B, H, splits]."""
+    """What the programs leave for the one that joins: float32 [B, H, splits, D] and [B, H, splits].
+
+    With `arrived`, int32 [B, key heads] of zeros between launches, the last program of a key head joins them, and
+    there is no second kernel. Launches that run at the same time need one each.
+    """
 
     partial: torch.Tensor
     weight: torch.Tensor
+    arrived: torch.Tensor | None = None
 
     @classmethod
     def of(
-        cls, batch: int, heads: int, head_dim: int, launch: DecodeLaunch | LatentLaunch, device: torch.device
+        cls, batch: int, heads: int, head_dim: int, launch: DecodeLaunch | LatentLaunch, device: torch.device,
+        *, counted: int = 0,
     ) -> DecodeScratch:  # fmt: skip
+        """`counted`: of so many key heads the programs that have come are counted, so that the last one joins."""
         shape = (batch, heads, launch.splits)
-        return cls(torch.empty(*shape, head_dim, device=device), torch.empty(shape, device=device))
+        arrived = torch.zeros(batch, counted, dtype=torch.int32, device=device) if counted else None
+        return cls(torch.empty(*shape, head_dim, device=device), torch.empty(shape, device=device), arrived)
 
 
 @triton.jit
 def share(batch, key_head, key_heads, split, lengths, length_step, starts, counts, PAGE_SIZE: tl.constexpr,
            SPLITS: tl.constexpr, HAS_STARTS: tl.constexpr, LISTED: tl.constexpr):  # fmt: skip
-    """The pages (or list entries) from begin to end that each split takes: as even as whole pages allow."""
+    """The pages (or list entries) from begin to end that each split takes, as even as whole pages allow; the tokens of
+    them that are seen; how many splits have any: the first ones."""
     length = tl.load(lengths + batch * length_step)
     first = 0
     if HAS_STARTS:
@@ -60,32 +71,66 @@ def share(batch, key_head, key_heads, split, lengths, length_step, starts, count
     else:
         first = first // PAGE_SIZE
         pages = tl.maximum(tl.cdiv(length, PAGE_SIZE) - first, 0)
-    return first + split * pages // SPLITS, first + (split + 1) * pages // SPLITS, seen_from, length
+    last, busy = first + pages, tl.minimum(pages, SPLITS)
+    begin = tl.minimum(first + split * pages // tl.maximum(busy, 1), last)
+    end = tl.minimum(first + (split + 1) * pages // tl.maximum(busy, 1), last)
+    return begin, end, seen_from, length, busy
+
+
+@triton.jit
+def join_all(partial, weight, out, row, out_place, out_head, splits,
+             GROUP: tl.constexpr, MEMBERS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
+             SPLIT_ROWS: tl.constexpr, AT_ONCE: tl.constexpr):  # fmt: skip
+    """Join what all splits of the query heads of one key head have left, past the first cache, which may be older."""
+    member, split, columns = tl.arange(0, MEMBERS), tl.arange(0, SPLIT_ROWS), tl.arange(0, WIDTH)
+    rows = row + tl.minimum(member, GROUP - 1) * SPLITS
+    written = (member < GROUP)[:, None] & (split < splits)[None, :]
+    weights = tl.load(weight + rows[:, None] + split[None, :], mask=written, other=float("-inf"), cache_modifier=".cg")
+    highest = tl.maximum(tl.max(weights, 1), HIDDEN)  # all may be blind: then all weigh nothing
+    total = tl.maximum(tl.sum(tl.exp2(weights - highest[:, None]), 1), LEAST)
+    joined = tl.zeros([MEMBERS, WIDTH], tl.float32)
+    for first in tl.range(0, splits, AT_ONCE):
+        some = first + tl.arange(0, AT_ONCE)
+        here = (member < GROUP)[:, None] & (some < splits)[None, :]
+        places = rows[:, None] + some[None, :]
+        shares = tl.load(weight + places, mask=here, other=float("-inf"), cache_modifier=".cg")
+        shares = tl.exp2(shares - highest[:, None]) / total[:, None]
+        found = tl.load(
+            partial + places[:, :, None] * WIDTH + columns[None, None, :], mask=here[:, :, None], other=0.0,
+            cache_modifier=".cg",
+        )  # fmt: skip
+        joined += tl.sum(found * shares[:, :, None], 1)
+    places = out_place + member[:, None] * out_head + columns[None, :]
+    tl.store(places, joined.to(out.dtype.element_ty), mask=(member < GROUP)[:, None])
 
 
 @triton.jit(
     do_not_specialize=["table_batch", "list_length", "length_step", "heads"],
-    do_not_specialize_on_alignment=["lengths", "starts", "table", "counts", "indices"],
+    do_not_specialize_on_alignment=["lengths", "starts", "table", "counts", "indices", "arrived"],
 )
 def decode_kernel(
-    query, key, value, partial, weight, lengths, starts, table, counts, indices,
+    query, key, value, partial, weight, arrived, out, lengths, starts, table, counts, indices,
     query_batch, query_head, key_batch, key_page, key_token, key_head, value_batch, value_page, value_token, value_head,
-    table_batch, list_length, length_step, heads, scale,
+    table_batch, list_length, length_step, heads, scale, out_batch, out_head,
     PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_STARTS: tl.constexpr, PAGED: tl.constexpr, LISTED: tl.constexpr, DEPENDENT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    SPLIT_ROWS: tl.constexpr, MEMBERS: tl.constexpr, AT_ONCE: tl.constexpr, HAS_STARTS: tl.constexpr,
+    PAGED: tl.constexpr, LISTED: tl.constexpr, JOINED: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     if DEPENDENT:
         wait_for_others(INTERPRETED)
     split, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     key_heads = heads // GROUP
-    begin, end, seen_from, seen_to = share(
+    begin, end, seen_from, seen_to, busy = share(
         batch, head, key_heads, split, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS, HAS_STARTS, LISTED
     )
-    if begin >= end:
-        return
     rows, columns, tokens = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, PAGE_SIZE)
     first_head = head * GROUP
+    out_place = out + batch * out_batch + first_head * out_head
+    if begin >= end:
+        if JOINED and (split == 0):  # without pages for the first, there are none for any
+            nothing = tl.zeros([ROWS, WIDTH], out.dtype.element_ty)
+            tl.store(out_place + rows[:, None] * out_head + columns[None, :], nothing, mask=(rows < GROUP)[:, None])
+        return
     query_places = query + batch * query_batch + (first_head + rows)[:, None] * query_head + columns[None, :]
     queries = tl.load(query_places, mask=(rows < GROUP)[:, None], other=0.0)
     if INTERPRETED:  # the interpreter multiplies the bits of bfloat16
@@ -133,6 +178,14 @@ def decode_kernel(
     tl.store(partial + left[:, None] * WIDTH + columns[None, :], summed / tl.maximum(total, LEAST)[:, None],
              mask=(rows < GROUP)[:, None])  # fmt: skip
     tl.store(weight + left, tl.where(blind, float("-inf"), peak + tl.log2(total)), mask=rows < GROUP)
+    if JOINED:
+        tl.debug_barrier()
+        came_before = tl.atomic_add(arrived + batch * key_heads + head, 1, sem="acq_rel")
+        if came_before == busy - 1:
+            tl.store(arrived + batch * key_heads + head, 0)
+            row = (batch * heads + first_head).to(tl.int64) * SPLITS
+            join_all(partial, weight, out, row, out_place, out_head, busy, GROUP, MEMBERS, WIDTH, SPLITS, SPLIT_ROWS,
+                     AT_ONCE)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["length_step", "heads"], do_not_specialize_on_alignment=["lengths", "starts", "counts"])
@@ -146,7 +199,7 @@ def join_kernel(
         wait_for_others(INTERPRETED)
     head, batch = tl.program_id(0), tl.program_id(1)
     splits = tl.arange(0, SPLIT_ROWS)
-    begin, end, _seen_from, _seen_to = share(
+    begin, end, _seen_from, _seen_to, _busy = share(
         batch, head // GROUP, heads // GROUP, splits, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS,
         HAS_STARTS, LISTED,
     )  # fmt: skip
@@ -198,19 +251,23 @@ def decode_attention(
     flags = {"HAS_STARTS": starts is not None, "LISTED": pages is not None, "PAGE_SIZE": PAGE, "GROUP": group}
     flags |= {"WIDTH": width, "SPLITS": launch.splits, "num_warps": launch.warps, **overlapping(dependent)}
     counts, indices = (pages.counts, pages.indices) if pages else (None, None)
+    split_rows, members = (max(2, triton.next_power_of_2(number)) for number in (launch.splits, group))
+    joined, at_once = scratch.arrived is not None, max(1, min(split_rows, JOINED_NUMBERS // (members * width)))
     with on_device(query):
         decode_kernel[(launch.splits, key_heads, batch)](
-            query, key, value, scratch.partial, scratch.weight, lengths, starts, table, counts, indices,
-            query.stride(0), query.stride(1), *_strides(key, table), *_strides(value, table),
+            query, key, value, scratch.partial, scratch.weight, scratch.arrived, out, lengths, starts, table, counts,
+            indices, query.stride(0), query.stride(1), *_strides(key, table), *_strides(value, table),
             0 if table is None else table.stride(0), 0 if indices is None else indices.shape[-1], length_step, heads,
-            width**-0.5 if scale is None else scale,
-            ROWS=max(16, triton.next_power_of_2(group)), PAGED=table is not None, num_stages=launch.stages, **flags,
+            width**-0.5 if scale is None else scale, out.stride(0), out.stride(1),
+            ROWS=max(16, triton.next_power_of_2(group)), MEMBERS=members, AT_ONCE=at_once,
+            SPLIT_ROWS=split_rows, PAGED=table is not None, JOINED=joined, num_stages=launch.stages, **flags,
         )  # fmt: skip
-        block = min(COLUMNS, width)
-        join_kernel[(heads, batch, width // block)](
-            scratch.partial, scratch.weight, out, lengths, starts, counts, out.stride(0), out.stride(1), length_step,
-            heads, SPLIT_ROWS=max(2, triton.next_power_of_2(launch.splits)), BLOCK=block, **flags,
-        )  # fmt: skip
+        if not joined:
+            block = min(COLUMNS, width)
+            join_kernel[(heads, batch, width // block)](
+                scratch.partial, scratch.weight, out, lengths, starts, counts, out.stride(0), out.stride(1),
+                length_step, heads, SPLIT_ROWS=split_rows, BLOCK=block, **flags,
+            )  # fmt: skip
     return out
 
 

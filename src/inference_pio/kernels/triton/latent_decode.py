@@ -33,7 +33,7 @@ def latent_decode_kernel(
     if DEPENDENT:
         wait_for_others(INTERPRETED)
     split, batch = tl.program_id(0), tl.program_id(2)
-    begin, end, seen_from, seen_to = share(
+    begin, end, seen_from, seen_to, _busy = share(
         batch, 0, 1, split, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS, HAS_STARTS, LISTED
     )
     if begin >= end:
