@@ -64,9 +64,21 @@ def _pio(problem: Problem, device: torch.device, smoke: bool) -> Run:
 
 
 def launched(launch: Any) -> Run:
-    from inference_pio.kernels.triton.decode import decode_attention
+    """As a recorded step launches it: its scratch stays, and the last program joins."""
+    from inference_pio.kernels.triton.decode import DecodeScratch, decode_attention
+    from inference_pio.kernels.triton.launch import choose_decode_launch, device_limits
 
-    return lambda query, key, value, lengths: decode_attention(query, key, value, lengths, launch=launch)
+    kept: dict[Any, Any] = {}
+
+    def run(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
+        (batch, heads, width), (_, capacity, key_heads, _) = query.shape, key.shape
+        chosen = launch or choose_decode_launch(device_limits(query.device), batch, key_heads, width, capacity)
+        sizes = (batch, heads, width, key_heads, chosen)
+        if sizes not in kept:
+            kept[sizes] = DecodeScratch.of(batch, heads, width, chosen, query.device, counted=key_heads)
+        return decode_attention(query, key, value, lengths, launch=chosen, scratch=kept[sizes])
+
+    return run
 
 
 def _triton(problem: Problem, device: torch.device, smoke: bool) -> Run:
