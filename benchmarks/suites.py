@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["decode", "prefill", "kernels"]
+TOKENS_FIRST = "tokens before heads"
+"""As models hand queries, keys and values to attention: views of projections, which rotary embedding keeps."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,8 @@ class Suite:
 
     `gigabytes` is what one system takes on the device; so many run in turn as fit. `baseline` is the system that ratios
     are told against, `ceiling` the limit that shares are of. `family` is the module of `benchmarks.arms` that has the
-    kernels of a suite. `one_by_one`: a set-up takes times itself, and needs the device to itself.
+    kernels of a suite. `one_by_one`: a set-up takes times itself, and needs the device to itself. `layout` tells how a
+    prompt's tensors lie, where results of another layout must not be mixed in.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Suite:
     cpu: bool = False
     one_by_one: bool = False
     threads: int | None = None
+    layout: str = ""
 
     def smoked(self) -> Suite:
         """The same walk in seconds on a CPU."""
@@ -60,7 +64,7 @@ class Suite:
             "heads",
             "threads",
         ]
-        names += ["rows"] * (self.rows > 1)
+        names += ["rows"] * (self.rows > 1) + ["layout"] * bool(self.layout)
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
 
 
@@ -71,7 +75,7 @@ SUITES = {
             "tune-flash", "kernels", "Launches of the own prefill kernel, 16K tokens, 32 query and 8 key heads of 128",
             arms={"described": 35, "pointers": 18, "padded": 15, "listed": 15},
             baseline="described", family="tuning", gigabytes=6, lengths=(16384,), smoke_lengths=(200,),
-            rounds=3,
+            rounds=3, layout=TOKENS_FIRST,
         ),
         Suite(
             "tune-decode", "kernels", "Launches of the own decode kernel, 32K tokens, 32 query heads of 128",
@@ -83,7 +87,7 @@ SUITES = {
             arms={"cudnn": 20, "flash": 20, "flex": 60, "pio": 20, "triton": 15, "triton-best": 15},
             optional={"efficient": 25, "math": 25},
             baseline="cudnn", family="attention", gigabytes=10,
-            lengths=(1024, 4096, 8192, 16384, 32768, 65536, 131072),
+            lengths=(1024, 4096, 8192, 16384, 32768, 65536, 131072), layout=TOKENS_FIRST,
         ),
         Suite(
             "gemv", "kernels", "Products of a few rows with large matrices, bfloat16, many weights in turn in a graph",
@@ -119,7 +123,7 @@ SUITES = {
                 "pio-selection": 15,
             },
             baseline="cudnn", family="sparse_attention", gigabytes=10, lengths=(4096, 32768, 131072),
-            smoke_lengths=(200, 384), rounds=3,
+            smoke_lengths=(200, 384), rounds=3, layout=TOKENS_FIRST,
         ),
         Suite(
             "decode-qwen3-4b", "decode", "Qwen3-4B, decode at batch 1 behind 512 tokens",

@@ -110,7 +110,7 @@ def problems(suite: Suite, smoke: bool) -> list[Problem]:
         return Problem(
             str(length), "TFLOP/s", flops(length, heads, width),
             functools.partial(inputs, length, *suite.heads), lambda out, given: error_of(out, *given),
-            {"length": length, "heads": suite.heads},
+            {"length": length, "heads": suite.heads, "layout": suite.layout},
             in_graph=length <= MOST_IN_GRAPH, nbytes=2 * length * width * (heads + 2 * key_heads),
         )  # fmt: skip
 
@@ -118,11 +118,13 @@ def problems(suite: Suite, smoke: bool) -> list[Problem]:
 
 
 def inputs(length: int, heads: int, key_heads: int, width: int, device: torch.device) -> Inputs:
+    """query [1, H, S, D], key and value [1, key heads, S, D], as models have them: views of [1, S, heads, D]."""
     generator = torch.Generator(device).manual_seed(length)
-    shapes = ((1, heads, length, width), (1, key_heads, length, width), (1, key_heads, length, width))
+    shapes = ((1, length, heads, width), (1, length, key_heads, width), (1, length, key_heads, width))
     drawn = [torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) for shape in shapes]
     drawn[0].mul_(2.0)  # peaked: with flat scores a missing mask would hardly show at long lengths
-    return drawn[0], drawn[1], drawn[2]
+    query, key, value = (tensor.transpose(1, 2) for tensor in drawn)
+    return query, key, value
 
 
 def error_of(out: Tensor, query: Tensor, key: Tensor, value: Tensor, lists: Any = None) -> float:

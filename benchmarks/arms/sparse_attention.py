@@ -187,7 +187,8 @@ def problems(suite: Suite, smoke: bool) -> list[Problem]:
     def problem(length: int, name: str, draw: Any) -> Problem:
         return Problem(
             f"{length}, {name}", "TFLOP/s", attention.flops(length, heads, width), draw,
-            lambda out, given: attention.error_of(out, *given), {"length": length, "heads": suite.heads},
+            lambda out, given: attention.error_of(out, *given),
+            {"length": length, "heads": suite.heads, "layout": suite.layout},
         )  # fmt: skip
 
     chance = [problem(n, "by chance", functools.partial(attention.inputs, n, *suite.heads)) for n in suite.lengths]
@@ -209,7 +210,7 @@ def recorded_inputs(length: int, heads: tuple[int, int, int], smoke: bool, devic
 
     def tiled(tensor: Tensor) -> Tensor:
         tensor = tensor.repeat(1, math.ceil(length / tensor.shape[1]), math.ceil(max(1, wider)))
-        return tensor[None, :, :length, :width].contiguous()
+        return tensor[None, :, :length, :width].transpose(1, 2).contiguous().transpose(1, 2)
 
     return tiled(query), tiled(key), tiled(value)
 

@@ -94,7 +94,7 @@ def _problem(suite: Suite, arm: str, launch: Any) -> Problem:
         base = decode_attention.problem(shared, 1, length, length)
         return Problem(name, base.unit, base.work, base.draw, base.error, given, in_graph=True, nbytes=base.nbytes)
     work = attention.flops(length, heads, width)
-    draw = functools.partial(attention.inputs, length, *suite.heads)
+    draw, given = functools.partial(attention.inputs, length, *suite.heads), given | {"layout": suite.layout}
     return Problem(name, "TFLOP/s", work, draw, lambda out, inputs: attention.error_of(out, *inputs), given)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,18 @@ def options_without_out(options: Any) -> Any:
         return found
 
     return parse
+
+
+def test_prompts_lie_as_in_models_and_results_of_another_layout_are_told_apart() -> None:
+    by_chance = attention.inputs(40, 4, 2, 16, CPU)
+    recorded = sparse_attention.recorded_inputs(40, (4, 2, 16), True, CPU)
+    for tensor in (*by_chance, *recorded):
+        assert not tensor.is_contiguous()
+        assert tensor.transpose(1, 2).is_contiguous()
+    suite = SUITES["attention"]
+    assert suite.settings()["layout"] == attention.problems(suite, False)[0]["layout"] == "tokens before heads"
+    assert replace(suite, layout="").settings() == {k: v for k, v in suite.settings().items() if k != "layout"}
+    assert "layout" not in SUITES["attention-decode"].settings()
 
 
 def test_lists_by_density_and_by_window_are_what_they_say() -> None:
