@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms.problem import CEILINGS, PER_UNIT, Inputs, KernelArm, Problem, Unavailable
+from benchmarks.arms.problem import CEILINGS, PER_UNIT, Inputs, KernelArm, Problem, Told, Unavailable
 from benchmarks.ceilings import seconds_of
 from benchmarks.suites import Suite
 from inference_pio.measure import peak_bytes
@@ -75,6 +75,8 @@ class KernelJob:
             judge = self.arm.error
             error = judge(problem, out, inputs) if judge else problem.error(out, inputs)
         self.errors[problem.name] = error if math.isfinite(error) else 1e9
+        if isinstance(run, Told):
+            self.facts[problem.name] |= run.facts
         if self.arm.facts:
             self.facts[problem.name] |= self.arm.facts(problem, inputs)
         if not error <= problem.tolerance:

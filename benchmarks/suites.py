@@ -91,7 +91,7 @@ SUITES = {
         ),
         Suite(
             "gemv", "kernels", "Products of a few rows with large matrices, bfloat16, many weights in turn in a graph",
-            arms={"cublas": 20, "pio-rule": 40, "pio-tuned": 95, "pio-dependent": 95},
+            arms={"cublas": 25, "pio-rule": 47, "pio-tuned": 110, "pio-dependent": 110},
             baseline="cublas", family="gemv", gigabytes=4, rounds=3, one_by_one=True,
         ),
         Suite(

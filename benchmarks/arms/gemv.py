@@ -5,15 +5,20 @@ a graph that walks through many weights.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.arms.problem import Inputs, KernelArm, Problem, Run, relative_error
+from benchmarks.arms.problem import Inputs, KernelArm, Problem, Run, Told, relative_error
 from benchmarks.suites import Suite
 from inference_pio.kernels.gemv import naive_gemv
+
+if TYPE_CHECKING:
+    from inference_pio.kernels.triton.gemv_tuning import Tuning
 
 TUNING_S = 2.5
 SHAPES = {
@@ -24,7 +29,7 @@ SHAPES = {
 }  # fmt: skip
 """Weights [rows, columns]; those of a few parts of one input stand for their sum."""
 GATED = ("4B gate+up", "VL-2B gate+up")
-MORE_ROWS = (4, 8)
+MORE_ROWS = (2, 4, 8)
 """Rows of x, of Qwen3-4B's products alone; all others have one."""
 
 
@@ -67,13 +72,23 @@ def _cublas(problem: Problem, device: torch.device, smoke: bool) -> Run:
 
 
 def _by_rule(problem: Problem, device: torch.device, smoke: bool) -> Run:
-    return _launched(problem, None)
+    return _launched(problem, _rule(problem, device, dependent=False))
 
 
-def _launched(problem: Problem, launch: Any) -> Run:
+def _rule(problem: Problem, device: torch.device, *, dependent: bool) -> Any:
+    from inference_pio.kernels.triton.gemv_launch import choose_gemv_launch
+    from inference_pio.kernels.triton.launch import device_limits
+
+    sizes = problem["rows"], problem["outputs"], problem["inputs"]
+    return choose_gemv_launch(device_limits(device), *sizes, 2, gated=problem["gated"], dependent=dependent)
+
+
+def _launched(problem: Problem, launch: Any, more: Mapping[str, Any] | None = None) -> Run:
+    """`more` is recorded beside the launch."""
     from inference_pio.kernels.triton.gemv import gemv
 
-    return lambda x, weight: gemv(x, [weight], gated=problem["gated"], launch=launch)
+    facts = {"launch": asdict(launch), **(more or {})}
+    return Told(lambda x, weight: gemv(x, [weight], gated=problem["gated"], launch=launch), facts)
 
 
 def _tuned(dependent: bool) -> Any:
@@ -82,14 +97,21 @@ def _tuned(dependent: bool) -> Any:
         from inference_pio.kernels.triton.gemv_tuning import tune
 
         if device.type != "cuda":  # nothing can be timed in the interpreter
-            return _launched(problem, None)
+            return _launched(problem, _rule(problem, device, dependent=dependent))
         outputs = (problem["outputs"] // 2,) * 2 if problem["gated"] else (problem["outputs"],)
         asked = GemvProblem(problem["rows"], problem["inputs"], outputs, gated=problem["gated"], dependent=dependent)
         copies = max(1, min(8, int(2.5e8 // problem.nbytes)))
         in_turn = [([problem.draw(device)[1]], None) for _ in range(copies)]
-        return _launched(problem, tune(asked, in_turn, TUNING_S).launch)
+        return _found(problem, tune(asked, in_turn, TUNING_S))
 
     return make
+
+
+def _found(problem: Problem, tuning: Tuning) -> Run:
+    """The launch that was found, with the time of each that was tried, the fastest first: rules are made from them."""
+    tried = sorted(tuning.microseconds.items(), key=lambda pair: pair[1])
+    timed = [{"launch": asdict(launch), "us": round(us, 3)} for launch, us in tried]
+    return _launched(problem, tuning.launch, {"tried": timed, "notes": list(tuning.notes)})
 
 
 ARMS: dict[str, KernelArm] = {

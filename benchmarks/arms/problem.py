@@ -52,6 +52,17 @@ Make = Callable[[Problem, torch.device, bool], Run]
 
 
 @dataclass(frozen=True)
+class Told:
+    """A run with what was found while it was made, recorded beside the case: a launch, say."""
+
+    run: Run
+    facts: Mapping[str, Any]
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        return self.run(*inputs)
+
+
+@dataclass(frozen=True)
 class KernelArm:
     """`make(problem, device, smoke)` gives what is timed. `prepare` is done to the inputs before, untimed: another
     layout, say. `error`, where given, judges in place of the problem's own: a sparse arm computes something else.

@@ -275,11 +275,27 @@ def test_kernels_of_a_step_are_right_at_every_size(suite: str, tmp_path: Path) -
     assert sizes[0]
     assert all(one == sizes[0] for one in sizes)
     assert not any(arm["notes"] for arm in arms.values())
+    for name in ("pio-rule", "pio-tuned", "pio-dependent"):
+        cases = arms[name]["cases"] if name in arms else {}
+        assert all(row["facts"]["launch"]["rows"] for row in cases.values())
+
+
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
+def test_a_launch_that_was_found_is_recorded_with_all_that_were_tried() -> None:
+    from inference_pio.kernels.triton.gemv_launch import GemvLaunch
+    from inference_pio.kernels.triton.gemv_tuning import Tuning
+
+    (problem, *_) = gemv.problems(SUITES["gemv"], True)
+    slow, fast = GemvLaunch(1, 512, 1), GemvLaunch(2, 256, 1)
+    run: Any = gemv._found(problem, Tuning(fast, {slow: 12.0, fast: 10.0}, ("one was wrong",)))
+    assert run.facts["launch"] == {"rows": 2, "columns": 256, "warps": 1, "stages": 0, "dependent": False}
+    assert [row["us"] for row in run.facts["tried"]] == [10.0, 12.0]
+    assert run.facts["notes"] == ["one was wrong"]
 
 
 def test_what_a_step_must_read_is_told_with_its_floor() -> None:
     found = {one.name: one for one in gemv.problems(SUITES["gemv"], False)}
-    assert len(found) == len(gemv.problems(SUITES["gemv"], False)) == 15 + 5 * 2 + 2
+    assert len(found) == len(gemv.problems(SUITES["gemv"], False)) == 15 + 5 * 3 + 2
     head = found["4B head 151936 x 2560"]
     assert head["floor_us"] == pytest.approx(259.3, abs=0.1)
     kernels = {one.name: one["floor_us"] for one in step_kernels.problems(SUITES["step-kernels"], False)}
