@@ -140,7 +140,7 @@ def last_logits(model: nn.Module, tokens: Tensor, keep: int) -> Tensor:
 
 
 @contextmanager
-def noisy(model: nn.Module, size: float) -> Iterator[None]:
+def noisy(model: nn.Module, size: float, seed: int = 0) -> Iterator[None]:
     """Noise of `size` times its own root mean square on the output of every Linear and of every block of experts."""
     generators: dict[torch.device, torch.Generator] = {}
 
@@ -148,7 +148,7 @@ def noisy(model: nn.Module, size: float) -> Iterator[None]:
         if not isinstance(out, Tensor):
             return out
         if out.device not in generators:
-            generators[out.device] = torch.Generator(out.device).manual_seed(0)
+            generators[out.device] = torch.Generator(out.device).manual_seed(seed)
         draw = torch.randn(out.shape, generator=generators[out.device], device=out.device, dtype=torch.float32)
         return (out + size * out.float().square().mean().sqrt() * draw).to(out.dtype)
 

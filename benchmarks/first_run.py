@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,35 @@ from inference_pio.decoding.takeover import engine_of  # noqa: E402
 MODELS = ("qwen3-4b", "qwen3-30b-a3b", "glm-4.7-flash", "qwen3-vl-2b")
 LAYERS, PROMPT, NEW, ROWS, MORE_ROWS = 2, 300, 48, 3, 12
 """More rows than our products take, so that torch's are recorded as well."""
+ROOM_TOKENS, TINY_ROOM_TOKENS = 900, 300
 LEFT_BYTES = 1 << 20
 """Of the GPU's memory, what undoing may leave; beside what torch's products keep for the recording stream."""
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What noise of rounding's size does to the library, at so many places in all.
+
+    `errors`: of the logits of so many rows together, where it is worst; `gap`: by how many standard deviations a token
+    that it would choose is at most worse than the best one.
+    """
+
+    places: int
+    errors: Mapping[int, float]
+    gap: float
+
+    def allowed(self, rows: int) -> float:
+        return faithful.tolerance_of(self.errors[rows])
+
+    @property
+    def gap_allowed(self) -> float:
+        """One token is judged here, so one router that is turned counts whole."""
+        return max(faithful.GAP_SIGMAS * self.allowed(MORE_ROWS), faithful.SLACK * self.gap)
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{error:.4f} of {rows} rows" for rows, error in self.errors.items())
+        return f"at {self.places} places by {said}, and a token by {self.gap:.2f} sigma"
 
 
 class Checks:
@@ -47,7 +74,7 @@ class Checks:
 
     def __init__(self, name: str, device: torch.device, *, tiny: bool = False, exact: bool = False) -> None:
         self.name, self.device, self.tiny, self.exact = name, device, tiny, exact
-        self.new = 6 if tiny else NEW
+        self.new, self.most = (6, TINY_ROOM_TOKENS) if tiny else (NEW, ROOM_TOKENS)
         self.rows: list[Row] = []
 
     def run(self) -> list[Row]:
@@ -78,10 +105,12 @@ class Checks:
         self.wanted = faithful.reference(self.model, self.prompt, self.new, "rounding")
         self.batches = {rows: self._batch(rows) for rows in (ROWS, MORE_ROWS)}
         self.along = {rows: self._logits(*batch) for rows, batch in self.batches.items()}
+        self.noise = self._noise()
         self.plain_ms = self._ms_per_token(GenerateDecoder(self.model))
         self.logits = self._forward()
         self.held = self._held()
-        return f"{self.plain_ms:.2f} ms/token, noise moves its logits by {self.wanted.noise_error:.3f}"
+        said = f"noise moves its logits by {self.wanted.noise_error:.4f}; {self.noise}"
+        return f"{self.plain_ms:.2f} ms/token, {said}"
 
     def apply(self) -> str:
         fuse(self.model, "graph", exact=self.exact)
@@ -129,7 +158,7 @@ class Checks:
 
     def growing(self) -> str:
         """Room is made while runs are on their way: no token may change by it."""
-        most = 300 if self.tiny else 900
+        most = self.most
         whole, engine = self._generate(max_new_tokens=most), self._engine
         engine.close()
         kept, engine_module.FIRST_ROOM = engine_module.FIRST_ROOM, 8
@@ -137,7 +166,7 @@ class Checks:
             grown, recorded = self._generate(max_new_tokens=most), engine.counts.recorded
         finally:
             engine_module.FIRST_ROOM = kept
-        gap, limit = self._gap(grown), faithful.GAP_SIGMAS * faithful.tolerance_of(self.wanted.noise_error)
+        gap, limit = self._gap(grown), self.noise.gap_allowed
         if not gap <= limit:
             raise RuntimeError(f"a token is {gap:.2f} sigma worse than the best one, {limit:.2f} allowed")
         differ = (whole != grown).any(0).nonzero()  # attention is shared out by the room: sums may round otherwise
@@ -180,14 +209,28 @@ class Checks:
 
     def _along(self, rows: int) -> str:
         found, wanted = self._logits(*self.batches[rows]), self.along[rows]
-        error, allowed = faithful.relative_error(found, wanted), faithful.tolerance_of(self.wanted.noise_error)
+        error, allowed = faithful.relative_error(found, wanted), self.noise.allowed(rows)
         if not error <= allowed:
             places = [[faithful.relative_error(*pair) > allowed for pair in zip(*one, strict=True)]
                       for one in zip(found, wanted, strict=True)]  # fmt: skip
             far = f"{sum(map(sum, places))} of {sum(map(len, places))} places lie further"
             raise RuntimeError(f"logits lie {error:.3f} off, {allowed:.3f} allowed; {far}")
         freely = self._generate(self.batches[rows], max_new_tokens=self.new)
-        return f"logits {error:.4f} off, {allowed:.4f} allowed; {freely.shape[1] - self.prompt.shape[1]} tokens freely"
+        told = f"logits {error:.4f} off, {allowed:.4f} allowed by noise at {self.noise.places} places"
+        return f"{told}; {freely.shape[1] - self.prompt.shape[1]} tokens freely"
+
+    def _noise(self) -> Noise:
+        """At as many places as the longest check looks at: a router that noise turns at one of a hundred is in it."""
+        clean = self.along[MORE_ROWS]
+        draws, errors, gap = -(-self.most // clean[..., 0].numel()), {ROWS: 0.0, MORE_ROWS: 0.0}, 0.0
+        for seed in range(draws):
+            with faithful.noisy(self.model, faithful.NOISE["rounding"], seed):
+                moved = self._logits(*self.batches[MORE_ROWS])
+            gap = max(gap, worst_gap(clean, moved.argmax(-1)))
+            for rows in errors:  # a few rows may by chance hold all that was turned
+                pairs = zip(moved.split(rows, 1), clean.split(rows, 1), strict=True)
+                errors[rows] = max(errors[rows], *(faithful.relative_error(*pair) for pair in pairs))
+        return Noise(draws * clean[..., 0].numel(), errors, gap)
 
     def _generate(self, batch: tuple[Tensor, Tensor] | None = None, **how: Any) -> Tensor:
         tokens, mask = batch or (self.prompt, torch.ones_like(self.prompt))
@@ -207,8 +250,7 @@ class Checks:
         """By how many standard deviations a token of a text was at most worse than the best one there."""
         text, first = text.to(self.device), self.prompt.shape[1]
         logits = self.model(input_ids=text[:, :-1], use_cache=False).logits[0, first - 1 :].float()
-        chosen = logits.gather(1, text[0, first:, None])[:, 0]
-        return float(((logits.amax(-1) - chosen) / logits.std(-1)).max())
+        return worst_gap(logits, text[0, first:])
 
     @torch.no_grad()
     def _forward(self) -> Tensor:
@@ -220,6 +262,16 @@ class Checks:
             return 0
         torch.cuda.synchronize(self.device)
         return torch.cuda.memory_allocated(self.device)
+
+
+def worst_gap(logits: Tensor, chosen: Tensor) -> float:
+    """By how many standard deviations a chosen token was at most worse than the best one: logits [..., vocabulary].
+
+    >>> round(worst_gap(torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 1.0]]), torch.tensor([2, 0])), 3)
+    1.309
+    """
+    own = logits.gather(-1, chosen[..., None])[..., 0]
+    return float(((logits.amax(-1) - own) / logits.std(-1)).max())
 
 
 def main(words: list[str] | None = None) -> int:

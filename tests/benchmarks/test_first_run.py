@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.first_run import MODELS, Checks, main, table
+from benchmarks.first_run import MODELS, MORE_ROWS, ROWS, Checks, main, table
 
+from benchmarks import faithful, real_models
 from inference_pio.decoding import operations
 from inference_pio.decoding.slots import Slots
 
@@ -60,3 +61,33 @@ def test_processes_side_by_side_tell_one_table(tmp_path: Path, capsys: pytest.Ca
     assert len(json.loads(out.read_text())) == 10
     assert main(["qwen3-4b", "--tiny", "--seconds", "0.1"]) == 1
     assert "it had not ended after 0 s" in capsys.readouterr().out
+
+
+def test_a_router_that_noise_turns_at_one_place_of_a_hundred_is_allowed_for() -> None:
+    """By hand: noise of one part in a hundred, and one place of 96 whose logits are others."""
+    chance = torch.Generator().manual_seed(0)
+    clean = torch.randn(8, MORE_ROWS, 500, generator=chance)
+    moved = clean + 0.01 * torch.randn(clean.shape, generator=chance)
+    moved[3, 4] += 0.3 * torch.randn(500, generator=chance)
+    checks = Checks("qwen3-4b", CPU, tiny=True)
+    checks.most, checks.along, checks.batches = 96, {MORE_ROWS: clean}, {MORE_ROWS: ()}  # type: ignore[dict-item]
+    checks.model = torch.nn.Linear(1, 1)
+    checks._logits = lambda *batch: moved  # type: ignore[method-assign]
+    noise = checks._noise()
+    assert noise.places == 96
+    assert noise.errors[MORE_ROWS] == pytest.approx((0.01**2 + 0.3**2 / 96) ** 0.5, rel=0.1)
+    assert noise.errors[ROWS] == pytest.approx((0.01**2 + 0.3**2 / 24) ** 0.5, rel=0.1)
+    assert noise.gap_allowed > faithful.GAP_SIGMAS * faithful.LEAST
+    checks._logits = lambda *batch: clean + 0.003 * (moved - clean)  # type: ignore[method-assign]
+    assert checks._noise().allowed(ROWS) == faithful.LEAST  # no slack where nothing turns
+
+
+def test_each_draw_of_noise_is_another() -> None:
+    model = real_models.build("qwen3-4b", "cpu", smoke=True)
+    prompt = real_models.prompt(model, 12)
+    said = []
+    for seed in (0, 0, 1):
+        with faithful.noisy(model, 0.01, seed):
+            said.append(faithful.last_logits(model, prompt, 4))
+    assert torch.equal(said[0], said[1])
+    assert not torch.equal(said[0], said[2])
