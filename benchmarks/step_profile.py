@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def counted(events: Iterable[Mapping[str, Any]], layers: int, rows: int = 1) -> 
     calls = Counter(event["name"] for event in inside if event.get("cat") in ("cuda_runtime", "cuda_driver"))
     waits = {name: calls[name] for name in WAITS if calls[name]}
     copies = Counter(event["name"] for event in on_gpu if event["cat"] == "gpu_memcpy")
-    busy = _covered([(event["ts"], min(event["ts"] + event["dur"], end)) for event in on_gpu])
+    busy = covered([(event["ts"], min(event["ts"] + event["dur"], end)) for event in on_gpu])
     return {
         "tokens": tokens, "rows": rows, "layers": layers, "ms_per_token": (end - begin) / tokens / 1e3,
         "kernels_per_token": len(kernels) / tokens, "kernels_per_layer": len(kernels) / tokens / max(layers, 1),
@@ -53,10 +53,10 @@ def counted(events: Iterable[Mapping[str, Any]], layers: int, rows: int = 1) -> 
     }  # fmt: skip
 
 
-def _covered(spans: list[tuple[float, float]]) -> float:
+def covered(spans: list[tuple[float, float]]) -> float:
     """How much of the time at least one of these spans covers.
 
-    >>> _covered([(0, 2), (1, 3), (5, 6)])
+    >>> covered([(0, 2), (1, 3), (5, 6)])
     4
     """
     total, reached = 0.0, float("-inf")
@@ -116,15 +116,22 @@ class Marking:
 def profiled(model: Any, prompt: Any, tokens: int) -> list[Mapping[str, Any]]:
     """The trace of one call of `generate`."""
     import torch
+
+    how = {"max_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    return trace_of(lambda: model.generate(input_ids=prompt, streamer=Marking(), **how), cuda=prompt.is_cuda)
+
+
+def trace_of(deed: Callable[[], Any], *, cuda: bool, shapes: bool = False) -> list[Mapping[str, Any]]:
+    """The events that the profiler hears while a deed is done."""
+    import torch
     from torch.profiler import ProfilerActivity, profile
 
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if prompt.is_cuda else [])]
-    how = {"max_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
-        with profile(activities=activities) as listening:
-            model.generate(input_ids=prompt, streamer=Marking(), **how)
-            if prompt.is_cuda:
+        with profile(activities=activities, record_shapes=shapes) as listening:
+            deed()
+            if cuda:
                 torch.cuda.synchronize()
         listening.export_chrome_trace(str(path))
         return json.loads(path.read_text())["traceEvents"]  # type: ignore[no-any-return]
