@@ -66,7 +66,8 @@ class Told:
 class KernelArm:
     """`make(problem, device, smoke)` gives what is timed. `prepare` is done to the inputs before, untimed: another
     layout, say. `error`, where given, judges in place of the problem's own: a sparse arm computes something else.
-    `facts(problem, inputs)` is recorded beside the case: a density, say."""
+    `facts(problem, inputs)` is recorded beside the case: a density, say. `ahead`: the device begins when the host has
+    asked for all calls, as it does in a model, where other layers' work lies in front."""
 
     label: str
     make: Make
@@ -75,6 +76,7 @@ class KernelArm:
     prepare: Callable[[Problem, Inputs], Inputs] | None = None
     error: Callable[[Problem, Tensor, Inputs], float] | None = None
     facts: Callable[[Problem, Inputs], Mapping[str, Any]] | None = None
+    ahead: bool = False
 
     def unavailable(self, cuda: bool) -> str | None:
         """Why this system cannot run here, or None. Triton's interpreter stands in for a GPU, to try a kernel out."""

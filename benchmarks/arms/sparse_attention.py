@@ -165,7 +165,8 @@ def _facts(kind: str) -> Any:
 
 
 def _arm(label: str, kind: str) -> KernelArm:
-    return KernelArm(label, _sparse(kind), triton=True, error=_error(kind), facts=_facts(kind))
+    ahead = kind == "selected"
+    return KernelArm(label, _sparse(kind), triton=True, error=_error(kind), facts=_facts(kind), ahead=ahead)
 
 
 ARMS: dict[str, KernelArm] = {
@@ -176,7 +177,12 @@ ARMS: dict[str, KernelArm] = {
     "pio-window": _arm(f"inference-pio, {SINKS} sinks and a window of {WINDOW}", "window"),
     "pio-selected": _arm(f"inference-pio, blocks selected for {COVERAGE:.0%} of the attention", "selected"),
     "pio-selection": KernelArm(
-        "the same, the selection alone", _selection, triton=True, error=lambda *_: 0.0, facts=_facts("selected")
+        "the same, the selection alone",
+        _selection,
+        triton=True,
+        error=lambda *_: 0.0,
+        facts=_facts("selected"),
+        ahead=True,
     ),
 }
 
