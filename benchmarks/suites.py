@@ -126,6 +126,13 @@ SUITES = {
             smoke_lengths=(200, 384), rounds=3, layout=TOKENS_FIRST,
         ),
         Suite(
+            "attention-sparse-decode", "kernels",
+            "Attention of one new token over chosen pages, 32 query and 8 key heads of 128: bytes of the whole cache",
+            arms={"default": 12, "triton": 12, "pio-budget": 20, "pio-pages": 15},
+            baseline="default", family="sparse_decode", gigabytes=9, rounds=3, lengths=(32768, 131072),
+            smoke_lengths=(320, 520),
+        ),
+        Suite(
             "decode-qwen3-4b", "decode", "Qwen3-4B, decode at batch 1 behind 512 tokens",
             arms={
                 "plain": 55, "graph-eager": 32, "graph-inductor": 62, "static-compile": 75, "pio-lossless": 60,

@@ -17,6 +17,7 @@ from benchmarks.arms import (
     gemv,
     hard_attention,
     sparse_attention,
+    sparse_decode,
     step_kernels,
     tuned,
     tuning,
@@ -29,6 +30,7 @@ from benchmarks import planner, results, run, waves
 from inference_pio.compat import has_triton
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.block_sparse import naive_block_sparse_attention
+from inference_pio.kernels.page_list import PageList
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -219,6 +221,26 @@ def test_a_token_that_decode_does_not_see_is_found_out() -> None:
     assert int(lengths) == 40
 
 
+def test_pages_that_are_not_the_best_or_not_read_are_found_out() -> None:
+    (problem, *_) = sparse_decode.problems(SUITES["attention-sparse-decode"].smoked(), True)
+    query, key, value, _ = inputs = problem.draw(CPU)
+    listed = sparse_decode._listed(problem, inputs)
+    assert listed.indices[0, 0].tolist() == [0, 2, 3, 4]  # 320 tokens are five pages, of which four are read
+    assert sparse_decode.seen_by(listed, 320).sum(-1).tolist() == [[256, 256]]
+    judge = sparse_decode.ARMS["pio-pages"].error
+    assert judge is not None
+    read = torch.cat([torch.arange(64), torch.arange(128, 320)])
+    right = naive_attention(query[:, :, None], key[:, read].transpose(1, 2), value[:, read].transpose(1, 2))[:, :, 0]
+    assert judge(problem, right, inputs) < 1e-5
+    whole = naive_attention(query[:, :, None], key.transpose(1, 2), value.transpose(1, 2))[:, :, 0]
+    assert judge(problem, whole, inputs) > problem.tolerance
+    key[:, 64:128] *= 4  # the page that is left out is now the one that every head asks for
+    assert sparse_decode.lost(problem, inputs, listed) > 0.5
+    indices = torch.tensor([0, 1, 3, 4], dtype=torch.int32).expand(1, 2, 4)
+    assert sparse_decode.lost(problem, inputs, PageList(listed.counts, indices)) < 0.01
+    assert sparse_decode.lost(problem, inputs, PageList(listed.counts + 1, torch.arange(5).expand(1, 2, 5))) == 1.0
+
+
 def test_padding_that_is_seen_is_found_out() -> None:
     (problem,) = [
         one for one in hard_attention.problems(SUITES["attention-hard"].smoked(), True) if "prompts" in one.name
@@ -262,7 +284,7 @@ def test_launches_are_tuned_and_the_best_is_recorded(tmp_path: Path, monkeypatch
     assert tuned.best("tune-decode", torch.device("cuda"), "4:1") is None
 
 
-@pytest.mark.parametrize("suite", ["gemv", "step-kernels"])
+@pytest.mark.parametrize("suite", ["gemv", "step-kernels", "attention-sparse-decode"])
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 def test_kernels_of_a_step_are_right_at_every_size(suite: str, tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
