@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from benchmarks import faithful, real_models, weights
-from benchmarks.arms import attention, prefill
+from benchmarks import faithful, prefill_job, real_models, weights
+from benchmarks.arms import prefill
 from benchmarks.arms.problem import Unavailable
 from benchmarks.arms.room import Room
 from benchmarks.arms.table import ARMS
-from benchmarks.ceilings import seconds_of
 from benchmarks.kernel_job import KernelJob, family_of
 from benchmarks.suites import SUITES, Suite
 from inference_pio.measure import peak_bytes, weight_bytes
@@ -36,7 +35,7 @@ def make_job(suite_name: str, arm: str, *, device: str, smoke: bool) -> Job:
     suite = SUITES[suite_name].smoked() if smoke else SUITES[suite_name]
     if suite.threads and not smoke:
         torch.set_num_threads(suite.threads)
-    kinds: dict[str, Any] = {"decode": DecodeJob, "prefill": PrefillJob, "kernels": KernelJob}
+    kinds: dict[str, Any] = {"decode": DecodeJob, "prefill": prefill_job.make, "kernels": KernelJob}
     return kinds[suite.kind](suite, arm, torch.device(device), smoke)  # type: ignore[no-any-return]
 
 
@@ -87,67 +86,6 @@ class DecodeJob:
     def close(self) -> None:
         if self.decoder is not None:
             self.decoder.close()
-
-
-class PrefillJob:
-    """Tokens per second of a forward, at several lengths; each length is checked by itself."""
-
-    def __init__(self, suite: Suite, arm: str, device: torch.device, smoke: bool) -> None:
-        self.suite, self.arm, self.device, self.smoke = suite, prefill.ARMS[arm], device, smoke
-        _available(self.arm.unavailable(device.type == "cuda"))
-
-    def set_up(self) -> Answer:
-        model = _model(self.suite, self.device, self.smoke, {})
-        keep, plain = self.suite.check_tokens, prefill.forward(model)
-        self.prompts = {length: real_models.prompt(model, length, length) for length in self.suite.lengths}
-        wanted = {length: plain(tokens, keep).float().cpu() for length, tokens in self.prompts.items()}
-        for logits in wanted.values():
-            faithful.check_sane(logits)
-        shortest = self.prompts[min(self.prompts)]
-        noise, top1 = faithful.noise_floor(model, shortest, keep, faithful.NOISE[self.arm.exactness])
-        flops = self._flops(model)
-        room = Room(shortest, max(self.suite.lengths), self.smoke)
-        start = time.perf_counter()
-        self.run = self.arm.make(model, room)
-        got = {length: self.run(tokens, keep).float().cpu() for length, tokens in self.prompts.items()}
-        for tokens in self.prompts.values():
-            self._time(tokens)
-        warm_s = time.perf_counter() - start
-        errors = {str(length): faithful.relative_error(got[length], wanted[length]) for length in got}
-        tolerance = faithful.tolerance_of(noise)
-        bad = [length for length, error in errors.items() if not error <= tolerance]
-        reason = "; ".join(f"at {x} its logits lie {errors[x]:.3f} off, {tolerance:.3f} allowed" for x in bad)
-        tflops, agree = "TFLOP/s", {str(length): faithful.top1_agreement(got[length], wanted[length]) for length in got}
-        return {
-            "label": self.arm.label, "right": not bad, "reason": reason, "warm_s": warm_s, "warm_rounds": 2,
-            "notes": room.notes, "bytes": {"weights": weight_bytes(model)},
-            "check": {"error": errors, "tolerance": tolerance, "noise_error": noise, "noise_top1": top1, "top1": agree},
-            "units": {str(length): "tok/s" for length in self.prompts},
-            "shares": {
-                str(length): {"ceiling": "matmul bfloat16", "per_unit": flops[length] / length / 1e12, "unit": tflops}
-                for length in self.prompts
-            },
-        }  # fmt: skip
-
-    def round(self) -> Answer:
-        start, values = time.perf_counter(), {}
-        with peak_bytes(self.device) as peak:
-            for length, tokens in self.prompts.items():
-                values[str(length)] = length / self._time(tokens)
-        return {"values": values, "seconds": time.perf_counter() - start, "peak_bytes": peak.peak_bytes}
-
-    def close(self) -> None:
-        """Nothing outlives the process."""
-
-    def _time(self, tokens: Tensor) -> float:
-        """As many logits are kept as in the check: another number would be compiled anew, and costs no less."""
-        return seconds_of(lambda: self.run(tokens, self.suite.check_tokens), self.device)
-
-    def _flops(self, model: nn.Module) -> dict[int, float]:
-        config = model.config.get_text_config()
-        per_token = weights.flops_per_token(model)
-        layers, heads, width = config.num_hidden_layers, config.num_attention_heads, config.head_dim
-        return {n: per_token * n + layers * attention.flops(n, heads, width) for n in self.suite.lengths}
 
 
 def digest(tokens: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,41 @@ from benchmarks.arms.ours import sdpa_backends
 from benchmarks.arms.room import Room
 
 Forward = Callable[[Tensor, int], Tensor]
+DENSE_TOKENS, SMOKE_DENSE_TOKENS, SMOKE_DENSE_BELOW = 2048, 12, 16
+CALIBRATION_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The optimization by whose `name` keys are left out of long prompts; `always`: of every call, whatever is read."""
+
+    name: str
+    always: bool
+
+    def dense_tokens(self, smoke: bool) -> int:
+        """A prompt that the pattern leaves dense."""
+        return SMOKE_DENSE_TOKENS if smoke else DENSE_TOKENS
+
+    def why_wrong(self, told: Mapping[str, Any]) -> list[str]:
+        """What is wrong with what the pattern counted of long prompts."""
+        served, left = told.get("sparse_calls", {}), told.get("dense_calls", {})
+        if not served and not left:
+            return [f"{self.name} counted no call"]
+        if self.always and (left or not served.get("prefill")):
+            return [f"{self.name} served {served} and left {left}"]
+        return []
 
 
 @dataclass(frozen=True)
 class PrefillArm:
-    """`make(model, room)` gives a function (tokens [1, S], keep) -> logits [keep, V]."""
+    """`make(model, room)` gives a function (tokens [1, S], keep) -> logits [keep, V]. `exactness` names the noise that
+    its check allows, or, with a `pattern`, tells that its logits are not held against the plain model's."""
 
     label: str
     make: Callable[[nn.Module, Room], Forward]
     exactness: str = "rounding"
     gpu_only: bool = False
+    pattern: Pattern | None = None
 
     def unavailable(self, cuda: bool) -> str | None:
         return "needs an NVIDIA GPU" if self.gpu_only and not cuda else None
@@ -76,12 +101,56 @@ def _fused(level: str) -> Callable[[nn.Module, Room], Forward]:
     return make
 
 
+def _sparse(name: str, **settings: Any) -> Callable[[nn.Module, Room], Forward]:
+    """A pattern at its defaults, but for `settings`, beside exact attention and fused elementwise kernels."""
+
+    def make(model: nn.Module, room: Room) -> Forward:
+        words = words_of_smoke(name) if room.smoke else settings
+        given = {"kernel_fusion": {"level": "elementwise"}, name: words}
+        names = ["flash_attention", "kernel_fusion", name]
+        manager = inference_pio.get_optimization_manager()
+        manager.apply_optimizations(model, names, parameters=given)
+        room.notes += [f"{receipt.name}: {note}" for receipt in manager.get_receipts(model) for note in receipt.notes]
+        return forward(model)
+
+    return make
+
+
+def words_of_smoke(name: str) -> dict[str, Any]:
+    """Settings by which a prompt of a few hundred tokens is a long one."""
+    shared: dict[str, Any] = {"dense_below": SMOKE_DENSE_BELOW}
+    return shared if name == "adaptive_sparse_attention" else shared | ALL_HEADS | {
+        "sinks": 64, "window": 64, "calibration": [chance_tokens(512)],
+    }  # fmt: skip
+
+
+def chance_tokens(count: int) -> list[int]:
+    """Tokens without a meaning, known to every model."""
+    chance = torch.Generator().manual_seed(2)
+    return torch.randint(2, 230, (count,), generator=chance).tolist()  # type: ignore[no-any-return]
+
+
+ALL_HEADS = {"min_coverage": 0.0}
+"""Random weights have no heads that look near: all are made to follow the pattern, and their coverage is told."""
+
 ARMS: dict[str, PrefillArm] = {
     "plain": PrefillArm("forward, default SDPA", lambda model, room: forward(model)),
     "flash-only": PrefillArm("forward, SDPA flash only", _sdpa("flash"), gpu_only=True),
     "compile": PrefillArm("forward, torch.compile", _compiled),
     "pio-elementwise": PrefillArm("inference-pio kernel_fusion elementwise", _fused("elementwise")),
     "pio-merged": PrefillArm("inference-pio kernel_fusion merged", _fused("merged")),
+    "pio-sparse": PrefillArm(
+        "inference-pio sparse_attention, all heads (128 sinks, a window of 2048), flash_attention, elementwise",
+        _sparse("sparse_attention", **ALL_HEADS, calibration=[chance_tokens(CALIBRATION_TOKENS)]),
+        "a pattern",
+        pattern=Pattern("sparse_attention", always=True),
+    ),
+    "pio-adaptive": PrefillArm(
+        "inference-pio adaptive_sparse_attention, flash_attention, elementwise",
+        _sparse("adaptive_sparse_attention"),
+        "a pattern",
+        pattern=Pattern("adaptive_sparse_attention", always=False),
+    ),
     "pio-lossless": PrefillArm("inference-pio lossless", _profile("lossless")),
     "pio-balanced": PrefillArm("inference-pio balanced", _profile("balanced"), "int8"),
 }
