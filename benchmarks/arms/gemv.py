@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from inference_pio.kernels.triton.gemv_tuning import Tuning
 
 TUNING_S = 2.5
+MOST_TOLD = 8
 SHAPES = {
     "4B qkv": (6144, 2560), "4B out": (2560, 4096), "4B gate+up": (19456, 2560), "4B down": (2560, 9728),
     "4B head": (151936, 2560), "30B-A3B qkv": (5120, 2048), "30B-A3B out": (2048, 4096), "VL-2B qkv": (4096, 2048),
@@ -108,8 +109,8 @@ def _tuned(dependent: bool) -> Any:
 
 
 def _found(problem: Problem, tuning: Tuning) -> Run:
-    """The launch that was found, with the time of each that was tried, the fastest first: rules are made from them."""
-    tried = sorted(tuning.microseconds.items(), key=lambda pair: pair[1])
+    """The launch that was found, with the time of the fastest that were tried: rules are made from them."""
+    tried = sorted(tuning.microseconds.items(), key=lambda pair: pair[1])[:MOST_TOLD]
     timed = [{"launch": asdict(launch), "us": round(us, 3)} for launch, us in tried]
     return _launched(problem, tuning.launch, {"tried": timed, "notes": list(tuning.notes)})
 
