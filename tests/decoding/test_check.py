@@ -72,3 +72,27 @@ def test_layers_that_forget_are_told() -> None:
 def _softened(output: Any) -> Any:
     output.logits = torch.tanh(output.logits)
     return output
+
+
+class OffBy(PlainOperations):
+    """Logits that carry noise of a size."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def logits(self, x: Tensor, norm: Any, head: Any) -> Tensor:
+        found = super().logits(x, norm, head)
+        chance = torch.Generator().manual_seed(1)
+        return found + self.size * found.std() * torch.randn(found.shape, generator=chance)
+
+
+def test_a_model_that_amplifies_rounding_is_held_to_what_it_does_to_its_own_logits() -> None:
+    steady, nervous = (tiny.build("qwen3", dtype=torch.bfloat16) for _ in range(2))
+    for layer in nervous.model.layers:  # attention that turns from token to token at the least push
+        layer.self_attn.q_norm.weight.data.mul_(50)
+        layer.self_attn.o_proj.weight.data.mul_(10)
+    assert why(nervous) is None
+    off = OffBy(0.2)  # a cosine of about 0.98
+    assert "other logits" in (why(steady, off) or "")
+    assert why(nervous, off) is None
+    assert "other logits" in (why(nervous, OffBy(1.0)) or "")

@@ -17,6 +17,10 @@ TOKENS, ROWS = 9, 2
 NEAR = {torch.float32: 0.99999}
 """Least cosine of the step's logits with the library's; a part that is missing or misread costs far more than this."""
 NEAR_IN_16_BITS = 0.995
+LEAST, SLACK = 0.9, 2.0
+NUDGE = 2.0**-8
+"""Of the tokens' embeddings, times the root of the layers: what rounding in all of them comes to. A deep model whose
+routers turn may answer with logits far from its own; steps may lie SLACK as far away, and never under LEAST."""
 
 
 @torch.no_grad()
@@ -36,12 +40,28 @@ def _why_differs(model: nn.Module, decoder: Decoder, operations: Operations) -> 
     _call(model, tokens[:, :-1], positions[:, :-1], past_key_values=bucket.cache, use_cache=True)
     bucket.slots.begin(tokens[:, -1], positions[:, -1], length=TOKENS - 1, made=0)
     found = logits_of_step(decoder, operations, bucket)
-    cosine = torch.nn.functional.cosine_similarity(found, expected, dim=-1).min().item()
+    cosine = _cosine(found, expected)
     least = NEAR.get(decoder.embedding.weight.dtype, NEAR_IN_16_BITS)  # type: ignore[arg-type]
-    if not cosine >= least:
+    if not cosine >= least and not cosine >= _nudged(model, decoder, tokens, positions, expected):
         name = attention_name(getattr(model, "config", None)) or "its attention"
         return f"a step composed of its parts gives other logits than the library (cosine {cosine:.5f}, with {name})"
     return None
+
+
+def _nudged(model: nn.Module, decoder: Decoder, tokens: Tensor, positions: Tensor, expected: Tensor) -> float:
+    """How near to its own logits the library stays, at `SLACK`, where its last tokens' embeddings are a little off."""
+    embedded: Tensor = decoder.embedding(tokens[:, -1:])  # type: ignore[operator]
+    chance = torch.Generator().manual_seed(0)
+    noise = torch.randn(embedded.shape, generator=chance).to(embedded) * NUDGE * len(decoder.layers) ** 0.5
+    try:
+        moved = _library_step(model, tokens, positions, inputs_embeds=embedded * (1 + noise))
+    except (TypeError, ValueError):  # it takes tokens alone
+        return 1.0
+    return max(LEAST, 1 - SLACK * (1 - _cosine(moved, expected)))
+
+
+def _cosine(found: Tensor, expected: Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(found, expected, dim=-1).min().item()
 
 
 def _attentions(decoder: Decoder) -> list[Any]:
@@ -55,14 +75,18 @@ def _tokens(embedding: Any) -> Tensor:
     return torch.randint(most // 8, most // 2, (ROWS, TOKENS), generator=chance).to(embedding.weight.device)
 
 
-def _library_step(model: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
-    """Logits of the last tokens, taken in by themselves: a product of one row may round otherwise than one of many."""
+def _library_step(
+    model: nn.Module, tokens: Tensor, positions: Tensor, *, inputs_embeds: Tensor | None = None
+) -> Tensor:
+    """Logits of the last tokens, taken in by themselves: a product of one row may round otherwise than one of many.
+    They may be given as embeddings."""
     cache = _call(model, tokens[:, :-1], positions[:, :-1], use_cache=True).past_key_values
-    last = _call(model, tokens[:, -1:], positions[:, -1:], past_key_values=cache, use_cache=True)
+    asked = {"past_key_values": cache, "use_cache": True, "inputs_embeds": inputs_embeds}
+    last = _call(model, tokens[:, -1:] if inputs_embeds is None else None, positions[:, -1:], **asked)
     found: Tensor = last.logits[:, -1].float()
     return found
 
 
-def _call(model: nn.Module, tokens: Tensor, positions: Tensor, **how: Any) -> Any:
-    mask = torch.ones(len(tokens), int(positions[0, -1]) + 1, dtype=torch.int64, device=tokens.device)
+def _call(model: nn.Module, tokens: Tensor | None, positions: Tensor, **how: Any) -> Any:
+    mask = torch.ones(len(positions), int(positions[0, -1]) + 1, dtype=torch.int64, device=positions.device)
     return model(input_ids=tokens, attention_mask=mask, position_ids=positions, **how)

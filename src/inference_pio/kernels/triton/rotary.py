@@ -83,15 +83,15 @@ def norm_rotate_kernel(
     if head < heads:
         turned(
             query + batch * query_batch + token * query_token + head.to(tl.int64) * query_head, query_norm,
-            cos_here, sin_here, query_out + ((batch * heads + head) * tokens + token) * WIDTH, whole, eps,
-            DTYPE, WIDTH, TURNED, HALF, REST, QUERY_NORM, PAIRS, ROWS,
+            cos_here, sin_here, query_out + (batch * tokens * heads + head) * WIDTH + token * (heads * WIDTH), whole,
+            eps, DTYPE, WIDTH, TURNED, HALF, REST, QUERY_NORM, PAIRS, ROWS,
         )  # fmt: skip
     else:
         head -= heads
         turned(
             key + batch * key_batch + token * key_token + head.to(tl.int64) * key_head, key_norm,
-            cos_here, sin_here, key_out + ((batch * key_heads + head) * tokens + token) * WIDTH, whole, eps,
-            DTYPE, WIDTH, TURNED, HALF, REST, KEY_NORM, PAIRS, ROWS,
+            cos_here, sin_here, key_out + (batch * tokens * key_heads + head) * WIDTH + token * (key_heads * WIDTH),
+            whole, eps, DTYPE, WIDTH, TURNED, HALF, REST, KEY_NORM, PAIRS, ROWS,
         )  # fmt: skip
 
 
@@ -106,15 +106,16 @@ def norm_rotate(
     eps: float = 0.0,
     interleaved: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries [B, S, Hq, D] and keys [B, S, Hk, D], normed and rotated: [B, Hq, S, D] and [B, Hk, S, D].
+    """Queries [B, S, Hq, D] and keys [B, S, Hk, D], normed and rotated: [B, Hq, S, D] and [B, Hk, S, D], views of what
+    lies token by token, as the library's do: attention answers in that layout, and its output needs no copy.
 
     Raises InvalidSetting for tensors that `supports_rotary` refuses.
     """
     require(supports_rotary(query, key, cos, sin, (query_norm, key_norm)))
     batch, tokens, heads, width = query.shape
     key_heads = key.shape[2]
-    query_out = query.new_empty(batch, heads, tokens, width)
-    key_out = key.new_empty(batch, key_heads, tokens, width)
+    query_out = query.new_empty(batch, tokens, heads, width)
+    key_out = key.new_empty(batch, tokens, key_heads, width)
     if query.numel() or key.numel():
         rows = rotary_rows(tokens, batch * (heads + key_heads))
         with on_device(query):
@@ -124,7 +125,7 @@ def norm_rotate(
                 QUERY_NORM=query_norm is not None, KEY_NORM=key_norm is not None, PAIRS=interleaved, ROWS=rows,
                 num_warps=2 if rows > 4 else 1, enable_fp_fusion=False,
             )  # fmt: skip
-    return query_out, key_out
+    return query_out.transpose(1, 2), key_out.transpose(1, 2)
 
 
 def blocks(width: int, turned_columns: int) -> dict[str, int]:
