@@ -136,7 +136,7 @@ SUITES = {
             "decode-qwen3-4b", "decode", "Qwen3-4B, decode at batch 1 behind 512 tokens",
             arms={
                 "plain": 55, "graph-eager": 32, "graph-inductor": 62, "static-compile": 75, "pio-lossless": 60,
-                "pio-graph": 75, "pio-graph-waiting": 80, "pio-graph-exact": 50,
+                "pio-graph": 45, "pio-graph-waiting": 45, "pio-graph-two": 45, "pio-graph-exact": 50,
                 "pio-balanced": 75, "torchao-int8": 80, "torchao-int4": 80, "torchao-fp8": 80, "liger": 60,
             },
             optional={

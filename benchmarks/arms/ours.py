@@ -53,16 +53,24 @@ def fuse(model: nn.Module, level: str, *, exact: bool = False) -> None:
     inference_pio.get_optimization_manager().apply_optimizations(model, names, parameters=given)
 
 
-def waiting(model: nn.Module, room: Room) -> Decoder:
-    """Level graph with kernels that begin when the one in front of them has ended."""
+def launched(*, dependent: bool, joined: bool) -> Callable[[nn.Module, Room], Decoder]:
+    """Level graph with other launches: kernels that begin before the last has ended, attention joined by its own."""
+
+    def make(model: nn.Module, room: Room) -> Decoder:
+        return _launched(model, room, dependent, joined)
+
+    return make
+
+
+def _launched(model: nn.Module, room: Room, dependent: bool, joined: bool) -> Decoder:
     from inference_pio.decoding.fused import FusedOperations
 
     fuse(model, "graph")
     engine = engine_of(model)
     if engine is None or not isinstance(engine.operations, FusedOperations):
         raise Unavailable("steps are not computed by our kernels here")
-    engine.close()  # what was recorded until now does not wait
-    engine.operations = FusedOperations()
+    engine.close()  # what was recorded until now is launched otherwise
+    engine.operations = FusedOperations(dependent=dependent, joined=joined)
     return EngineDecoder(model, room)
 
 

@@ -103,7 +103,14 @@ ARMS: dict[str, Arm] = {
     "pio-gemv": Arm("inference-pio kernel_fusion gemv, the library's loop", ours.fused("gemv"), gpu_only=True),
     "pio-graph": Arm("inference-pio kernel_fusion graph", ours.fused("graph")),
     "pio-graph-exact": Arm("inference-pio kernel_fusion graph, exact", ours.fused("graph", exact=True)),
-    "pio-graph-waiting": Arm("the same, no kernel begins before the last has ended", ours.waiting, gpu_only=True),
+    "pio-graph-waiting": Arm(
+        "the same, no kernel begins before the last has ended",
+        ours.launched(dependent=False, joined=True),
+        gpu_only=True,
+    ),
+    "pio-graph-two": Arm(
+        "the same, attention in two launches", ours.launched(dependent=True, joined=False), gpu_only=True
+    ),
     "pio-graph-large-room": Arm("inference-pio graph, in room for 64K tokens", ours.in_large_room),
     "pio-lossless": Arm("inference-pio lossless", ours.profile("lossless")),
     "pio-balanced": Arm("inference-pio balanced", ours.profile("balanced"), "int8"),

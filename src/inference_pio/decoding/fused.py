@@ -35,9 +35,11 @@ class FusedOperations(RecordableOperations):
 
     name = "triton"
 
-    def __init__(self, launches: Launches | None = None, *, dependent: bool = False) -> None:
+    def __init__(
+        self, launches: Launches | None = None, *, dependent: bool = False, joined: bool = True
+    ) -> None:  # fmt: skip
         self.launches = launches or Launches()
-        self.dependent = dependent
+        self.dependent, self.joined = dependent, joined
         self._routing: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
         self._attention: dict[Any, tuple[DecodeLaunch, Any]] = {}
 
@@ -82,7 +84,7 @@ class FusedOperations(RecordableOperations):
         key = (rows, heads, key_heads, width, capacity, query.device)
         if key not in self._attention:
             launch = choose_decode_launch(device_limits(query.device), rows, key_heads, width, capacity)
-            made = DecodeScratch.of(rows, heads, width, launch, query.device, counted=key_heads)
+            made = DecodeScratch.of(rows, heads, width, launch, query.device, counted=self.joined * key_heads)
             self._attention[key] = launch, made
         return self._attention[key]
 

@@ -29,8 +29,8 @@ HIDDEN = tl.constexpr(-1.0e30)
 LEAST = tl.constexpr(1.0e-30)
 COLUMNS = 64
 """Columns of the output that one joining program writes."""
-JOINED_NUMBERS = 2048
-"""Numbers that the last program of a key head holds at a time of what the others left: 16 a thread."""
+JOINED_NUMBERS = 8192
+"""Numbers that the last program of a key head holds at a time of what the others left: 64 a thread."""
 
 
 @dataclass(frozen=True)
