@@ -68,8 +68,6 @@ def test_what_fits_is_served() -> None:
 @pytest.mark.usefixtures("gpu_everywhere")
 def test_every_reason_has_its_cause() -> None:
     query, key, value = dense()
-    mask = torch.ones(5, 9, dtype=torch.bool)
-    assert supports(query, key, value, mask).cause is Cause.MASK
     assert supports(query, key, value, dropout=0.1).cause is Cause.DROPOUT
     assert supports(*dense(dtype=torch.float32)).cause is Cause.DTYPE
     assert supports(query, key, value.half()).cause is Cause.DTYPE
@@ -83,6 +81,25 @@ def test_every_reason_has_its_cause() -> None:
     assert supports(learned, key, value).cause is Cause.GRADIENT
     with torch.no_grad():
         assert supports(learned, key, value)
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_masks_have_their_reasons_too() -> None:
+    tensors, mask = dense(), torch.ones(2, 1, 5, 16, dtype=torch.bool)[..., 3:12]
+    for fits in (mask, mask[:1].float(), mask.expand(2, 4, 5, 9).half(), mask[0], mask[0, 0], mask[:, :, :1]):
+        assert supports(*tensors, fits)
+    assert supports(*tensors, mask.int()).cause is Cause.MASK
+    assert supports(*tensors, mask.double()).cause is Cause.MASK
+    assert supports(*tensors, mask[..., :1]).cause is Cause.MASK
+    assert supports(*tensors, mask[:, :, :4]).cause is Cause.MASK
+    assert supports(*tensors, mask[None]).cause is Cause.MASK
+    assert supports(*tensors, mask.mT.contiguous().mT).cause is Cause.MASK
+    assert supports(*tensors, mask.expand(2, 2, 5, 9)).cause is Cause.MASK
+    assert supports(*tensors, mask.to("meta")).cause is Cause.DEVICE
+    learned = mask.float().requires_grad_()
+    assert supports(*tensors, learned).cause is Cause.GRADIENT
+    with torch.no_grad():
+        assert supports(*tensors, learned)
 
 
 @pytest.mark.usefixtures("gpu_everywhere")
@@ -148,8 +165,8 @@ def test_storing_tells_of_shapes_and_counts() -> None:
 
 def test_require_raises_with_the_reason() -> None:
     require(support.YES)
-    with pytest.raises(InvalidSetting, match="does not serve here: it takes lengths and starts, and no mask"):
-        require(supports(*dense(), torch.ones(5, 9, dtype=torch.bool)))
+    with pytest.raises(InvalidSetting, match=r"does not serve here: it has no dropout \(0.1 was asked for\)"):
+        require(supports(*dense(), dropout=0.1))
 
 
 def test_asking_loads_no_triton() -> None:

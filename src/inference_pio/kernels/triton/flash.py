@@ -14,109 +14,26 @@ import triton.language as tl
 from inference_pio.compat import triton_interprets
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.block_sparse import BlockList
+from inference_pio.kernels.triton.flash_steps import HIDDEN, LOG2_E, rows_of, visit
 from inference_pio.kernels.triton.launch import FlashLaunch, choose_flash_launch, device_limits, on_device
+from inference_pio.kernels.triton.mask_tiles import tiles_of
 from inference_pio.kernels.triton.support import require, supports
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-HIDDEN = tl.constexpr(-1.0e30)  # finite: a row that has seen no key yet must not become NaN
-
-
-@triton.jit
-def _rows(tensor, batch, head, first, until, batch_stride, head_stride, row_stride,
-          ROWS: tl.constexpr, WIDTH: tl.constexpr, BOUNDED: tl.constexpr, DESCRIBED: tl.constexpr):  # fmt: skip
-    """A block of ROWS rows; those at `until` and beyond are zero if BOUNDED, and must not exist otherwise."""
-    if DESCRIBED:
-        block = tensor.load([batch, head, first, 0]).reshape(ROWS, WIDTH)
-    else:
-        rows, columns = tl.arange(0, ROWS), tl.arange(0, WIDTH)
-        base = tensor + batch.to(tl.int64) * batch_stride + head.to(tl.int64) * head_stride
-        places = base + first.to(tl.int64) * row_stride + rows[:, None] * row_stride + columns[None, :]
-        if BOUNDED:
-            block = tl.load(places, mask=(first + rows < until)[:, None], other=0.0)
-        else:
-            block = tl.load(places)
-    return block
-
-
-@triton.jit
-def _take(summed, total, peak, scores, highest, present, value, batch, head, place, seen_to, scale,
-          value_batch, value_head, value_row, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-          GUARDED: tl.constexpr, DESCRIBED: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
-    """Take a tile of scores, whose largest of each row are `highest`, into the running softmax."""
-    higher = tl.maximum(peak, highest)
-    weights = tl.exp2(scores * scale - higher[:, None])
-    if MASKED:  # a fused product is not rounded: minus its rounded twin it is no zero where HIDDEN is the peak
-        weights = tl.where(scores > 0.5 * HIDDEN, weights, 0.0)
-    shrink = tl.exp2(peak - higher)
-    total = total * shrink + tl.sum(weights, 1)
-    summed = summed * shrink[:, None]
-    values = _rows(
-        value, batch, head, place, seen_to, value_batch, value_head, value_row, BLOCK_N, WIDTH, MASKED, DESCRIBED
-    )
-    if MASKED and GUARDED:  # padding may hold anything, and zero times NaN is NaN
-        values = tl.where(present[:, None], values, 0.0)
-    if INTERPRETED:
-        values = values.to(tl.float32)
-    summed = tl.dot(weights.to(values.dtype), values, summed)
-    return summed, total, higher
-
-
-@triton.jit
-def _visit(summed, total, peak, query, positions, key, value, blocks, batch, head, first, last, turn, skip, seen_from,
-           seen_to, scale, key_batch, key_head, key_row, value_batch, value_head, value_row, asked, margin, left_out,
-           BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
-           GUARDED: tl.constexpr, LISTED: tl.constexpr, DESCRIBED: tl.constexpr, CERTIFIED: tl.constexpr,
-           INTERPRETED: tl.constexpr):  # fmt: skip
-    """Take steps `first` to `last` into the running softmax, leaving out `skip` from `turn` on if MASKED; a step is a
-    block of BLOCK_N keys. If CERTIFIED, steps that lie `margin` below the peak of all rows `asked` for are left out."""
-    for step in tl.range(first, last):
-        if MASKED:
-            step += tl.where(step < turn, 0, skip)
-        place = step * BLOCK_N
-        if LISTED:
-            place = (tl.load(blocks + step // PARTS) * PARTS + step % PARTS) * BLOCK_N
-        keys = _rows(key, batch, head, place, seen_to, key_batch, key_head, key_row, BLOCK_N, WIDTH, MASKED, DESCRIBED)
-        if INTERPRETED:  # the interpreter multiplies the bits of bfloat16
-            keys = keys.to(tl.float32)
-        scores = tl.dot(query, tl.trans(keys))
-        columns = place + tl.arange(0, BLOCK_N)
-        present = (columns >= seen_from) & (columns < seen_to)
-        if MASKED:
-            visible = present[None, :]
-            if CAUSAL:
-                visible = visible & (columns[None, :] <= positions[:, None])
-            scores = tl.where(visible, scores, HIDDEN)
-        highest = tl.max(scores, 1) * scale
-        if CERTIFIED:
-            above = tl.where(asked & (highest > scale * (0.5 * HIDDEN)), highest - peak, float("-inf"))
-            if tl.max(above, 0) >= margin:
-                summed, total, peak = _take(
-                    summed, total, peak, scores, highest, present, value, batch, head, place, seen_to, scale,
-                    value_batch, value_head, value_row, BLOCK_N, WIDTH, MASKED, GUARDED, DESCRIBED, INTERPRETED,
-                )  # fmt: skip
-            else:
-                left_out += 1
-        else:
-            summed, total, peak = _take(
-                summed, total, peak, scores, highest, present, value, batch, head, place, seen_to, scale,
-                value_batch, value_head, value_row, BLOCK_N, WIDTH, MASKED, GUARDED, DESCRIBED, INTERPRETED,
-            )  # fmt: skip
-    return summed, total, peak, left_out
-
 
 @triton.jit(
-    do_not_specialize=["heads", "key_heads", "queries", "keys", "list_length"],
+    do_not_specialize=["heads", "key_heads", "queries", "keys", "list_length", "list_batch", "list_head"],
     do_not_specialize_on_alignment=["starts", "ends", "counts", "indices", "lse", "skipped"],
 )  # one compilation serves all lengths
 def flash_kernel(
     query, key, value, out, lse, starts, ends, counts, indices,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row,
     out_batch, out_head, out_row, heads, key_heads, queries, keys, list_length, scale, skipped, margin,
+    mask, mask_batch, mask_head, mask_row, list_batch, list_head,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
     HAS_STARTS: tl.constexpr, HAS_ENDS: tl.constexpr, LISTED: tl.constexpr, PARTS: tl.constexpr,
     HAS_LSE: tl.constexpr, DESCRIBED: tl.constexpr, CERTIFIED: tl.constexpr, COUNTED: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    READ: tl.constexpr, ADDED: tl.constexpr, LEAST: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     # Heads that share keys run side by side, and long rows start first: the last ones to run are short.
     row_blocks = tl.cdiv(queries, BLOCK_M)
@@ -134,7 +51,7 @@ def flash_kernel(
     if HAS_ENDS:
         seen_to = tl.minimum(tl.load(ends + batch), keys)
 
-    rows_of_query = _rows(
+    rows_of_query = rows_of(
         query, batch, head, first_row, queries, query_batch, query_head, query_row, BLOCK_M, WIDTH, True, False
     )
     if INTERPRETED:
@@ -146,8 +63,16 @@ def flash_kernel(
 
     # Steps [begin, inner) and [rest, finish) hold a key that some row must not see; between them no mask is needed.
     GUARDED: tl.constexpr = HAS_STARTS or HAS_ENDS
-    blocks = indices
-    if LISTED:
+    blocks, mask_rows = indices, rows
+    if READ:  # tiles that hide nothing are listed first, and none that hides everything
+        row = batch.to(tl.int64) * list_batch + head.to(tl.int64) * list_head + row_block
+        blocks = indices + row * list_length
+        begin, inner = 0, 0
+        rest = tl.load(counts + 2 * row)
+        finish = tl.load(counts + 2 * row + 1)
+        mask += batch.to(tl.int64) * mask_batch + head.to(tl.int64) * mask_head + first_row.to(tl.int64) * mask_row
+        mask_rows = (tl.minimum(rows, queries - 1) - first_row) * mask_row
+    elif LISTED:
         row = (batch * heads + head).to(tl.int64) * row_blocks + row_block
         blocks = indices + row * list_length
         finish = tl.load(counts + row) * PARTS
@@ -173,20 +98,22 @@ def flash_kernel(
             most = tl.minimum(keys, offset + first_row + BLOCK_M)
         margin -= tl.log2(tl.maximum(most, 1).to(tl.float32))
     left_out = 0
+    mixed_scale = LOG2_E if ADDED else scale2  # there an additive mask joins scores that are scaled
     for turn in tl.static_range(2):  # those without a mask first; a certificate wants the queries' own steps first
         first, last = inner, rest
         if (turn == 1) != CERTIFIED:
             first, last = begin, finish - (rest - inner)
-        summed, total, peak, left_out = _visit(
+        summed, total, peak, left_out = visit(
             summed, total, peak, rows_of_query, offset + rows, key, value, blocks, batch, key_head_index,
-            first, last, inner, rest - inner, seen_from, seen_to, scale2,
+            first, last, inner, rest - inner, seen_from, seen_to, mixed_scale if turn == 1 else scale2,
             key_batch, key_head, key_row, value_batch, value_head, value_row, rows < queries, margin, left_out,
-            BLOCK_N, WIDTH, PARTS, (turn == 1) != CERTIFIED, CAUSAL, GUARDED, LISTED, DESCRIBED, CERTIFIED, INTERPRETED,
+            mask, mask_rows, scale, BLOCK_N, WIDTH, PARTS, (turn == 1) != CERTIFIED, CAUSAL, GUARDED, LISTED or READ,
+            DESCRIBED, CERTIFIED, READ, ADDED, LEAST, INTERPRETED,
         )  # fmt: skip
     if COUNTED:
         tl.atomic_add(skipped, left_out)
 
-    blind = peak < scale2 * (0.5 * HIDDEN)  # no key is visible: zero, not an average of hidden keys
+    blind = peak < mixed_scale * (0.5 * HIDDEN)  # no key is visible: zero, not an average of hidden keys
     summed = tl.where(blind[:, None], 0.0, summed / total[:, None])
     columns = tl.arange(0, WIDTH)
     base = out + batch.to(tl.int64) * out_batch + head.to(tl.int64) * out_head + first_row.to(tl.int64) * out_row
@@ -207,6 +134,7 @@ def flash_attention(
     starts: torch.Tensor | None = None,
     ends: torch.Tensor | None = None,
     lists: BlockList | None = None,
+    mask: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
     certified: float | None = None,
@@ -220,16 +148,26 @@ def flash_attention(
     alone; of those, given `lists`, the ones in its listed blocks. A query that sees no key gives zeros. `lse` float32
     [B, H, S] is filled with the log of each query's sum. Raises InvalidSetting for tensors that `supports` refuses.
 
+    `mask`, in the place of all these and with `causal=False`: boolean, or added to the scores, of a shape that expands
+    to [B, H, S, L]. An additive one hides below `kernels.mask_tiles.least_of` its dtype. Tiles that it hides are not
+    computed; which these are is found out once for a mask, and again if it was written to.
+
     `certified`: leave out tiles that provably hold no more than that share of any query's attention all together
     (`kernels.certified_attention`); their number is added to `skipped`, int32 [1].
     """
-    require(supports(query, key, value))
+    require(supports(query, key, value, mask))
+    if mask is not None and (causal or not (starts is ends is lists is certified is None)):
+        raise InvalidSetting("a mask tells everything: give causal=False, and no starts, ends, lists or certified.")
     if certified is not None and not 0.0 < certified < 1.0:
         raise InvalidSetting(f"a share of the attention that may be left out lies between 0 and 1, unlike {certified}.")
     batch, heads, queries, width = query.shape
     key_heads, keys = key.shape[1:3]
     padded = starts is not None or ends is not None
-    launch = launch or launch_for(key, value, padded=padded, certified=certified is not None)
+    launch = launch or launch_for(
+        key, value, padded=padded, certified=certified is not None, mask=None if mask is None else mask.dtype
+    )
+    read = None if mask is None else tiles_of(mask, query, key, launch)
+    chosen = lists if read is None else read
     parts = _parts(lists, launch)
     if out is None:
         out = query.new_empty(batch, queries, heads, width).transpose(1, 2)
@@ -238,24 +176,33 @@ def flash_attention(
     with on_device(query):
         flash_kernel[(triton.cdiv(queries, launch.query_block) * heads * batch,)](
             query, _described(key, launch), _described(value, launch), out, lse, starts, ends,
-            None if lists is None else lists.counts, None if lists is None else lists.indices,
+            None if chosen is None else chosen.counts, None if chosen is None else chosen.indices,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3],
-            heads, key_heads, queries, keys, 0 if lists is None else lists.indices.shape[-1],
+            heads, key_heads, queries, keys, 0 if chosen is None else chosen.indices.shape[-1],
             width**-0.5 if scale is None else scale, skipped, None if certified is None else log2(certified),
+            *((None, 0, 0, 0, 0, 0) if read is None else (read.mask, *read.steps)),
             BLOCK_M=launch.query_block, BLOCK_N=launch.key_block, WIDTH=width, GROUP=group, CAUSAL=causal,
             HAS_STARTS=starts is not None, HAS_ENDS=ends is not None, LISTED=lists is not None, PARTS=parts,
             HAS_LSE=lse is not None, DESCRIBED=launch.described, CERTIFIED=certified is not None,
-            COUNTED=skipped is not None, INTERPRETED=triton_interprets(),
+            COUNTED=skipped is not None, READ=read is not None, ADDED=read is not None and read.least is not None,
+            LEAST=None if read is None else read.least, INTERPRETED=triton_interprets(),
             num_warps=launch.warps, num_stages=launch.stages, **limits,
         )  # fmt: skip
     return out
 
 
-def launch_for(key: torch.Tensor, value: torch.Tensor, *, padded: bool = False, certified: bool = False) -> FlashLaunch:
+def launch_for(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    padded: bool = False,
+    certified: bool = False,
+    mask: torch.dtype | None = None,
+) -> FlashLaunch:
     """The launch that serves these keys and values, where no other is asked for: lists are made for its blocks."""
     aligned = _aligned(key) and _aligned(value)
     limits = device_limits(key.device)
-    return choose_flash_launch(limits, key.shape[-1], aligned=aligned, padded=padded, certified=certified)
+    return choose_flash_launch(limits, key.shape[-1], aligned=aligned, padded=padded, certified=certified, mask=mask)
 
 
 def _described(tensor: torch.Tensor, launch: FlashLaunch) -> torch.Tensor | TensorDescriptor:

@@ -114,11 +114,19 @@ FLASH_CERTIFIED = FLASH_PADDED | {
     256: FlashLaunch(128, 32, 8, 2, described=True),
 }
 """Leaving tiles out on the way takes registers too; small tiles are left out more often."""
+FLASH_MASKED = {
+    64: FlashLaunch(128, 64, 8, 3, described=True, registers=128),
+    128: FlashLaunch(128, 64, 8, 2, described=True, registers=128),
+    256: FlashLaunch(128, 32, 8, 2, described=True),
+}
+FLASH_ADDED = FLASH_MASKED | {128: FlashLaunch(128, 64, 8, 3, described=True)}
+"""A mask is read by tiles, which lie in shared memory too. An additive one takes more registers than a boolean one."""
 FLASH = {
     64: FlashLaunch(128, 64, 8, 2),
     128: FlashLaunch(128, 32, 8, 3),
     256: FlashLaunch(64, 32, 8, 2),
 }
+FLASH_ADDED_PLAIN = FLASH | {128: FlashLaunch(64, 32, 4, 3)}
 
 
 @functools.cache
@@ -131,16 +139,25 @@ def device_limits(device: torch.device) -> Limits:
 
 
 def choose_flash_launch(
-    limits: Limits, head_dim: int, *, aligned: bool = True, padded: bool = False, certified: bool = False
+    limits: Limits,
+    head_dim: int,
+    *,
+    aligned: bool = True,
+    padded: bool = False,
+    certified: bool = False,
+    mask: torch.dtype | None = None,
 ) -> FlashLaunch:
     """The launch of the flash kernel. `aligned`: keys and values may be moved by the copy engine. `padded`: there are
-    keys that a whole row of the batch must not see. `certified`: tiles may be left out on the way.
+    keys that a whole row of the batch must not see. `certified`: tiles may be left out on the way. `mask`: the dtype of
+    the one that is read.
 
     >>> choose_flash_launch(HOPPER, 128).described, choose_flash_launch(AMPERE, 128).described
     (True, False)
     """
-    described = FLASH_CERTIFIED if certified else FLASH_PADDED if padded else FLASH_DESCRIBED
-    table = described if limits.has_descriptors and aligned else FLASH
+    plain, described = FLASH, FLASH_CERTIFIED if certified else FLASH_PADDED if padded else FLASH_DESCRIBED
+    if mask is not None:
+        plain, described = (FLASH, FLASH_MASKED) if mask == torch.bool else (FLASH_ADDED_PLAIN, FLASH_ADDED)
+    table = described if limits.has_descriptors and aligned else plain
     if head_dim not in table:
         raise InvalidSetting(f"no Triton attention kernel for heads of {head_dim}: known are {list(table)}.")
     return table[head_dim]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # its module brings torch's int8 operators, and asking here l
 
 DTYPES = (torch.bfloat16, torch.float16)
 ELEMENTWISE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MASK_DTYPES = (torch.bool, *ELEMENTWISE_DTYPES)
 OLDEST = 80
 MOST_SHARING = 64
 MOST_ROWS = 8
@@ -64,14 +65,14 @@ def supports(
     *,
     dropout: float = 0.0,
 ) -> Support:
-    """Whether the flash kernel serves `[B, H, S, D]` over `[B, key heads, L, D]`."""
-    if mask is not None:
-        return Support(Cause.MASK, "it takes lengths and starts, and no mask: torch's kernels serve masks")
+    """Whether the flash kernel serves `[B, H, S, D]` over `[B, key heads, L, D]`, with a mask that expands to
+    `[B, H, S, L]`."""
     if dropout:
         return Support(Cause.DROPOUT, f"it has no dropout ({dropout} was asked for)")
     if query.dim() != 4 or key.shape != value.shape or key.shape[0] != query.shape[0] or query.shape[2] == 0:
         return _shapes(query, key, value)
-    return _common(query, key, value, query.shape[1], key.shape[1])
+    served = _common(query, key, value, query.shape[1], key.shape[1])
+    return served if mask is None or not served else _masked(mask, query, key)
 
 
 def supports_decode(
@@ -259,6 +260,23 @@ def _shapes(query, key, value):
 
 def _sizes(*tensors):
     return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+
+
+def _masked(mask, query, key):
+    """Whether a mask belongs to checked queries and keys, and the kernel reads its kind."""
+    scores = (*query.shape[:3], key.shape[2])
+    if mask.dtype not in MASK_DTYPES:
+        return Support(Cause.MASK, f"it reads boolean and additive masks in 16 or 32 bits, and not {mask.dtype}")
+    wide = (1,) * (4 - mask.dim()) + tuple(mask.shape)
+    if mask.dim() > 4 or any(size not in (1, whole) for size, whole in zip(wide, scores, strict=True)):
+        return Support(Cause.MASK, f"a mask {tuple(mask.shape)} does not belong to scores {scores}")
+    if mask.dim() == 0 or mask.shape[-1] != scores[3] or (mask.stride(-1) != 1 and scores[3] != 1):
+        return Support(Cause.MASK, "what a mask says of neighbouring keys does not lie side by side")
+    if mask.device != query.device:
+        return Support(Cause.DEVICE, "query and mask are on different devices")
+    if torch.is_grad_enabled() and mask.requires_grad:
+        return Support(Cause.GRADIENT, "it has no backward pass")
+    return YES
 
 
 def _counted(batch, cached, lengths, starts, table):
