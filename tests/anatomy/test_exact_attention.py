@@ -16,6 +16,7 @@ from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.attention_backends import run
 from inference_pio.kernels.attention_choice import FUSED, TRITON, Phase
 from inference_pio.kernels.attention_serving import Serving
+from inference_pio.kernels.triton import support
 
 FUSED_ALONE = Served(Serving({}), torch.float32, 16, 16)
 MODULE = nn.Module()
@@ -120,6 +121,25 @@ def test_triton_serves_inference_in_the_dtype_and_widths_that_it_was_checked_for
         function(MODULE, query.double(), key.double(), value.double(), None)
         function(MODULE, query[..., :8], key[..., :8], value, None)
     assert [backend for backend, _ in served_by] == [TRITON, FUSED, FUSED, TRITON, FUSED, FUSED]
+
+
+def test_a_mask_that_the_kernel_does_not_read_goes_to_torchs_own_choice(
+    served_by: list[tuple[str, Phase]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support, "_machine", lambda tensor: support.YES)  # as on a GPU
+    phases = dict.fromkeys((Phase.MASKED, Phase.BIASED, Phase.CHUNK), ((0, TRITON),))
+    function = exact_attention(Served(Serving(phases), torch.bfloat16, 64, 64))
+    given = [tensor.bfloat16().repeat(1, 1, 1, 4) for tensor in _tensors(5, 7)]  # as wide as the kernel knows
+    mask = torch.rand(2, 1, 5, 7) > 0.3
+    turned = torch.rand(2, 1, 7, 5).mT > 0.3
+    learned = torch.zeros(2, 1, 5, 7, dtype=torch.bfloat16, requires_grad=True)
+    for one in (mask, turned.mT.contiguous().mT, torch.zeros(2, 1, 5, 7, dtype=torch.bfloat16), learned):
+        function(MODULE, *given, one)
+    with torch.no_grad():
+        function(MODULE, *given, learned)
+    expected = [(TRITON, Phase.MASKED), (FUSED, Phase.MASKED)]
+    expected += [(backend, Phase.BIASED) for backend in (TRITON, FUSED, TRITON)]
+    assert served_by == expected
 
 
 def test_pictures_of_a_tower_are_served_in_one_call_for_each_size(served_by: list[tuple[str, Phase]]) -> None:

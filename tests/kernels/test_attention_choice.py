@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from inference_pio.kernels.attention_backends import BACKENDS
-from inference_pio.kernels.attention_choice import CUDNN, DECODING, FLASH, FUSED, TABLE, TRITON, Phase, candidates
+from inference_pio.kernels.attention_choice import (
+    CUDNN,
+    DECODING,
+    EFFICIENT,
+    FLASH,
+    FUSED,
+    TABLE,
+    TRITON,
+    Phase,
+    candidates,
+)
 
 
 @pytest.mark.parametrize("capability", [75, 80, 89, 90, 100, 120])
@@ -43,6 +54,15 @@ def test_no_decode_goes_to_cudnn_which_builds_a_plan_for_each_length() -> None:
     assert candidates(90, Phase.DECODE, 128)[-1][1][0] == TRITON
 
 
+def test_masks_of_many_queries_are_the_triton_kernels_and_of_one_query_no_kernel_of_ours() -> None:
+    for capability in (80, 90, 100):
+        for phase in (Phase.MASKED, Phase.BIASED):
+            assert [backends[0] for _, backends in candidates(capability, phase, 128)] == [TRITON] * (
+                2 if capability == 90 else 1
+            )
+        assert candidates(capability, Phase.MASKED_DECODE, 128) == ((0, (EFFICIENT, FUSED)),)
+
+
 def test_longer_calls_stand_before_shorter_ones_in_the_table() -> None:
     for place, row in enumerate(TABLE):
         for later in TABLE[place + 1 :]:
@@ -60,5 +80,6 @@ def test_the_page_shows_what_the_table_holds() -> None:
 
 
 def _in_words(capability: int, phase: Phase) -> str:
-    steps = candidates(capability, phase, 128)
-    return "; ".join(f"from {keys} keys {names[0]}" if keys else names[0] for keys, names in steps)
+    steps = [(keys, names[0]) for keys, names in candidates(capability, phase, 128)]
+    changes = [next(same) for _, same in groupby(steps, key=lambda step: step[1])]
+    return "; ".join(f"from {keys} keys {name}" if keys else name for keys, name in changes)

@@ -58,6 +58,16 @@ def test_one_that_fails_its_check_is_dropped_with_the_reason_and_the_next_serves
     assert (predicted.backend(Phase.PREFILL, 8), nothing) == ("cudnn", [])
 
 
+def test_a_kernel_that_reads_masks_wrongly_is_dropped_at_the_phase_of_these_masks(
+    hopper: dict[tuple[str, Phase], str],
+) -> None:
+    hopper["triton", Phase.BIASED] = "it is off by 1 from the float32 reference with 8 key heads"
+    serving, passed = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES, check=True)
+    assert serving.steps[Phase.MASKED] == ((0, "triton"),)
+    assert serving.steps[Phase.BIASED] == ((0, "efficient"), (2048, "cudnn"))
+    assert [(one.backend, one.phase, one.checked) for one in passed] == [("triton", Phase.BIASED, True)]
+
+
 def test_what_stands_first_serves_where_it_can_and_the_table_elsewhere(hopper: dict[tuple[str, Phase], str]) -> None:
     serving, passed = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES, first="flash", check=True)
     assert serving.backend(Phase.PREFILL, 8) == "flash"

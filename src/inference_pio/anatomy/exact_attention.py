@@ -19,9 +19,10 @@ from inference_pio.compat import (
 )
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.kernels.attention_backends import run
-from inference_pio.kernels.attention_choice import FLASH, FLEX, FUSED, TRITON, Phase
+from inference_pio.kernels.attention_choice import FLASH, FLEX, FUSED, READ_A_MASK, TRITON, Phase
 from inference_pio.kernels.attention_serving import Serving
 from inference_pio.kernels.packed_attention import lengths_of, packed_attention, packed_varlen_attention
+from inference_pio.kernels.triton.support import supports
 
 Function = Callable[..., tuple[Tensor, None]]
 ONLY_THE_LIBRARY_KNOWS = ("softcap", "position_bias", "cache", "s_aux")
@@ -32,14 +33,17 @@ FOR_INFERENCE_ALONE = (TRITON, FLEX)
 
 @dataclass(frozen=True)
 class Served:
-    """Which backends serve, and the tensors that they were chosen and checked for; others get torch's own choice."""
+    """Which backends serve, and the tensors that they were chosen and checked for; others, and masks of
+    a kind that the Triton kernel does not read, get torch's own choice."""
 
     serving: Serving
     dtype: torch.dtype
     head_dim: int
     value_dim: int
 
-    def backend(self, phase: Phase, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> str:
+    def backend(
+        self, phase: Phase, query: Tensor, key: Tensor, value: Tensor, dropout: float, mask: Tensor | None = None
+    ) -> str:
         if (query.dtype, query.shape[-1], value.shape[-1]) != (self.dtype, self.head_dim, self.value_dim):
             return FUSED
         backend = self.serving.backend(phase, key.shape[2])
@@ -47,6 +51,8 @@ class Served:
             trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
             if trained or dropout or torch.compiler.is_compiling():
                 return FUSED
+        if backend == TRITON and phase in READ_A_MASK and not supports(query, key, value, mask):
+            return FUSED
         return backend
 
 
@@ -70,7 +76,7 @@ def exact_attention(served: Served) -> Function:
             return library_attention()(module, query, key, value, attention_mask, **given)  # type: ignore[no-any-return]
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         phase, key, value, how = sort(query, key, value, attention_mask, causal=bool(causal))
-        backend = served.backend(phase, query, key, value, dropout)
+        backend = served.backend(phase, query, key, value, dropout, how.get("mask"))
         out = run(backend, phase, query, key, value, **how, scale=scaling, dropout=dropout)
         return out.transpose(1, 2).contiguous(), None
 

@@ -82,8 +82,8 @@ def _width_lacks(backend: str, shape: HeadShape, dtype: torch.dtype) -> str | No
 
 
 def _triton_lacks(phase, shape, dtype, device):
-    if phase in READ_A_MASK:
-        return "it takes starts and lengths, and no other mask"
+    if phase is Phase.MASKED_DECODE:
+        return "it decodes with starts and lengths, and no other mask"
     with torch.device(device):
         query = torch.empty(1, shape.heads, 1, shape.head_dim, dtype=dtype)
         key = torch.empty(1, shape.key_heads, 1, shape.head_dim, dtype=dtype)
@@ -104,14 +104,18 @@ def run(
     `mask`, which says the same.
     """
     if backend == TRITON:
-        return _triton(phase, query, key, value, starts, ends, scale)
+        return _triton(phase, query, key, value, mask, starts, ends, scale)
     if backend == FLEX:
         return _flex(query, key, value, starts, scale)
     causal = phase in CAUSAL and (backend == FLASH or mask is None)
     return KERNELS[backend](query, key, value, mask, causal=causal, scale=scale, dropout=dropout)
 
 
-def _triton(phase, query, key, value, starts, ends, scale):
+def _triton(phase, query, key, value, mask, starts, ends, scale):
+    if phase in READ_A_MASK:
+        from inference_pio.kernels.triton.flash import flash_attention
+
+        return flash_attention(query, key, value, causal=False, mask=mask, scale=scale)
     if phase not in DECODING:
         from inference_pio.kernels.triton.flash import flash_attention
 

@@ -50,8 +50,8 @@ PROBLEMS: dict[Phase, tuple[Problem, ...]] = {
     Phase.DECODE: (Problem(1, 67),),
     Phase.PADDED_DECODE: (Problem(1, 67, (0, 35)),),
     Phase.STATIC_DECODE: (Problem(1, 80, (0, 3), (67, 67)),),
-    Phase.MASKED: (Problem(11, 45, hidden=True),),
-    Phase.BIASED: (Problem(11, 45, hidden=True),),
+    Phase.MASKED: (Problem(11, 45, hidden=True), Problem(37, 90, (0, 65), (64, 90))),  # the other by whole tiles
+    Phase.BIASED: (Problem(11, 45, hidden=True), Problem(37, 90, (0, 65), (64, 90))),
     Phase.MASKED_DECODE: (Problem(1, 67, hidden=True),),
     Phase.VISION: (Problem(37, 37),),
 }

@@ -16,7 +16,7 @@ from inference_pio.kernels import attention_serving
 from inference_pio.kernels.attention import KERNELS
 from inference_pio.kernels.attention_backends import lacks, run
 from inference_pio.kernels.attention_check import why_it_fails
-from inference_pio.kernels.attention_choice import FUSED, READ_A_MASK, Phase
+from inference_pio.kernels.attention_choice import FUSED, Phase
 from tests import tiny
 from tests.sweep import Case
 
@@ -293,8 +293,8 @@ def like_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _hopper_lacks(backend: str, phase: Phase) -> str | None:
     takes = {Phase.PREFILL, Phase.CHUNK, Phase.DECODE, Phase.VISION}
-    if backend == "triton" and phase in READ_A_MASK:
-        return "it takes starts and lengths, and no other mask"
+    if backend == "triton" and phase is Phase.MASKED_DECODE:
+        return "it decodes with starts and lengths, and no other mask"
     return "it takes no mask" if backend == "flash" and phase not in takes else None
 
 
