@@ -39,6 +39,9 @@ class Mask:
         if self.kind == "documents":
             own = torch.arange(queries) + case.keys - queries
             seen = ((own[:, None] // 40 == places // 40) & (places <= own[:, None])).expand(size)
+        if self.kind == "tiles of their own":
+            first = 32 * (torch.arange(self.rows * self.heads) % 4).reshape(self.rows, self.heads, 1, 1)
+            seen = ((places >= first) & (places < first + 48)).expand(size)
         if self.kind == "blind rows":
             seen[:, :, ::3] = False
         if self.kind == "all":
@@ -83,6 +86,9 @@ MASKED = [
     (Case(batch=2, heads=4, key_heads=2, queries=17, keys=130, width=128), Mask("random", rows=2)),
     (Case(batch=2, heads=4, key_heads=1, queries=17, keys=33), Mask("random", torch.float32, heads=4)),
     (Case(batch=2, heads=4, key_heads=2, queries=65, keys=130), Mask("blind rows", torch.bfloat16, 2, 4, lead=3)),
+    (Case(batch=2, heads=4, key_heads=2, queries=65, keys=130), Mask("tiles of their own", torch.float32, 2, 4)),
+    (Case(batch=2, heads=4, key_heads=2, queries=65, keys=130), Mask("tiles of their own", rows=2)),
+    (Case(batch=2, heads=4, key_heads=2, queries=65, keys=130), Mask("tiles of their own", heads=4)),
     (Case(batch=2, heads=2, queries=1, keys=33), Mask("random", rows=2, lead=31)),
     (Case(queries=65, keys=130), Mask("random", queries=1)),
     (Case(queries=65, keys=130), Mask("random", torch.float32, queries=1, lead=1)),
@@ -189,6 +195,7 @@ GPU_CASES = [
 def test_gpu_a_mask_is_read_exactly_up_to_rounding(case: Case, kind: str, dtype: torch.dtype, lead: int) -> None:
     check_masked(case, Mask(kind, dtype, lead=lead), "cuda")
     if case.batch > 1:
+        check_masked(case, Mask("tiles of their own", dtype, rows=case.batch, heads=case.heads, lead=lead), "cuda")
         check_masked(case, Mask(kind, dtype, rows=case.batch, heads=case.heads, lead=lead), "cuda")
 
 
