@@ -183,7 +183,7 @@ SUITES = {
         Suite(
             "decode-glm-4.7-flash", "decode", "GLM-4.7-Flash, decode at batch 1 behind 512 tokens",
             arms={"plain": 55, "graph-inductor": 115, "pio-graph": 85, "pio-lossless": 60, "pio-balanced": 110},
-            optional={"pio-graph-exact": 70, "pio-graph-waiting": 85, "static-compile": 140},
+            optional={"pio-graph-exact": 70, "pio-graph-waiting": 85, "pio-graph-products": 85, "static-compile": 140},
             model="glm-4.7-flash", gigabytes=68, new_tokens=64,
         ),
         Suite(

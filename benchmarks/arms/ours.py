@@ -53,16 +53,18 @@ def fuse(model: nn.Module, level: str, *, exact: bool = False) -> None:
     inference_pio.get_optimization_manager().apply_optimizations(model, names, parameters=given)
 
 
-def launched(*, dependent: bool, joined: bool) -> Callable[[nn.Module, Room], Decoder]:
+def launched(
+    *, dependent: bool = True, overlapping: bool = True, joined: bool = True
+) -> Callable[[nn.Module, Room], Decoder]:
     """Level graph with other launches: kernels that begin before the last has ended, attention joined by its own."""
 
     def make(model: nn.Module, room: Room) -> Decoder:
-        return _launched(model, room, dependent, joined)
+        return _launched(model, room, dependent=dependent, overlapping=overlapping, joined=joined)
 
     return make
 
 
-def _launched(model: nn.Module, room: Room, dependent: bool, joined: bool) -> Decoder:
+def _launched(model: nn.Module, room: Room, **launches: bool) -> Decoder:
     from inference_pio.decoding.fused import FusedOperations
 
     fuse(model, "graph")
@@ -70,7 +72,7 @@ def _launched(model: nn.Module, room: Room, dependent: bool, joined: bool) -> De
     if engine is None or not isinstance(engine.operations, FusedOperations):
         raise Unavailable("steps are not computed by our kernels here")
     engine.close()  # what was recorded until now is launched otherwise
-    engine.operations = FusedOperations(dependent=dependent, joined=joined)
+    engine.operations = FusedOperations(**launches)
     return EngineDecoder(model, room)
 
 

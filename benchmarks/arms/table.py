@@ -105,12 +105,13 @@ ARMS: dict[str, Arm] = {
     "pio-graph-exact": Arm("inference-pio kernel_fusion graph, exact", ours.fused("graph", exact=True)),
     "pio-graph-waiting": Arm(
         "the same, no kernel begins before the last has ended",
-        ours.launched(dependent=False, joined=True),
+        ours.launched(dependent=False, overlapping=False),
         gpu_only=True,
     ),
-    "pio-graph-two": Arm(
-        "the same, attention in two launches", ours.launched(dependent=True, joined=False), gpu_only=True
+    "pio-graph-products": Arm(
+        "the same, products alone begin before the last has ended", ours.launched(overlapping=False), gpu_only=True
     ),
+    "pio-graph-two": Arm("the same, attention in two launches", ours.launched(joined=False), gpu_only=True),
     "pio-graph-large-room": Arm("inference-pio graph, in room for 64K tokens", ours.in_large_room),
     "pio-lossless": Arm("inference-pio lossless", ours.profile("lossless")),
     "pio-balanced": Arm("inference-pio balanced", ours.profile("balanced"), "int8"),

@@ -63,7 +63,7 @@ def test_one_query_over_shared_heads_reads_no_key_twice(heads: int, monkeypatch:
 
 @pytest.mark.slow  # the compiler takes half a minute
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # what torch itself loads to compile
-@pytest.mark.parametrize("phase", CAUSAL)
+@pytest.mark.parametrize("phase", sorted(CAUSAL))
 def test_compiled_flex_attention_is_right_on_a_cpu(phase: Phase) -> None:
     if (reason := lacks(FLEX, phase, SHAPE, torch.float32, CPU)) is not None:
         pytest.skip(reason)

@@ -36,10 +36,11 @@ class FusedOperations(RecordableOperations):
     name = "triton"
 
     def __init__(
-        self, launches: Launches | None = None, *, dependent: bool = False, joined: bool = True
+        self, launches: Launches | None = None, *, dependent: bool = False, overlapping: bool = False,
+        joined: bool = True,
     ) -> None:  # fmt: skip
         self.launches = launches or Launches()
-        self.dependent, self.joined = dependent, joined
+        self.dependent, self.overlapping, self.joined = dependent, overlapping, joined
         self._routing: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
         self._attention: dict[Any, tuple[DecodeLaunch, Any]] = {}
 
@@ -73,7 +74,7 @@ class FusedOperations(RecordableOperations):
         pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
             query, store.keys, store.values, slots.lengths, starts, pages=pages, scale=attention.scale, launch=launch,
-            scratch=scratch, dependent=self.dependent,
+            scratch=scratch,
         )  # fmt: skip
 
     def _attention_of(self, query: Tensor, store: Store) -> tuple[DecodeLaunch, Any]:
@@ -107,12 +108,10 @@ class FusedOperations(RecordableOperations):
         absorbed, rotated = absorb_and_store(
             query, up, latent, norm.weight, norm.eps, bucket.cos, bucket.sin, slots.positions, store.tensors[0],
             lengths, heads=sizes.heads, nope=sizes.nope, interleaved=attention.interleaved, out=like,
-            dependent=self.dependent,
+            dependent=self.overlapping,
         )  # fmt: skip
-        attended = latent_decode_attention(
-            absorbed, rotated, held, turned, lengths, starts, scale=attention.scale, dependent=self.dependent
-        )
-        return expand(attended, up, sizes.nope, dependent=self.dependent)
+        attended = latent_decode_attention(absorbed, rotated, held, turned, lengths, starts, scale=attention.scale)
+        return expand(attended, up, sizes.nope, dependent=self.overlapping)
 
     def mix(self, x: Tensor, norm: Norm, mixture: Mixture) -> Tensor:
         from inference_pio.kernels.triton.experts import expert_down, expert_gate_up
@@ -124,9 +123,9 @@ class FusedOperations(RecordableOperations):
         gate: Tensor = mixture.router.weight  # type: ignore[assignment]
         normed, index, weight = route(
             x, gate, mixture.rule, correction=mixture.correction, norm_weight=norm.weight, eps=norm.eps,
-            scratch=self._scratch_of(mixture.router, x), dependent=self.dependent,
+            scratch=self._scratch_of(mixture.router, x), dependent=self.overlapping,
         )  # fmt: skip
-        up, down = ({"dependent": self.dependent, **shared.get(name, {})} for name in ("up", "down"))
+        up, down = ({"dependent": self.overlapping, **shared.get(name, {})} for name in ("up", "down"))
         hidden = expert_gate_up(normed, experts.gate_up, index, scales=experts.gate_up_scale, **up)
         return expert_down(hidden, experts.down, index, weight, scales=experts.down_scale, residual=x, **down)
 

@@ -64,8 +64,6 @@ class PlainOperations:
 
     name = "torch"
     attends_as_configured = True
-    dependent = False
-    """Whether our kernels may begin before the ones in front of them have ended."""
 
     @property
     def notes(self) -> list[str]:
@@ -95,7 +93,7 @@ class PlainOperations:
         store, slots = bucket.store(layer), bucket.slots
         query = rotate_and_store(
             qkv, store.keys, store.values, bucket.cos, bucket.sin, slots.positions, slots.lengths,
-            heads=attention.heads, key_heads=attention.key_heads, dependent=self.dependent, **norms_of(attention),
+            heads=attention.heads, key_heads=attention.key_heads, **norms_of(attention),
         )  # fmt: skip
         return self._over(attention, query, store, bucket).reshape(len(qkv), -1)
 

@@ -28,7 +28,7 @@ class RecordableOperations(PlainOperations):
         pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
             query, store.keys, store.values, bucket.slots.lengths, starts_of(bucket), pages=pages,
-            scale=attention.scale, dependent=self.dependent,
+            scale=attention.scale,
         )  # fmt: skip
 
     def _over_latent(

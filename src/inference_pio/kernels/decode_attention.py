@@ -63,10 +63,8 @@ def decode_attention(
     *,
     pages: PageList | None = None,
     scale: float | None = None,
-    dependent: bool = False,
 ) -> torch.Tensor:
     """The same in the dtype of the query, without a look at the host; what lies behind `lengths` must be finite.
-    `dependent`: our kernels begin before the ones in front of them have ended.
 
     >>> query, cache = torch.ones(1, 2, 8), torch.ones(1, 64, 1, 8)
     >>> decode_attention(query, cache, cache, torch.tensor([3], dtype=torch.int32)).shape
@@ -75,7 +73,7 @@ def decode_attention(
     if choose_decode_backend(query, key, value, lengths, starts) == TRITON:
         from inference_pio.kernels.triton.decode import decode_attention as split
 
-        return split(query, key, value, lengths, starts, pages=pages, scale=scale, dependent=dependent)
+        return split(query, key, value, lengths, starts, pages=pages, scale=scale)
     tokens = torch.arange(key.shape[1], device=key.device)
     seen = tokens < lengths[:, None]
     if starts is not None:

@@ -66,18 +66,16 @@ def rotate_and_store(
     eps: float = 0.0,
     interleaved: bool = False,
     out: torch.Tensor | None = None,
-    dependent: bool = False,
 ) -> torch.Tensor:
     """Of `qkv` [M, (Hq + 2 Hk) D], a token a row, the queries [M, Hq, D], normed and rotated by row `positions[m]` of
     the tables `cos` and `sin` [P, R]; its key, treated alike, and its value go to token `lengths[m] - 1` of `keys` and
     `values` [M, capacity, Hk, D]. `positions` int32 [M] and `lengths` int32 [1] or [M] are read on the device.
-    `dependent`: our kernel begins before the one in front of it has ended.
     """
     norms = {"query_norm": query_norm, "key_norm": key_norm, "eps": eps, "interleaved": interleaved}
     if choose_rotary_store_backend(qkv, keys, values, cos, sin, query_norm, key_norm) == TRITON:
         from inference_pio.kernels.triton.rotary_store import rotate_and_store as fused
 
-        counted = {"heads": heads, "key_heads": key_heads, "out": out, "dependent": dependent}
+        counted = {"heads": heads, "key_heads": key_heads, "out": out}
         return fused(qkv, keys, values, cos, sin, positions, lengths, **counted, **norms)  # type: ignore[arg-type]
     parts = qkv.view(len(qkv), 1, heads + 2 * key_heads, -1).split([heads, key_heads, key_heads], dim=2)
     turns, rows = positions.long(), torch.arange(len(qkv), device=qkv.device)

@@ -83,15 +83,17 @@ def check(case: Case, device: str = "cpu") -> None:
     rounds = device != "cpu" or case.dtype == torch.float16
     dtype = case.out_dtype or (case.dtype if rounds else torch.float32)
     room = torch.full((case.batch, case.columns + 6), 777.0, device=device, dtype=dtype)
-    out = room[:, 3:-3] if case.strided else None if rounds else torch.empty(wanted.shape, device=device)
+    made = case.out_dtype is None and rounds
+    out = room[:, 3:-3] if case.strided else None if made else torch.empty(wanted.shape, device=device, dtype=dtype)
     if case.aliased:
         given["residual"] = out = given["residual"].to(dtype)
     got = gemv(x, weights, out=out, launch=case.launch, **given)
     assert out is None or got is out
     assert got.dtype == dtype
-    exact = dtype == torch.float32
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if exact else {"rtol": 1e-2, "atol": 1e-2}
-    torch.testing.assert_close(got.float(), wanted, **tolerance)
+    # Matrix units take x times the norm's weight in bfloat16: four deviations of such sums are 0.014.
+    near = 1e-5 if dtype == torch.float32 and (device == "cpu" or case.dtype == torch.float32) else 1e-2
+    torch.testing.assert_close(got.float(), wanted, rtol=near, atol=2 * near if device != "cpu" else near)
+    assert float((got.float() - wanted).norm()) <= 5 * near * float(wanted.norm()) / (1 if near < 1e-3 else 10)
     if case.strided:
         assert bool((room[:, :3] == 777).all() and (room[:, -3:] == 777).all())
 

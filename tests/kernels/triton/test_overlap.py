@@ -13,7 +13,7 @@ from inference_pio.kernels.routing import RoutingRule
 from tests.kernels.triton.compiling import MACHINES, Compiler
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
-HEADS, KEY_HEADS, WIDTH, ROPE, LATENT, EXPERTS, TOP_K = 8, 2, 128, 64, 512, 16, 4
+HEADS, WIDTH, ROPE, LATENT, EXPERTS, TOP_K = 8, 128, 64, 512, 16, 4
 Call = Callable[[torch.device, bool], Any]
 
 
@@ -24,27 +24,6 @@ def half(*shape: int, device: torch.device) -> torch.Tensor:
 
 def whole(*numbers: int, device: torch.device) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.int32, device=device)
-
-
-def rotating(device: torch.device, dependent: bool) -> Any:
-    from inference_pio.kernels.triton.rotary_store import rotate_and_store
-
-    keys, values = half(2, 1, 64, KEY_HEADS, WIDTH, device=device)
-    cos, sin = half(2, 64, WIDTH, device=device)
-    qkv = half(1, (HEADS + 2 * KEY_HEADS) * WIDTH, device=device)
-    here = whole(5, device=device)
-    return rotate_and_store(
-        qkv, keys, values, cos, sin, here, here, heads=HEADS, key_heads=KEY_HEADS, dependent=dependent
-    )
-
-
-def attending(device: torch.device, dependent: bool) -> Any:
-    from inference_pio.kernels.triton.decode import decode_attention
-    from inference_pio.kernels.triton.launch import DecodeLaunch
-
-    keys, values = half(2, 1, 256, KEY_HEADS, WIDTH, device=device)
-    query, lengths = half(1, HEADS, WIDTH, device=device), whole(200, device=device)
-    return decode_attention(query, keys, values, lengths, launch=DecodeLaunch(4), dependent=dependent)
 
 
 def absorbing(device: torch.device, dependent: bool) -> Any:
@@ -69,18 +48,6 @@ def storing(device: torch.device, dependent: bool) -> Any:
     norm = half(LATENT, device=device)
     latent_store(kv, norm, 1e-6, cos, sin, here, cache, here, interleaved=False, dependent=dependent)
     return cache
-
-
-def attending_latents(device: torch.device, dependent: bool) -> Any:
-    from inference_pio.kernels.triton.latent_decode import latent_decode_attention
-    from inference_pio.kernels.triton.launch import LatentLaunch
-
-    cache, lengths = half(1, 256, LATENT + ROPE, device=device), whole(200, device=device)
-    query, turned = half(1, HEADS, LATENT, device=device), half(1, HEADS, ROPE, device=device)
-    return latent_decode_attention(
-        query, turned, cache[..., :LATENT], cache[..., LATENT:], lengths, scale=0.1,
-        launch=LatentLaunch(4, 16, 64, 8, 2), dependent=dependent,
-    )  # fmt: skip
 
 
 def expanding(device: torch.device, dependent: bool) -> Any:
@@ -113,11 +80,8 @@ def gathering(device: torch.device, dependent: bool) -> Any:
 
 
 KERNELS = {
-    "rotary_store.rotate_and_store_kernel": rotating,
-    "decode.decode_kernel decode.join_kernel": attending,
     "latent_step.absorb_kernel": absorbing,
     "latent_step.latent_store_kernel": storing,
-    "latent_decode.latent_decode_kernel decode.join_kernel": attending_latents,
     "latent_step.expand_kernel": expanding,
     "routing.route_kernel": routing,
     "experts.expert_gate_up_kernel": gating,
@@ -150,10 +114,10 @@ def test_nothing_that_others_wrote_is_read_before_a_dependent_kernel_waits(names
 
 @needs_triton
 def test_others_do_not_wait(compiler: Compiler) -> None:
-    from inference_pio.kernels.triton.decode import decode_kernel, join_kernel
+    from inference_pio.kernels.triton.routing import route_kernel
 
-    compiler.for_machine(90, decode_kernel, join_kernel)
-    attending(torch.device("cpu"), False)
+    compiler.for_machine(90, route_kernel)
+    routing(torch.device("cpu"), False)
     assert not any("ACQBULK" in code.order for code in compiler.found)
 
 

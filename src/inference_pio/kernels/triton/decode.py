@@ -12,6 +12,7 @@ import torch
 
 import triton
 import triton.language as tl
+from inference_pio.compat import triton_interprets
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.triton.launch import (
     PAGE,
@@ -21,7 +22,6 @@ from inference_pio.kernels.triton.launch import (
     device_limits,
     on_device,
 )
-from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.support import require, supports_decode
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -114,10 +114,8 @@ def decode_kernel(
     table_batch, list_length, length_step, heads, scale, out_batch, out_head,
     PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
     SPLIT_ROWS: tl.constexpr, MEMBERS: tl.constexpr, AT_ONCE: tl.constexpr, HAS_STARTS: tl.constexpr,
-    PAGED: tl.constexpr, LISTED: tl.constexpr, JOINED: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+    PAGED: tl.constexpr, LISTED: tl.constexpr, JOINED: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    if DEPENDENT:
-        wait_for_others(INTERPRETED)
     split, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     key_heads = heads // GROUP
     begin, end, seen_from, seen_to, busy = share(
@@ -193,10 +191,7 @@ def join_kernel(
     partial, weight, out, lengths, starts, counts, out_batch, out_head, length_step, heads,
     PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
     SPLIT_ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_STARTS: tl.constexpr, LISTED: tl.constexpr,
-    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    if DEPENDENT:
-        wait_for_others(INTERPRETED)
     head, batch = tl.program_id(0), tl.program_id(1)
     splits = tl.arange(0, SPLIT_ROWS)
     begin, end, _seen_from, _seen_to, _busy = share(
@@ -229,14 +224,13 @@ def decode_attention(
     out: torch.Tensor | None = None,
     scratch: DecodeScratch | None = None,
     launch: DecodeLaunch | None = None,
-    dependent: bool = False,
 ) -> torch.Tensor:
     """`query` [B, H, D] over a cache `key`, `value` [B, capacity, key heads, D], or with a `table` int32 [B, pages]
     over pools [P, 64, key heads, D]: [B, H, D].
 
     Row b sees tokens `starts[b]` to `lengths[b]`, both int32 on the device ([1] lengths serve all rows), of the listed
     `pages` alone if given. Nothing is allocated where `out`, `scratch` and `launch` are given; nothing waits for the
-    device. `dependent` launches begin before the kernel in front of them has ended. Raises InvalidSetting for tensors
+    device. Raises InvalidSetting for tensors
     that `supports_decode` refuses.
     """
     require(supports_decode(query, key, value, lengths, starts, table))
@@ -249,7 +243,7 @@ def decode_attention(
     group = heads // key_heads
     length_step = int(lengths.numel() > 1)
     flags = {"HAS_STARTS": starts is not None, "LISTED": pages is not None, "PAGE_SIZE": PAGE, "GROUP": group}
-    flags |= {"WIDTH": width, "SPLITS": launch.splits, "num_warps": launch.warps, **overlapping(dependent)}
+    flags |= {"WIDTH": width, "SPLITS": launch.splits, "num_warps": launch.warps}
     counts, indices = (pages.counts, pages.indices) if pages else (None, None)
     split_rows, members = (max(2, triton.next_power_of_2(number)) for number in (launch.splits, group))
     joined, at_once = scratch.arrived is not None, max(1, min(split_rows, JOINED_NUMBERS // (members * width)))
@@ -260,7 +254,8 @@ def decode_attention(
             0 if table is None else table.stride(0), 0 if indices is None else indices.shape[-1], length_step, heads,
             width**-0.5 if scale is None else scale, out.stride(0), out.stride(1),
             ROWS=max(16, triton.next_power_of_2(group)), MEMBERS=members, AT_ONCE=at_once,
-            SPLIT_ROWS=split_rows, PAGED=table is not None, JOINED=joined, num_stages=launch.stages, **flags,
+            SPLIT_ROWS=split_rows, PAGED=table is not None, JOINED=joined, INTERPRETED=triton_interprets(),
+            num_stages=launch.stages, **flags,
         )  # fmt: skip
         if not joined:
             block = min(COLUMNS, width)

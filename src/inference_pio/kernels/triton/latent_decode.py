@@ -10,10 +10,10 @@ import torch
 
 import triton
 import triton.language as tl
+from inference_pio.compat import triton_interprets
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.triton.decode import COLUMNS, HIDDEN, LEAST, LOG2_E, DecodeScratch, join_kernel, share
 from inference_pio.kernels.triton.launch import PAGE, LatentLaunch, choose_latent_launch, device_limits, on_device
-from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.support import require, supports_latent_decode
 
 
@@ -28,10 +28,8 @@ def latent_decode_kernel(
     table_batch, list_length, length_step, heads, scale,
     PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, ROPE: tl.constexpr,
     SPLITS: tl.constexpr, HAS_STARTS: tl.constexpr, PAGED: tl.constexpr, LISTED: tl.constexpr,
-    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    if DEPENDENT:
-        wait_for_others(INTERPRETED)
     split, batch = tl.program_id(0), tl.program_id(2)
     begin, end, seen_from, seen_to, _busy = share(
         batch, 0, 1, split, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS, HAS_STARTS, LISTED
@@ -109,7 +107,6 @@ def latent_decode_attention(
     out: torch.Tensor | None = None,
     scratch: DecodeScratch | None = None,
     launch: LatentLaunch | None = None,
-    dependent: bool = False,
 ) -> torch.Tensor:
     """Absorbed `query` [B, H, C] and `query_rope` [B, H, R] over `latent` [B, capacity, C] and `rope` [B, capacity, R],
     which may be two parts of one tensor, or with a `table` int32 [B, pages] over pools [P, 64, C] and [P, 64, R]:
@@ -117,8 +114,7 @@ def latent_decode_attention(
 
     Row b sees tokens `starts[b]` to `lengths[b]`, both int32 on the device ([1] lengths serve all rows), of the listed
     `pages` alone if given (one list a row). `scale` is of the width before absorbing. Nothing is allocated where `out`,
-    `scratch` and `launch` are given; nothing waits for the device. `dependent` launches begin before the kernel in
-    front of them has ended. Raises InvalidSetting for tensors that `supports_latent_decode` refuses.
+    `scratch` and `launch` are given; nothing waits for the device. Raises InvalidSetting for tensors that `supports_latent_decode` refuses.
     """
     require(supports_latent_decode(query, query_rope, latent, rope, lengths, starts, table))
     batch, heads, width = query.shape
@@ -128,7 +124,7 @@ def latent_decode_attention(
     scratch = scratch or DecodeScratch.of(batch, heads, width, launch, query.device)
     length_step = int(lengths.numel() > 1)
     flags = {"HAS_STARTS": starts is not None, "LISTED": pages is not None, "PAGE_SIZE": PAGE}
-    flags |= {"WIDTH": width, "SPLITS": launch.splits, **overlapping(dependent)}
+    flags |= {"WIDTH": width, "SPLITS": launch.splits}
     counts, indices = (pages.counts, pages.indices) if pages else (None, None)
     with on_device(query):
         latent_decode_kernel[(launch.splits, triton.cdiv(heads, launch.rows), batch)](
@@ -137,6 +133,7 @@ def latent_decode_attention(
             *_strides(latent, table), *_strides(rope, table),
             0 if table is None else table.stride(0), 0 if indices is None else indices.shape[-1], length_step, heads,
             scale, BLOCK=launch.block, ROWS=launch.rows, ROPE=rope.shape[-1], PAGED=table is not None,
+            INTERPRETED=triton_interprets(),
             num_warps=launch.warps, num_stages=launch.stages, **flags,
         )  # fmt: skip
         columns = min(COLUMNS, width)

@@ -18,7 +18,8 @@ from inference_pio.kernels.triton.support import require, supports_rows
 
 @triton.jit
 def rotate_row(row, out, cos, sin, ROPE: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """Turn the numbers at `row` by the angles at `cos` and `sin`, and round where the library rounds."""
+    """Turn the numbers at `row` by the angles at `cos` and `sin`, and round where the library rounds: launches must not
+    allow products and sums to be fused, which leaves a rounding out."""
     kind = row.dtype.element_ty
     lanes = tl.arange(0, HALF)
     real = lanes < ROPE // 2
@@ -161,7 +162,8 @@ def latent_store(
     with on_device(kv):
         latent_store_kernel[(len(kv),)](
             kv, norm_weight, cos, sin, positions, cache, lengths, *_places(kv, cache, lengths), eps,
-            **_widths(len(norm_weight), rope), INTERLEAVED=interleaved, num_warps=1, **overlapping(dependent),
+            **_widths(len(norm_weight), rope), INTERLEAVED=interleaved, num_warps=1,
+            enable_fp_fusion=False, **overlapping(dependent),
         )  # fmt: skip
 
 
@@ -252,7 +254,8 @@ def _absorb(query, up, cos, sin, positions, heads, nope, interleaved, out, launc
             query, up, *out, cos, sin, positions, query.stride(0), out[0].stride(0), out[1].stride(0),
             kv, norm_weight, cache, lengths, *places, eps,
             HEADS=heads, NOPE=nope, VALUE=value, **_widths(width, rope), ROWS=launch.rows, COLUMNS=launch.columns,
-            INTERLEAVED=interleaved, STORES=store is not None, num_warps=launch.warps, **overlapping(dependent),
+            INTERLEAVED=interleaved, STORES=store is not None, num_warps=launch.warps,
+            enable_fp_fusion=False, **overlapping(dependent),
         )  # fmt: skip
     return out
 

@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.kernels.triton.launch import on_device
-from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.rotary import blocks, turned
 from inference_pio.kernels.triton.support import require, supports_rotary_store
 
@@ -22,11 +21,8 @@ def rotate_and_store_kernel(
     qkv_row, key_row, key_token, key_head, value_row, value_token, value_head, cos_row, sin_row, out_row, out_head,
     length_step, heads, key_heads, eps,
     WIDTH: tl.constexpr, TURNED: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, BLOCK: tl.constexpr,
-    QUERY_NORM: tl.constexpr, KEY_NORM: tl.constexpr, PAIRS: tl.constexpr, DEPENDENT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    QUERY_NORM: tl.constexpr, KEY_NORM: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    if DEPENDENT:
-        wait_for_others(INTERPRETED)
     part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     turn = tl.load(positions + row).to(tl.int64)
     token = tl.load(lengths + row * length_step).to(tl.int64) - 1
@@ -67,12 +63,10 @@ def rotate_and_store(
     eps: float = 0.0,
     interleaved: bool = False,
     out: torch.Tensor | None = None,
-    dependent: bool = False,
 ) -> torch.Tensor:
     """The queries [M, Hq, D] of `qkv` [M, (Hq + 2 Hk) D]; its keys and values are written at token `lengths[m] - 1`.
 
-    Nothing is allocated where `out` is given; nothing waits for the device. A `dependent` launch begins before the
-    kernel in front of it has ended. Raises InvalidSetting for tensors that
+    Nothing is allocated where `out` is given; nothing waits for the device. Raises InvalidSetting for tensors that
     `supports_rotary_store` refuses.
     """
     require(supports_rotary_store(qkv, keys, values, cos, sin, positions, lengths, heads, (query_norm, key_norm)))
@@ -84,6 +78,6 @@ def rotate_and_store(
             *keys.stride()[:3], *values.stride()[:3], cos.stride(0), sin.stride(0), out.stride(0), out.stride(1),
             int(lengths.numel() > 1), heads, key_heads, eps, **blocks(width, cos.shape[-1]),
             BLOCK=triton.next_power_of_2(width), QUERY_NORM=query_norm is not None, KEY_NORM=key_norm is not None,
-            PAIRS=interleaved, num_warps=1, enable_fp_fusion=False, **overlapping(dependent),
+            PAIRS=interleaved, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
     return out
