@@ -66,7 +66,7 @@ def _pio(problem: Problem, device: torch.device, smoke: bool) -> Run:
 def launched(launch: Any) -> Run:
     """As a recorded step launches it: its scratch stays, and the last program joins."""
     from inference_pio.kernels.triton.decode import DecodeScratch, decode_attention
-    from inference_pio.kernels.triton.launch import choose_decode_launch, device_limits
+    from inference_pio.kernels.triton.launch import choose_decode_launch, device_limits, last_joins
 
     kept: dict[Any, Any] = {}
 
@@ -75,7 +75,8 @@ def launched(launch: Any) -> Run:
         chosen = launch or choose_decode_launch(device_limits(query.device), batch, key_heads, width, capacity)
         sizes = (batch, heads, width, key_heads, chosen)
         if sizes not in kept:
-            kept[sizes] = DecodeScratch.of(batch, heads, width, chosen, query.device, counted=key_heads)
+            counted = key_heads if last_joins(chosen, heads // key_heads) else 0
+            kept[sizes] = DecodeScratch.of(batch, heads, width, chosen, query.device, counted=counted)
         return decode_attention(query, key, value, lengths, launch=chosen, scratch=kept[sizes])
 
     return run

@@ -16,7 +16,8 @@ NEED_A_GPU = {
     "cudnn", "efficient", "flash-only", "liger", "plain-flash-only", "plain-no-cudnn", "torchao-fp8", "torchao-int4",
     "torchao-int8-tuned", "triton", "triton-best", "pio-built", "pio-window", "pio-selected", "pio-selection",
     "pio-budget", "pio-pages",
-    "pio-graph-waiting", "pio-graph-two", "pio-graph-products", "pio-gemv", "pio-rule", "pio-tuned", "pio-dependent", "pio-kernels",
+    "pio-graph-waiting", "pio-graph-two", "pio-graph-products",
+    "pio-gemv", "pio-rule", "pio-tuned", "pio-dependent", "pio-kernels",
     "described", "pointers", "padded", "listed", "4:1", "8:1",
 }  # fmt: skip
 

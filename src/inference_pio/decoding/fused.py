@@ -21,7 +21,7 @@ from inference_pio.decoding.recordable import RecordableOperations, starts_of
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import LinearWeights, expert_weights, linear_weights
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch
-from inference_pio.kernels.triton.launch import DecodeLaunch, choose_decode_launch, device_limits
+from inference_pio.kernels.triton.launch import DecodeLaunch, choose_decode_launch, device_limits, last_joins
 from inference_pio.kernels.triton.support import MOST_ROWS, supports_decode, supports_latent_decode
 
 
@@ -85,7 +85,8 @@ class FusedOperations(RecordableOperations):
         key = (rows, heads, key_heads, width, capacity, query.device)
         if key not in self._attention:
             launch = choose_decode_launch(device_limits(query.device), rows, key_heads, width, capacity)
-            made = DecodeScratch.of(rows, heads, width, launch, query.device, counted=self.joined * key_heads)
+            counted = key_heads if self.joined and last_joins(launch, heads // key_heads) else 0
+            made = DecodeScratch.of(rows, heads, width, launch, query.device, counted=counted)
             self._attention[key] = launch, made
         return self._attention[key]
 

@@ -35,12 +35,12 @@ def test_every_choice_can_be_launched(limits: Limits, shape: tuple[int, int]) ->
     for batch, weight_bytes, gated in itertools.product(range(1, 9), (1, 2, 4), (False, True)):
         launch = choose_gemv_launch(limits, batch, *shape, weight_bytes, gated=gated)
         launch.require(limits, torch.bfloat16)
-        assert bool(launch.stages) is (batch > 4 or (batch > 1 and weight_bytes == 1))
+        assert bool(launch.stages) is (batch > 2 or (batch > 1 and weight_bytes == 1))
         halves, lane = lanes(launch, max(2, weight_bytes), weight_bytes)
         assert launch.columns % (halves * lane * 32 * launch.warps) == 0
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("shape", [(1024, 2560), (4096, 4096), (768, 2048), (40000, 1024)], ids=str)
 def test_by_rule_a_multiprocessor_has_enough_to_wait_for(shape: tuple[int, int], batch: int) -> None:
     launch = choose_gemv_launch(HOPPER, batch, *shape, 2)
@@ -59,7 +59,7 @@ def test_overlapping_is_a_wish_of_the_choice_and_an_order_of_a_launch() -> None:
 
 
 def test_many_rows_go_to_the_matrix_units_where_threads_would_be_slower_than_memory() -> None:
-    for batch, weight_bytes, units in ((1, 2, False), (4, 2, False), (5, 2, True), (1, 1, False), (2, 1, True)):
+    for batch, weight_bytes, units in ((1, 2, False), (2, 2, False), (3, 2, True), (1, 1, False), (2, 1, True)):
         launch = choose_gemv_launch(HOPPER, batch, 6144, 2560, weight_bytes)
         assert bool(launch.stages) is units
         assert not choose_gemv_launch(HOPPER, batch, 6144, 2560, weight_bytes, bfloat16=False).stages

@@ -18,7 +18,7 @@ from inference_pio.kernels.triton.experts_launch import RowLaunch
 from tests.kernels.triton.compiling import MACHINES, Compiler
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
-POSITIONS = 32
+POSITIONS = 64
 
 
 @dataclass(frozen=True)

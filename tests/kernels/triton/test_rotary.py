@@ -37,7 +37,8 @@ def check(shape: Shape, dtype: torch.dtype, interleaved: bool, device: str = "cp
     query, key = rms_norm(query, weights[0], 1e-5), rms_norm(key, weights[1], 1e-5)
     wanted = plain.norm_rotate(query, key, cos, sin, interleaved=interleaved)
     for one, other in zip(got, wanted, strict=True):  # both sum up in float32, in orders of their own
-        torch.testing.assert_close(one, other, rtol=4 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+        # 10 of 16.8 million lay 16 steps off on a GPU, where what is rotated nearly cancels
+        torch.testing.assert_close(one, other, rtol=4 * torch.finfo(dtype).eps, atol=24 * torch.finfo(dtype).eps)
 
 
 def _check_norms(

@@ -114,7 +114,8 @@ def latent_decode_attention(
 
     Row b sees tokens `starts[b]` to `lengths[b]`, both int32 on the device ([1] lengths serve all rows), of the listed
     `pages` alone if given (one list a row). `scale` is of the width before absorbing. Nothing is allocated where `out`,
-    `scratch` and `launch` are given; nothing waits for the device. Raises InvalidSetting for tensors that `supports_latent_decode` refuses.
+    `scratch` and `launch` are given; nothing waits for the device. Raises InvalidSetting for tensors that
+    `supports_latent_decode` refuses.
     """
     require(supports_latent_decode(query, query_rope, latent, rope, lengths, starts, table))
     batch, heads, width = query.shape
