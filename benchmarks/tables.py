@@ -7,13 +7,21 @@ from typing import Any
 
 from benchmarks.results import Results
 
+SHORT = 10
+"""Characters of a commit's name."""
+
 
 def tables(found: Iterable[Results]) -> str:
     """All suites, the CPU's last; a sentence where nothing was recorded."""
-    ordered = sorted(found, key=lambda one: (one["device"].startswith("cpu"), one["device"], one["suite"]))
-    if not ordered:
-        return "No results are recorded yet: `python benchmarks/run.py SUITE` measures and writes them."
-    return "\n\n".join(table(one) for one in ordered)
+    rows = [table(one) for one in ordered(found)]
+    return (
+        "\n\n".join(rows) or "No results are recorded yet: `python benchmarks/run.py SUITE` measures and writes them."
+    )
+
+
+def ordered(found: Iterable[Results]) -> list[Results]:
+    """By device, the CPU's last, and name."""
+    return sorted(found, key=lambda one: (one["device"].startswith("cpu"), one["device"], one["suite"]))
 
 
 def table(found: Results) -> str:
@@ -91,7 +99,8 @@ def _device(found: Results) -> str:
     where = found["device"]
     if where.startswith("cpu"):
         where = f"{found['machine']['cpu']}, {where.removeprefix('cpu ')}"
-    commit = f", commit {found['commit']}" if found["commit"] else ""
+    commits = ", ".join(one[:SHORT] for one in (found["commit"] or "").split(" and ") if one)
+    commit = f", commit {commits}" if commits else ""
     library = f"torch {versions['torch']}, transformers {versions['transformers']}"
     return f"{where}; {library}; {found['date'][:10]}{commit}"
 

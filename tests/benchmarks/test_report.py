@@ -40,7 +40,13 @@ BROKEN = {"label": "broken", "status": "wrong", "reason": "its logits lie 0.9 | 
 
 def test_readme_holds_the_tables_of_the_recorded_results() -> None:
     text = (ROOT / "README.md").read_text()
-    assert report.renewed(text, report.load(results.FOLDER)) == text, "run: python benchmarks/report.py --write"
+    found = report.load(results.FOLDER)
+    assert report.renewed(text, found) == text, "run: python benchmarks/report.py --write"
+    page = (results.FOLDER / report.PAGE).read_text()
+    assert report.page(found) == page, "run: python benchmarks/report.py --write"
+    kernels = [one["title"] for one in found.values() if one["kind"] == "kernels"]
+    assert kernels
+    assert all(title in page and title not in text for title in kernels)
 
 
 def test_the_drawings_are_those_of_the_recorded_results() -> None:
@@ -84,7 +90,7 @@ def test_kernels_have_a_row_a_size_and_a_column_a_system() -> None:
 
 
 def test_the_block_is_renewed_and_the_rest_stays(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
+    readme = tmp_path / "TOP.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     results.write(example(), tmp_path / "decode-x-some-gpu.json")
     report.main(["--write", "--results", str(tmp_path), "--readme", str(readme)])

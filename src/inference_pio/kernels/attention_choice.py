@@ -62,24 +62,29 @@ TABLE = (
     Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(129, 256)),
     # Predicted: cuDNN is not tried of itself elsewhere; on Blackwell it is reported to corrupt fewer than 8 key heads.
     Row((Phase.PREFILL,), (FLASH, TRITON, EFFICIENT), NVIDIA),
-    # Predicted: cuDNN would read a mask of queries x keys, and repeat the key heads; the Triton kernel reads neither.
+    # cuDNN would read a mask of queries x keys, and repeat the key heads; the Triton kernel reads neither. Measured on
+    # an H100: 8 prompts of 2048 behind padding 305 TFLOP/s, where torch's own choice reaches 80.
     Row((Phase.PADDED_PREFILL,), (TRITON, CUDNN, EFFICIENT), HOPPER),
     Row((Phase.PADDED_PREFILL,), (TRITON, EFFICIENT), NVIDIA),
     # Predicted: the flash kernel's own lower-right causal form; cuDNN would need a mask.
     Row((Phase.CHUNK,), (FLASH, TRITON, EFFICIENT), NVIDIA),
-    # Predicted: both split the keys among programs; two Triton launches cost the host more than one operator, which
-    # shows until reading the keys takes longer than that. cuDNN would build a plan for each new length.
+    # Both split the keys among programs; two Triton launches cost the host more than one operator, which shows until
+    # reading the keys takes longer than that. cuDNN would build a plan for each new length: measured on an H100, a
+    # cache that grows from 4096 tokens by 64 takes it 39 ms a step, and this 0.1 ms.
     Row((Phase.DECODE,), (TRITON, FLASH, EFFICIENT), NVIDIA, keys=16384),
     Row((Phase.DECODE,), (FLASH, TRITON, EFFICIENT), NVIDIA),
-    # Predicted: the only kernel that takes starts and lengths; the others read a mask and every place of the cache.
+    # The only kernel that takes starts and lengths; the others read a mask and every place of the cache. Measured on an
+    # H100: 8 rows of 4096 behind padding 569 GB/s, called from Python, where torch's own choice reaches 140.
     Row((Phase.PADDED_DECODE, Phase.STATIC_DECODE), (TRITON, EFFICIENT), NVIDIA),
-    # Predicted: the Triton kernel computes no tile that a mask hides and repeats no key head, as the others do: on an
-    # H100, 8192 tokens in 4 causal documents, torch's own choice reaches 38 TFLOP/s of what is seen, EFFICIENT 41.
+    # The Triton kernel computes no tile that a mask hides and repeats no key head, as the others do. Measured on an
+    # H100: 8192 tokens in 4 causal documents 359 TFLOP/s of what is seen, EFFICIENT 41, torch's own choice 38; with a
+    # float32 mask 276, where torch's own choice is wrong.
     # cuDNN stands next from where its plan, built for each new shape, is paid back.
     Row((Phase.MASKED, Phase.BIASED), (TRITON, CUDNN, EFFICIENT), HOPPER, keys=2048),
     Row((Phase.MASKED, Phase.BIASED), (TRITON, EFFICIENT), NVIDIA),
     Row((Phase.MASKED_DECODE,), (EFFICIENT,), NVIDIA),
-    # Predicted: sizes of pictures vary from call to call, and cuDNN builds a plan for each; flash takes all at once.
+    # Sizes of pictures vary from call to call, and cuDNN builds a plan for each; flash takes all at once. Measured on
+    # an H100: 64 pictures of 256 patches 2.5 times as fast as a call for each.
     Row((Phase.VISION,), (FLASH, CUDNN, EFFICIENT), HOPPER),
     Row((Phase.VISION,), (FLASH, EFFICIENT), NVIDIA),
     # Predicted: GPUs before sm_80 have no other kernel of these.
