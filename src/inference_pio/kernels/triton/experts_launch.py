@@ -1,4 +1,4 @@
-"""How the kernels of a decode step with experts or latents are launched: predicted; the large ones are near the ceiling.
+"""How the kernels of a decode step with experts or latents are launched: predicted; large ones are near the ceiling.
 
 Plain matrix-vector products were fastest with one row and 512 columns a program, and 1 to 4 warps; what is predicted
 of these stands in benchmarks/LOG.md, and measured numbers replace it.
