@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from inference_pio.decoding.weights import expert_weights, linear_weights
+from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
 from tests import tiny
 
@@ -24,6 +25,10 @@ def test_plain_and_compressed_linears_are_read() -> None:
     assert found.weight is coded.weight_int8
     assert found.scale is coded.weight_scale
     assert found.bias is plain.bias
+    coded = Fp8Linear.from_linear(plain)
+    found = linear_weights(coded)
+    assert found is not None
+    assert (found.weight, found.scale, found.bias) == (coded.weight_fp8, coded.weight_scale, plain.bias)
 
 
 def test_linears_that_compute_otherwise_are_called() -> None:
@@ -47,5 +52,9 @@ def test_experts_are_read_in_the_known_layout_alone() -> None:
     assert found is not None
     assert found.gate_up is coded.gate_up_int8
     assert found.down_scale is coded.down_scale
+    coded = Fp8Experts.from_experts(experts)
+    found = expert_weights(coded)
+    assert found is not None
+    assert (found.gate_up, found.down) == (coded.gate_up_fp8, coded.down_fp8)
     experts.is_transposed = True
     assert expert_weights(experts) is None

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.fp8 import quantize_rows_fp8
 from inference_pio.kernels.gemv import gemv, gemv_parts, naive_gemv
 from inference_pio.kernels.int8 import quantize_rows
 
@@ -36,11 +37,11 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("quantize", [None, quantize_rows, quantize_rows_fp8])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_torch_gives_what_the_definition_gives(
-    dtype: torch.dtype, int8: bool, rows: int, options: dict[str, Any]
+    dtype: torch.dtype, quantize: Any, rows: int, options: dict[str, Any]
 ) -> None:
     gated = options.get("gated", False)
     weights = weights_of(*((7, 7) if gated else (7, 1, 4)), dtype=dtype)
@@ -48,8 +49,8 @@ def test_torch_gives_what_the_definition_gives(
         weights[1] = weights[1].flip(0)
     columns = 7 if gated else 12
     given: dict[str, Any] = {"gated": gated}
-    if int8:
-        weights, given["scales"] = map(list, zip(*map(quantize_rows, weights), strict=True))
+    if quantize:
+        weights, given["scales"] = map(list, zip(*map(quantize, weights), strict=True))
     if "biased" in options:
         each = zip(weights, options["biased"], strict=True)
         given["biases"] = [seeded(weight.shape[0], dtype=dtype) if biased else None for weight, biased in each]
@@ -61,7 +62,7 @@ def test_torch_gives_what_the_definition_gives(
     got, wanted = gemv(x, weights, **given), naive_gemv(x, weights, **given)
     assert got.shape == (rows, columns)
     assert got.dtype == wanted.dtype == dtype
-    tight = dtype == torch.float32 and not int8  # int8 products on a CPU are bfloat16 inside
+    tight = dtype == torch.float32 and not quantize  # products of codes on a CPU are bfloat16 inside
     torch.testing.assert_close(got, wanted, **({"rtol": 1e-5, "atol": 1e-5} if tight else {"rtol": 2e-2, "atol": 3e-2}))
     exact = naive_gemv(x, weights, rounded=False, **given)
     assert exact.dtype == torch.float32

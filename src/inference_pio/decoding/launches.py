@@ -37,7 +37,10 @@ class Launches:
     ) -> GemvLaunch | None:
         """For `x` [M, K] times `weights`, with what stands around them."""
         outputs = tuple(len(weight) for weight in weights)
-        problem = GemvProblem(len(x), x.shape[1], outputs, x.dtype, scales is not None, **beside)
+        codes = weights[0].dtype
+        problem = GemvProblem(
+            len(x), x.shape[1], outputs, x.dtype, codes is torch.int8, codes is torch.uint8, **beside
+        )  # fmt: skip
         if self._heard is not None:
             self._heard.setdefault(problem, []).append((weights, scales))
         return self.found.get(problem.key())

@@ -1,4 +1,4 @@
-"""The tensors that a layer multiplies with, where they can be read from beside it: plain ones, or int8 with scales."""
+"""The tensors that a layer multiplies with, where they can be read from beside it: plain ones, or codes with scales."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.formats.compressed_experts import experts_layout
+from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
 
 
 @dataclass(frozen=True)
 class LinearWeights:
-    """`weight` [out, in], `scale` [out] where it is int8 codes, and a `bias` [out]."""
+    """`weight` [out, in], `scale` [out] where it is codes (int8, or fp8 in uint8), and a `bias` [out]."""
 
     weight: Tensor
     scale: Tensor | None
@@ -22,7 +23,7 @@ class LinearWeights:
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """`gate_up` [E, 2I, H] and `down` [E, H, I], each with scales a row where they are int8 codes."""
+    """`gate_up` [E, 2I, H] and `down` [E, H, I], each with scales a row where they are codes."""
 
     gate_up: Tensor
     down: Tensor
@@ -39,6 +40,8 @@ def linear_weights(layer: nn.Module) -> LinearWeights | None:
     """
     if isinstance(layer, Int8Linear):
         return LinearWeights(layer.weight_int8, layer.weight_scale, layer._parameters["bias"])
+    if isinstance(layer, Fp8Linear):
+        return LinearWeights(layer.weight_fp8, layer.weight_scale, layer._parameters["bias"])
     plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
     if not plain or hasattr(layer, "parametrizations"):
         return None
@@ -50,6 +53,8 @@ def expert_weights(experts: nn.Module) -> ExpertWeights | None:
     """What fused experts hold; None for a layout that is not known."""
     if isinstance(experts, Int8Experts):
         return ExpertWeights(experts.gate_up_int8, experts.down_int8, experts.gate_up_scale, experts.down_scale)
+    if isinstance(experts, Fp8Experts):
+        return ExpertWeights(experts.gate_up_fp8, experts.down_fp8, experts.gate_up_scale, experts.down_scale)
     if experts_layout(experts) is not None:
         return None
     held = [experts._parameters[name] for name in ("gate_up_proj", "down_proj")]

@@ -2,8 +2,8 @@
 
 Shapes: M tokens [M, H], experts `gate_up` [E, 2I, H] (gate, then up) and `down` [E, H, I], of which `index` [M, k]
 names each token's. A shared expert of S rows, which every token visits, stands behind the chosen ones:
-[M, k * I + S]. Weights may be int8 codes with one scale a row. An index of E or more stands for an expert that lives
-elsewhere, and contributes nothing.
+[M, k * I + S]. Weights may be codes (int8, or fp8 in uint8) with one scale a row. An index of E or more stands for an
+expert that lives elsewhere, and contributes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.int8 import dequantize_rows, int8_linear
+from inference_pio.kernels.row_codes import coded_linear, is_row_codes, scaled_values
 
 Parts = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 """Gate and up of a shared expert: one behind the other in one tensor, or two."""
@@ -120,12 +120,12 @@ def two(parts: Parts | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
 
 def check_scales(weight: torch.Tensor, scales: torch.Tensor | None) -> None:
     """Raise InvalidSetting where codes have no scales, weights have some, or they are not one a row."""
-    coded = weight.dtype is torch.int8
+    coded = is_row_codes(weight)
     if coded != (scales is not None) or (scales is not None and scales.shape != weight.shape[:-1]):
         told = "none" if scales is None else f"some of shape {tuple(scales.shape)}"
         raise InvalidSetting(
-            f"int8 codes, and they alone, go with one scale a row: weights of {weight.dtype} and shape "
-            f"{tuple(weight.shape)} were given {told}."
+            f"int8 codes (or fp8 in uint8), and they alone, go with one scale a row: weights of {weight.dtype} and "
+            f"shape {tuple(weight.shape)} were given {told}."
         )
 
 
@@ -135,7 +135,7 @@ def _gated(both: torch.Tensor) -> torch.Tensor:
 
 
 def _linear(rows: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
-    return F.linear(rows, weight) if scales is None else int8_linear(rows, weight, scales)
+    return F.linear(rows, weight) if scales is None else coded_linear(rows, weight, scales)
 
 
 def _products(
@@ -159,13 +159,13 @@ def _grouped(rows, weight, index, scales):
 def _gathered(rows, weight, index, scales):
     """Every row by itself, over a copy of its expert: nothing waits for the device."""
     here = index.clamp(max=len(weight) - 1)
-    chosen = weight[here] if scales is None else dequantize_rows(weight[here], scales[here], rows.dtype)
+    chosen = weight[here] if scales is None else scaled_values(weight[here], scales[here], rows.dtype)
     found = torch.bmm(chosen, rows[..., None])[..., 0]
     return found.masked_fill((index >= len(weight))[:, None], 0.0)
 
 
 def _float(weight: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
-    return weight.float() if scales is None else dequantize_rows(weight, scales, torch.float32)
+    return weight.float() if scales is None else scaled_values(weight, scales, torch.float32)
 
 
 def _joined(parts: Parts, scales: Parts | None) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.int8 import int8_linear
+from inference_pio.kernels.row_codes import bare_values, coded_linear, is_row_codes
 
 MOST_WEIGHTS = 3
 Optionals = Sequence[torch.Tensor | None]
@@ -44,9 +44,10 @@ def gemv_parts(
     for weight in weights:
         if weight.dim() != 2 or weight.shape[1] != inputs or weight.shape[0] == 0:
             raise InvalidSetting(f"a weight of shape {tuple(weight.shape)} does not take x of {inputs} inputs.")
-        if weight.dtype is not (torch.int8 if scales is not None else x.dtype):
+        if is_row_codes(weight) != (scales is not None) or (scales is None and weight.dtype is not x.dtype):
             raise InvalidSetting(
-                f"a weight of {weight.dtype} does not go with x of {x.dtype}: it has its dtype, or is int8 with scales."
+                f"a weight of {weight.dtype} does not go with x of {x.dtype}: it has its dtype, or is int8, or fp8 in "
+                "uint8, with scales."
             )
     for name, vectors in (("scales", scales), ("biases", biases)):
         if vectors is not None:
@@ -76,7 +77,7 @@ def naive_gemv(
         vector = (normal.to(kept) * norm_weight.to(kept)).float()
     products = []
     for index, weight in enumerate(parts.weights):
-        product = vector @ weight.float().mT
+        product = vector @ bare_values(weight).mT
         if parts.scales is not None:
             product = product * parts.scales[index].float()
         if parts.biases is not None and parts.biases[index] is not None:
@@ -98,7 +99,7 @@ def gemv(
     residual: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`x` [M, K] times each of `weights` [N, K] (int8 with `scales` [N]), plus `biases`: side by side, [M, sum of N].
+    """`x` [M, K] times each of `weights` [N, K] (codes with `scales` [N]), plus `biases`: side by side, [M, sum of N].
 
     With `norm_weight` [K] `x` is RMS-normalised first. `gated`: the weights are gate and up, or one [2N, K] of both,
     and the result is silu(gate) * up, [M, N]. A `residual` is added last; `out` may be that very tensor, or float32.
@@ -118,7 +119,7 @@ def gemv(
         products = [F.linear(x, weight, bias) for weight, bias in zip(parts.weights, biases, strict=True)]
     else:
         each = zip(parts.weights, parts.scales, biases, strict=True)
-        products = [int8_linear(x, weight, scale, bias) for weight, scale, bias in each]
+        products = [coded_linear(x, weight, scale, bias) for weight, scale, bias in each]
     result = _gate(*products) if gated else products[0] if len(products) == 1 else torch.cat(products, -1)
     if residual is not None:
         result = result + residual

@@ -12,6 +12,7 @@ import torch
 from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.experts import naive_expert_down, naive_expert_gate_up, two
+from inference_pio.kernels.fp8 import quantize_rows_fp8
 from inference_pio.kernels.int8 import quantize_rows
 from inference_pio.kernels.triton.experts_launch import RowLaunch
 from tests.kernels.triton.compiling import MACHINES, Compiler
@@ -30,6 +31,7 @@ class Case:
     inner: int
     shared: int = 0
     coded: bool = False
+    fp8: bool = False
     dtype: torch.dtype = torch.bfloat16
     up_launch: RowLaunch | None = None
     down_launch: RowLaunch | None = None
@@ -53,7 +55,8 @@ def made(case: Case, device: str) -> dict[str, Any]:
     }
     scales = dict.fromkeys(found)
     if case.coded:
-        quantized = {name: quantize_rows(one) for name, one in found.items() if one is not None}
+        quantize = quantize_rows_fp8 if case.fp8 else quantize_rows
+        quantized = {name: quantize(one) for name, one in found.items() if one is not None}
         scales |= {name: scale for name, (_, scale) in quantized.items()}
         found |= {name: codes for name, (codes, _) in quantized.items()}
     if case.parted:
@@ -123,6 +126,8 @@ CASES = [
     ),
     Case(4, 64, 9, 2, 24, elsewhere=8, residual=False, up_launch=RowLaunch(16, 16, 1)),
     Case(1, 64, 4, 4, 32, shared=64, coded=True),
+    Case(2, 64, 5, 2, 32, shared=32, coded=True, fp8=True),
+    Case(5, 80, 6, 3, 40, coded=True, fp8=True, elsewhere=2, up_launch=ODD, down_launch=ODD),
     Case(5, 80, 6, 3, 40, shared=40, parted=True, coded=True, elsewhere=2, up_launch=ODD, down_launch=ODD),
     Case(1, 2048, 3, 2, 16, shared=16, down_launch=MANY),
     Case(1, 64, 3, 2, 768, dtype=torch.float16, up_launch=MANY),

@@ -16,6 +16,7 @@ import torch
 
 from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.fp8 import quantize_rows_fp8
 from inference_pio.kernels.gemv import naive_gemv
 from inference_pio.kernels.int8 import quantize_rows
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch
@@ -36,6 +37,7 @@ class Case:
     outputs: tuple[int, ...] = (5,)
     launch: GemvLaunch | None = NARROW
     int8: bool = False
+    fp8: bool = False
     biased: tuple[bool, ...] | None = None
     normed: bool = False
     gated: bool = False
@@ -62,8 +64,9 @@ def problem(case: Case, device: str = "cpu") -> tuple[torch.Tensor, list[torch.T
     if case.merged:
         weights = [torch.cat(weights)]
     given: dict[str, Any] = {"gated": case.gated}
-    if case.int8:
-        weights, given["scales"] = map(list, zip(*map(quantize_rows, weights), strict=True))
+    if case.int8 or case.fp8:
+        quantize = quantize_rows_fp8 if case.fp8 else quantize_rows
+        weights, given["scales"] = map(list, zip(*map(quantize, weights), strict=True))
     if case.biased is not None:
         each = zip(weights, case.biased, strict=True)
         given["biases"] = [numbers(weight.shape[0]) if biased else None for weight, biased in each]
@@ -125,6 +128,10 @@ CASES = [
     Case(2, 1024, (5, 3), int8=True, launch=WIDE, biased=(True, False)),
     Case(2, 300, (5, 3), int8=True, launch=GemvLaunch(2, 256, 1)),
     Case(2, 300, (5, 3), int8=True, launch=WIDE, dtype=torch.float32),
+    *(Case(batch, 1100, (5, 1, 6), fp8=True, launch=WIDE, normed=True, added=True) for batch in (1, 3, 8)),
+    replace(EVERYTHING, batch=2, fp8=True, merged=True, biased=None, inputs=1100, launch=WIDE),
+    replace(EVERYTHING, batch=5, fp8=True, outputs=(17, 17), launch=UNITS),
+    Case(2, 300, (5, 3), fp8=True, launch=WIDE, dtype=torch.float16),
     *(Case(batch, outputs=(5, 1, 18), normed=True, launch=UNITS) for batch in (1, 2, 3, 5, 8)),
     Case(8, 256, (16, 33), normed=True, launch=UNITS, added=True, strided=True),
     replace(EVERYTHING, batch=5, outputs=(17, 17), launch=UNITS),
@@ -235,7 +242,7 @@ def compiled(
     from inference_pio.kernels.triton.gemv import gemv, gemv_kernel
 
     compiler.for_machine(capability, gemv_kernel)
-    dtype = torch.int8 if case.int8 else case.dtype
+    dtype = torch.int8 if case.int8 else torch.uint8 if case.fp8 else case.dtype
     weights = [torch.empty(rows, case.inputs, dtype=dtype) for rows in case.outputs]
     rows = sum(case.outputs)
     launch = launch or choose_gemv_launch(
@@ -243,7 +250,7 @@ def compiled(
     )
     gemv(
         torch.empty(case.batch, case.inputs, dtype=case.dtype), weights, gated=case.gated, launch=launch,
-        scales=[torch.empty(rows, dtype=torch.bfloat16) for rows in case.outputs] if case.int8 else None,
+        scales=[torch.empty(rows, dtype=torch.bfloat16) for rows in case.outputs] if case.int8 or case.fp8 else None,
         norm_weight=torch.empty(case.inputs, dtype=case.dtype) if case.normed else None, eps=1e-6,
         residual=torch.empty(case.batch, case.columns, dtype=case.dtype) if case.added else None,
         out=torch.empty(case.batch, case.columns, dtype=case.out_dtype or case.dtype),
@@ -259,7 +266,7 @@ def compiled(
 def _compile(compiler: Compiler, capability: int, case: Case) -> None:
     code = compiled(compiler, capability, case)
     code.assert_it_fits(MACHINES[capability])
-    weight_bytes = 1 if case.int8 else 2
+    weight_bytes = 1 if case.int8 or case.fp8 else 2
     launch = choose_gemv_launch(
         MACHINES[capability], case.batch, sum(case.outputs), case.inputs, weight_bytes, gated=case.gated
     )
@@ -274,7 +281,7 @@ def _compile(compiler: Compiler, capability: int, case: Case) -> None:
     tiles = 4 if case.gated else 2  # in use, and the next
     assert code.counts["LDG 128" if held_bytes >= 16 else "LDG 64"] >= tiles * launch.rows * max(1, held_bytes // 16)
     assert not code.counts["LDG 64"] or held_bytes == 8, "measured so"
-    assert case.int8 or case.added or not code.counts["LDG U16"], code  # scales and residuals are few
+    assert case.int8 or case.fp8 or case.added or not code.counts["LDG U16"], code  # scales and residuals are few
 
 
 @needs_triton
@@ -286,6 +293,13 @@ def test_real_shapes_compile_to_wide_loads_without_spilling(
     name: str, batch: int, int8: bool, capability: int, compiler: Compiler
 ) -> None:
     _compile(compiler, capability, replace(REAL[name], batch=batch, int8=int8))
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_so_do_they_with_fp8(batch: int, capability: int, compiler: Compiler) -> None:
+    _compile(compiler, capability, replace(REAL["gate_up"], batch=batch, fp8=True))
 
 
 @needs_triton
@@ -339,6 +353,13 @@ def test_gpu_it_is_exact_up_to_rounding(case: Case) -> None:
 @pytest.mark.parametrize("name", REAL)
 def test_gpu_real_shapes_are_exact_up_to_rounding(name: str, batch: int, int8: bool) -> None:
     check(replace(REAL[name], batch=batch, int8=int8, launch=None), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+@pytest.mark.parametrize("name", REAL)
+def test_gpu_real_shapes_in_fp8_are_exact_up_to_rounding(name: str, batch: int) -> None:
+    check(replace(REAL[name], batch=batch, fp8=True, launch=None), "cuda")
 
 
 @pytest.mark.gpu

@@ -16,6 +16,7 @@ from inference_pio.kernels.experts import Parts, check_scales, two
 from inference_pio.kernels.triton.experts_launch import RowLaunch, choose_down_launch, choose_gate_up_launch
 from inference_pio.kernels.triton.launch import on_device
 from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
+from inference_pio.kernels.triton.row_codes import number, row_scale
 from inference_pio.kernels.triton.support import require, supports_rows
 
 
@@ -30,12 +31,12 @@ def gated_rows(x, gate, up, gate_scales, up_scales, rows, here,
         place = step + columns
         mine = tl.load(x + place, mask=place < WIDTH, other=0.0).to(tl.float32)[None, :]
         offsets, read = rows[:, None] * WIDTH + place[None, :], here[:, None] & (place < WIDTH)[None, :]
-        gates += mine * tl.load(gate + offsets, mask=read, other=0.0).to(tl.float32)
-        ups += mine * tl.load(up + offsets, mask=read, other=0.0).to(tl.float32)
+        gates += mine * number(tl.load(gate + offsets, mask=read, other=0))
+        ups += mine * number(tl.load(up + offsets, mask=read, other=0))
     opened, found = tl.sum(gates, 1), tl.sum(ups, 1)
     if CODED:
-        opened *= tl.load(gate_scales + rows, mask=here, other=0.0).to(tl.float32)
-        found *= tl.load(up_scales + rows, mask=here, other=0.0).to(tl.float32)
+        opened *= row_scale(tl.load(gate_scales + rows, mask=here, other=0.0), gate.dtype.element_ty)
+        found *= row_scale(tl.load(up_scales + rows, mask=here, other=0.0), up.dtype.element_ty)
     kind = x.dtype.element_ty
     opened, found = opened.to(kind).to(tl.float32), found.to(kind).to(tl.float32)
     return (opened * tl.sigmoid(opened)).to(kind).to(tl.float32) * found
@@ -103,11 +104,11 @@ def expert_down_kernel(
         hidden_places = hidden + slots[:, None] * INNER + place[None, :]
         mine = tl.load(hidden_places, mask=known[:, None] & inside[None, :], other=0.0).to(tl.float32)
         places = down + matrix_rows[:, :, None] * INNER + place[None, None, :]
-        matrices = tl.load(places, mask=read[:, :, None] & inside[None, None, :], other=0.0)
-        summed += mine[None, :, :] * matrices.to(tl.float32)
+        matrices = tl.load(places, mask=read[:, :, None] & inside[None, None, :], other=0)
+        summed += mine[None, :, :] * number(matrices)
     found = tl.sum(summed, 2)
     if CODED:
-        found *= tl.load(scales + matrix_rows, mask=read, other=0.0).to(tl.float32)
+        found *= row_scale(tl.load(scales + matrix_rows, mask=read, other=0.0), down.dtype.element_ty)
     total = tl.sum(tl.where(known[None, :], found * shares[None, :], 0.0), 1)
 
     if SHARED > 0:
@@ -117,11 +118,11 @@ def expert_down_kernel(
             place = step + wide
             mine = tl.load(hidden + TOP_K * INNER + place, mask=place < SHARED, other=0.0).to(tl.float32)
             places = shared + rows[:, None] * SHARED + place[None, :]
-            matrix = tl.load(places, mask=real[:, None] & (place < SHARED)[None, :], other=0.0)
-            visited += mine[None, :] * matrix.to(tl.float32)
+            matrix = tl.load(places, mask=real[:, None] & (place < SHARED)[None, :], other=0)
+            visited += mine[None, :] * number(matrix)
         given = tl.sum(visited, 1)
         if SHARED_CODED:
-            given *= tl.load(shared_scales + rows, mask=real, other=0.0).to(tl.float32)
+            given *= row_scale(tl.load(shared_scales + rows, mask=real, other=0.0), shared.dtype.element_ty)
         total += given
     if HAS_RESIDUAL:
         total += tl.load(residual + token * residual_row + rows, mask=real, other=0.0).to(tl.float32)

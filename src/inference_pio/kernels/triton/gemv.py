@@ -18,6 +18,7 @@ from inference_pio.kernels.gemv import GemvParts, Optionals, gemv_parts
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, lanes
 from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
+from inference_pio.kernels.triton.row_codes import number, operand, row_scale
 from inference_pio.kernels.triton.support import require, supports_gemv
 
 LEAST_NARROW = 8
@@ -47,7 +48,7 @@ def halved(tile, half: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, H
     if HALVES == 2:
         first, second = tl.split(tl.permute(tl.reshape(tile, [1, ROWS, GROUPS, 2, LANE]), (0, 1, 2, 4, 3)))
         tile = first if half == 0 else second
-    return tile.to(tl.float32)
+    return number(tile)
 
 
 @triton.jit
@@ -111,9 +112,9 @@ def add_tile(sums, up_sums, squares, tile, up_tile, x_places, norm_weight, colum
         squares += vector * vector
         vector = vector * read_often(norm_weight + column, column, start, inputs, EVEN)[None, :]
     vector = tl.trans(vector.to(TYPE))
-    sums = tl.dot(tile.to(TYPE), vector, sums)
+    sums = tl.dot(operand(tile, TYPE), vector, sums)
     if GATED:
-        up_sums = tl.dot(up_tile.to(TYPE), vector, up_sums)
+        up_sums = tl.dot(operand(up_tile, TYPE), vector, up_sums)
     return sums, up_sums, squares
 
 
@@ -168,12 +169,13 @@ def read_vector(places, row, meant, HELD: tl.constexpr):
 
 
 @triton.jit
-def finished(total, normal, scale, bias, NORMED: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr):
+def finished(total, normal, scale, bias, CODES: tl.constexpr, NORMED: tl.constexpr, SCALED: tl.constexpr,
+             BIASED: tl.constexpr):  # fmt: skip
     """Products, and what stands behind the sum: the norm of each row, scales, biases."""
     if NORMED:
         total = total * normal
     if SCALED:
-        total = total * scale.to(tl.float32)
+        total = total * row_scale(scale, CODES)
     if BIASED:
         total = total + bias.to(tl.float32)
     return total
@@ -244,9 +246,10 @@ def gemv_kernel(
         )  # fmt: skip
 
     normal = tl.rsqrt(squares / inputs + eps)
-    total = finished(total, normal, scales, biases, NORMED, SCALED, BIASED)
+    CODES: tl.constexpr = weight_0.dtype.element_ty
+    total = finished(total, normal, scales, biases, CODES, NORMED, SCALED, BIASED)
     if GATED:
-        up = finished(up, normal, up_scales, up_biases, NORMED, SCALED, BIASED)
+        up = finished(up, normal, up_scales, up_biases, CODES, NORMED, SCALED, BIASED)
         total = total / (1.0 + tl.exp(-total)) * up
     total += added.to(tl.float32)
     tl.store(out + batch * out_step + column, total.to(out.dtype.element_ty), mask=stored)

@@ -37,6 +37,7 @@ class GemvProblem:
     outputs: tuple[int, ...]
     dtype: torch.dtype = torch.bfloat16
     int8: bool = False
+    fp8: bool = False
     normed: bool = False
     gated: bool = False
     added: bool = False
@@ -45,7 +46,7 @@ class GemvProblem:
 
     @property
     def weight_bytes(self) -> int:
-        return 1 if self.int8 else self.dtype.itemsize
+        return 1 if self.int8 or self.fp8 else self.dtype.itemsize
 
     def key(self) -> str:
         """Its name in a file.
@@ -54,7 +55,7 @@ class GemvProblem:
         '1 x 2560 x 4096+1024+1024 bfloat16 normed'
         """
         said = [f"{self.batch} x {self.inputs} x {'+'.join(map(str, self.outputs))}", _name(self.dtype)]
-        said += [word for word in ("int8", "normed", "gated", "added", "dependent") if getattr(self, word)]
+        said += [word for word in ("int8", "fp8", "normed", "gated", "added", "dependent") if getattr(self, word)]
         return " ".join([*said, *([f"out {_name(self.out_dtype)}"] if self.out_dtype else [])])
 
 

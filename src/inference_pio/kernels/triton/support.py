@@ -224,12 +224,12 @@ def supports_rows(
     rows: torch.Tensor, *weights: torch.Tensor, codes: bool = False
 ) -> Support:  # fmt: skip
     """Whether the kernels of a decode step serve few `rows` [M, in] with `weights`, each of which is contiguous;
-    `codes`: the weights may be int8."""
+    `codes`: the weights may be codes of a byte."""
     if not (machine := _machine(rows)):
         return machine
     if any(weight.device != rows.device for weight in weights):
         return Support(Cause.DEVICE, "rows and weights are on different devices")
-    known = (rows.dtype, torch.int8) if codes else (rows.dtype,)
+    known = (rows.dtype, torch.int8, torch.uint8) if codes else (rows.dtype,)
     if rows.dtype not in (*DTYPES, torch.float32) or any(weight.dtype not in known for weight in weights):
         found = ", ".join(str(dtype) for dtype in {weight.dtype for weight in weights})
         return Support(Cause.DTYPE, f"it is for bfloat16, float16 or float32, all alike, not {rows.dtype} and {found}")
