@@ -284,7 +284,9 @@ def test_launches_are_tuned_and_the_best_is_recorded(tmp_path: Path, monkeypatch
     assert tuned.best("tune-decode", torch.device("cuda"), "4:1") is None
 
 
-@pytest.mark.parametrize("suite", ["gemv", "step-kernels", "attention-sparse-decode"])
+@pytest.mark.parametrize(
+    "suite", [pytest.param("gemv", marks=pytest.mark.slow), "step-kernels", "attention-sparse-decode"]
+)
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 def test_kernels_of_a_step_are_right_at_every_size(suite: str, tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

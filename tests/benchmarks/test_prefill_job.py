@@ -82,6 +82,7 @@ def test_a_dense_system_is_still_held_against_the_plain_model(
     assert "at 320 its logits lie" in arm["reason"]
 
 
+@pytest.mark.slow
 def test_the_real_settings_are_served_with_tokens_without_a_meaning() -> None:
     """A few narrow layers read as many tokens as a window of the pattern needs; the real suite takes the same words."""
     from benchmarks.arms.room import Room

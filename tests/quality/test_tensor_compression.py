@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -26,6 +27,11 @@ MIXTURES = [name for name in NAMES if "moe" in name]
 EACH_DRAW = pytest.mark.parametrize(
     "number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, DRAWS))]
 )
+
+
+def in_turn(*taken: str, among: Sequence[str] = NAMES) -> list[Any]:
+    """These models in every run, the others in `make verify`."""
+    return [name if name in taken else pytest.param(name, marks=pytest.mark.slow) for name in among]
 
 
 def judged(model: Any, changed: Any, number: int) -> Quality:
@@ -111,7 +117,7 @@ def test_fp8_loses_no_more_than_naive_rounding_on_the_same_draw(
 
 
 @EACH_DRAW
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_turn("qwen3", "qwen3_moe"))
 def test_int4_in_groups_of_32_loses_less_than_naive_rounding_on_the_same_draw(
     name: str, number: int, originals: dict[str, Any]
 ) -> None:
@@ -121,7 +127,7 @@ def test_int4_in_groups_of_32_loses_less_than_naive_rounding_on_the_same_draw(
 
 
 @EACH_DRAW
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", in_turn("qwen3_moe", among=MIXTURES))
 def test_experts_alone_lose_half_of_what_naive_rounding_of_all_loses(
     name: str, number: int, originals: dict[str, Any]
 ) -> None:
@@ -130,9 +136,7 @@ def test_experts_alone_lose_half_of_what_naive_rounding_of_all_loses(
     assert found.kl_nats_per_token <= 0.5 * naive.kl_nats_per_token
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "qwen3_moe" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.parametrize("name", in_turn("qwen3"))
 def test_calibrated_rounding_loses_little_of_what_rounding_to_nearest_loses(
     name: str, originals: dict[str, Any]
 ) -> None:

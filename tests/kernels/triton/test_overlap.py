@@ -122,6 +122,7 @@ def test_others_do_not_wait(compiler: Compiler) -> None:
 
 
 @needs_triton
+@pytest.mark.slow
 def test_what_is_interpreted_waits_for_nothing(interpreted: Callable[..., Any]) -> None:
     interpreted(alike_interpreted)
 

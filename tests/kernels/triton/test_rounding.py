@@ -26,7 +26,10 @@ def check(dtype: torch.dtype, device: str = "cpu") -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.float16))],
+)
 def test_it_rounds_to_the_nearest_in_the_interpreter(dtype: torch.dtype, interpreted: Callable[..., None]) -> None:
     interpreted(check, dtype)
 
