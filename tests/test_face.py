@@ -115,7 +115,11 @@ print(json.dumps([
 
 @pytest.mark.parametrize(
     "imports",
-    ["import inference_pio, src.inference_pio", "import src.inference_pio, inference_pio", "import src.inference_pio"],
+    [
+        "import inference_pio, src.inference_pio",
+        "import src.inference_pio, inference_pio",
+        pytest.param("import src.inference_pio", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("path", [ROOT, ROOT / "src"], ids=["not installed", "installed"])
 def test_both_import_roots_are_one_package(imports: str, path: Path) -> None:

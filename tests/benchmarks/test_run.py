@@ -78,6 +78,7 @@ def test_an_unknown_system_is_told_with_the_known_ones(tmp_path: Path, capsys: p
     assert "this suite knows cudnn" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_process_answers_like_the_inline_worker(tmp_path: Path) -> None:
     smoke("attention", tmp_path / "out.json", "--arms", "flash,cudnn", "--processes")
     arms: dict[str, Any] = results.read(tmp_path / "out.json")["arms"]

@@ -79,7 +79,7 @@ def dependent_by_rule() -> list[bool]:
     return [launch.dependent for launch in launches]
 
 
-ONE_OF_EACH_KIND = ("qwen3", "glm4_moe", "glm4_moe_lite")
+ONE_OF_EACH_KIND = ("glm4_moe", "glm4_moe_lite")
 IN_TURN = [pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND else pytest.mark.slow) for name in COMPOSED]
 """The interpreter takes seconds a step; models of like parts are left to `make verify`."""
 

@@ -53,6 +53,7 @@ def test_steps_follow_the_pattern_as_it_moves(monkeypatch: pytest.MonkeyPatch) -
     assert counted["density"] < 0.9
 
 
+@pytest.mark.slow
 def test_padded_rows_are_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     (ours, _), (theirs, _) = fused(monkeypatch), fused(monkeypatch, fuse=False)
     assert torch.equal(said(ours, padded=70), said(theirs, padded=70))

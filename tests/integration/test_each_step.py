@@ -47,6 +47,7 @@ def test_one_step_is_the_whole(mute_folder: Path) -> None:
     assert report.steps[1].comparison.kl_nats_per_token is None
 
 
+@pytest.mark.slow
 def test_without_a_tokenizer_steps_are_measured_without_quality(mute_folder: Path) -> None:
     assert [step.measured.perplexity for step in measured(mute_folder).report.steps] == [None] * 4
 

@@ -97,6 +97,7 @@ def test_ctrl_c_at_any_moment_leaves_the_model_edited_or_as_it_was(tmp_path: Pat
     for _ in range(150):
         pressing_ctrl_c(journal, moments.uniform(1e-5, 4e-3), lambda _: _step(journal))
         outcomes["edited" if journal.frames else "as before"] += 1
+        assert torch.is_grad_enabled()
         if not journal.frames:
             assert before.differences(fingerprint(model)) == []
             continue
@@ -105,6 +106,7 @@ def test_ctrl_c_at_any_moment_leaves_the_model_edited_or_as_it_was(tmp_path: Pat
             journal, moments.uniform(1e-5, 1e-3), lambda transaction, frames=frames: transaction.undo(frames)
         )
         assert (standing if journal.frames else before).differences(fingerprint(model)) == []
+        assert torch.is_grad_enabled()
         take_back(journal, *journal.frames)
         assert before.differences(fingerprint(model)) == []
     assert outcomes["as before"] > 0

@@ -295,3 +295,13 @@ def test_two_phases_hold_no_more_than_what_comes_back(tmp_path: Path) -> None:
     assert not home.expired()
     transaction.commit()
     assert home.expired()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_rollback_gives_back_the_gradient_mode(gradients: bool, tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    with torch.set_grad_enabled(gradients):
+        transaction = Transaction(scene.journal)
+        torch.set_grad_enabled(not gradients)  # as a Ctrl-C between opening and `with` leaves it
+        transaction.rollback()
+        assert torch.is_grad_enabled() is gradients

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+
 from inference_pio.undo.configs import OwnConfigs
 from inference_pio.undo.drift import check_drift
 from inference_pio.undo.frame import Frame
@@ -24,6 +26,7 @@ class Transaction:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self._undone: list[Frame] = []
+        self._gradients = torch.is_grad_enabled()
         self._remember()
 
     def check(self, frames: Sequence[Frame], owned: OwnConfigs | None = None) -> None:
@@ -54,7 +57,11 @@ class Transaction:
             raise
 
     def rollback(self) -> None:
-        """Unwind what is new, then do again what was taken back: the model is as before the transaction."""
+        """Unwind what is new, then do again what was taken back: the model is as before the transaction.
+
+        So is torch's gradient mode, which a Ctrl-C between the opening of a `no_grad` and its `with` leaves off.
+        """
+        torch.set_grad_enabled(self._gradients)
         problems: list[BaseException] = []
         with held_back():
             for frame in reversed([frame for frame in self.journal.frames if frame not in self._frames_before]):
