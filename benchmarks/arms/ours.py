@@ -56,24 +56,20 @@ def fuse(model: nn.Module, level: str, *, exact: bool = False) -> None:
 def launched(
     *, dependent: bool = True, overlapping: bool = True, joined: bool = True
 ) -> Callable[[nn.Module, Room], Decoder]:
-    """Level graph with other launches: kernels that begin before the last has ended, attention joined by its own."""
+    """Level graph with other launches than it chooses; each is told at `FusedOperations`."""
 
     def make(model: nn.Module, room: Room) -> Decoder:
-        return _launched(model, room, dependent=dependent, overlapping=overlapping, joined=joined)
+        from inference_pio.decoding.fused import FusedOperations
+
+        fuse(model, "graph")
+        engine = engine_of(model)
+        if engine is None or not isinstance(engine.operations, FusedOperations):
+            raise Unavailable("steps are not computed by our kernels here")
+        engine.close()  # what was recorded until now is launched otherwise
+        engine.operations = FusedOperations(dependent=dependent, overlapping=overlapping, joined=joined)
+        return EngineDecoder(model, room)
 
     return make
-
-
-def _launched(model: nn.Module, room: Room, **launches: bool) -> Decoder:
-    from inference_pio.decoding.fused import FusedOperations
-
-    fuse(model, "graph")
-    engine = engine_of(model)
-    if engine is None or not isinstance(engine.operations, FusedOperations):
-        raise Unavailable("steps are not computed by our kernels here")
-    engine.close()  # what was recorded until now is launched otherwise
-    engine.operations = FusedOperations(**launches)
-    return EngineDecoder(model, room)
 
 
 def in_large_room(model: nn.Module, room: Room) -> Decoder:

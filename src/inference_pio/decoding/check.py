@@ -18,9 +18,8 @@ NEAR = {torch.float32: 0.99999}
 """Least cosine of the step's logits with the library's; a part that is missing or misread costs far more than this."""
 NEAR_IN_16_BITS = 0.995
 LEAST, SLACK = 0.9, 2.0
-NUDGE = 2.0**-8
-"""Of the tokens' embeddings, times the root of the layers: what rounding in all of them comes to. A deep model whose
-routers turn may answer with logits far from its own; steps may lie SLACK as far away, and never under LEAST."""
+"""A deep model whose routers turn by rounding may answer with logits far from its own: steps may then lie SLACK as far
+away as rounding moves it, and never under LEAST."""
 
 
 @torch.no_grad()
@@ -49,12 +48,13 @@ def _why_differs(model: nn.Module, decoder: Decoder, operations: Operations) -> 
 
 
 def _nudged(model: nn.Module, decoder: Decoder, tokens: Tensor, positions: Tensor, expected: Tensor) -> float:
-    """How near to its own logits the library stays, at `SLACK`, where its last tokens' embeddings are a little off."""
+    """How near to its own logits the library stays, at `SLACK`, where its last tokens' embeddings are off by what
+    rounding comes to in all layers: half a step of their dtype, times the root of the layers."""
     embedded: Tensor = decoder.embedding(tokens[:, -1:])  # type: ignore[operator]
-    chance = torch.Generator().manual_seed(0)
-    noise = torch.randn(embedded.shape, generator=chance).to(embedded) * NUDGE * len(decoder.layers) ** 0.5
+    size = torch.finfo(embedded.dtype).eps / 2 * len(decoder.layers) ** 0.5
+    noise = size * torch.randn(embedded.shape, generator=torch.Generator().manual_seed(0)).to(embedded.device)
     try:
-        moved = _library_step(model, tokens, positions, inputs_embeds=embedded * (1 + noise))
+        moved = _library_step(model, tokens, positions, inputs_embeds=(embedded * (1 + noise)).to(embedded.dtype))
     except (TypeError, ValueError):  # it takes tokens alone
         return 1.0
     return max(LEAST, 1 - SLACK * (1 - _cosine(moved, expected)))

@@ -29,8 +29,9 @@ class FusedOperations(RecordableOperations):
     """Our kernels for up to eight rows, torch's products and our elementwise kernels for more.
 
     A dense layer takes six launches: queries, keys and values; rotation and cache; attention; its result; gate and up;
-    down. `launches` of products are those that were found fastest here; `dependent`: a kernel begins
-    before the one in front of it has ended.
+    down. `launches` of products are those that were found fastest here. `dependent`: products begin before the kernel
+    in front of them has ended; `overlapping`: so do routers, experts and what stands around latent attention. `joined`:
+    the last program of attention joins, where that is little, in place of a second launch.
     """
 
     name = "triton"
