@@ -6,7 +6,6 @@ what lies between attention and matrix products can be found.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # started as a file: its folder is on the path, the repository may not be
 sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "src")) if path not in sys.path]
 
-from benchmarks.step_profile import ON_GPU, SHOWN, covered, trace_of  # noqa: E402
+from benchmarks.step_profile import ON_GPU, SHOWN, arguments, covered, trace_of  # noqa: E402
 
 MARK = "a prompt's forward"
 KERNELS = ROOT / "src" / "inference_pio" / "kernels" / "triton"
@@ -116,14 +115,7 @@ def table(found: Mapping[str, Told]) -> str:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="one of benchmarks/real_models.py")
-    parser.add_argument("--arms", type=lambda text: text.split(","), default=["plain", "pio-elementwise", "pio-merged"])
-    parser.add_argument("--prompt", type=int, default=32768)
-    parser.add_argument("--layers", type=int, default=0, help="of the decoder (0: all)")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model on a CPU: does this program work")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(words)
+    options = arguments(__doc__, ["plain", "pio-elementwise", "pio-merged"], 32768).parse_args(words)
     found = {}
     for arm in options.arms:
         found[arm] = _measured(arm, options)

@@ -137,15 +137,21 @@ def trace_of(deed: Callable[[], Any], *, cuda: bool, shapes: bool = False) -> li
         return json.loads(path.read_text())["traceEvents"]  # type: ignore[no-any-return]
 
 
-def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(description: str | None, arms: list[str], prompt: int) -> argparse.ArgumentParser:
+    """What the programs that listen to a model are asked with."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("model", help="one of benchmarks/real_models.py")
-    parser.add_argument("--arms", type=lambda text: text.split(","), default=["plain", "pio-graph"])
-    parser.add_argument("--tokens", type=int, default=65, help="new tokens (one more than are listened to)")
-    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--arms", type=lambda text: text.split(","), default=arms)
+    parser.add_argument("--prompt", type=int, default=prompt)
     parser.add_argument("--layers", type=int, default=0, help="of the decoder (0: all)")
     parser.add_argument("--smoke", action="store_true", help="a tiny model on a CPU: does this program work")
     parser.add_argument("--json", type=Path)
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = arguments(__doc__, ["plain", "pio-graph"], 512)
+    parser.add_argument("--tokens", type=int, default=65, help="new tokens (one more than are listened to)")
     options = parser.parse_args(words)
     found = {arm: _measured(arm, options) for arm in options.arms}
     print(table(found))
