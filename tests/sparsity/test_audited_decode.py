@@ -120,6 +120,7 @@ def test_kernels_choose_and_attend_as_torch_does(scorer, budget, padding, interp
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_gpu_nothing_waits_for_the_device_and_a_graph_follows_the_length() -> None:
     check_kernels("mean", None, None, "cuda")
     decode = AuditedDecode(2, 1, DecodeSettings(), torch.device("cuda"))
@@ -129,8 +130,8 @@ def test_gpu_nothing_waits_for_the_device_and_a_graph_follows_the_length() -> No
     summary = PageSummary(found.minimum.bfloat16(), found.maximum.bfloat16(), found.mean)
     query, lengths = keys[:, 7].expand(1, 2, 64), torch.tensor([4096], dtype=torch.int32, device="cuda")
     decode.list_pages(query, summary, lengths)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
