@@ -105,10 +105,11 @@ class AuditedDecode:
 
     def list_pages(
         self, query: Tensor, summary: PageSummary, lengths: Tensor, *, scale: float | None = None,
-        starts: Tensor | None = None,
+        starts: Tensor | None = None, written: Tensor | None = None,
     ) -> PageList:  # fmt: skip
-        """The pages that `query` [B, H, D] reads of a cache of `lengths` tokens (int32 on the device), in one launch
-        and in room of its own: a recorded graph may hold it, with what `shares` holds when it is played."""
+        """The pages that `query` [B, H, D] reads of a cache of `lengths` tokens (int32 on the device), in two launches
+        and in room of its own: a recorded graph may hold them, with what `shares` holds when it is played. `written`: a
+        cache whose last token the summary does not know yet."""
         from inference_pio.kernels.triton.page_choice import PageScratch, choose_pages, empty_lists
 
         batch, key_heads, pages, _ = summary.mean.shape
@@ -117,12 +118,13 @@ class AuditedDecode:
             most = pages if budget is None else min(budget, pages)
             self._room = (
                 empty_lists(batch, key_heads, most, query.device),
-                PageScratch.of(batch, self._heads, key_heads, pages, query.device),
+                PageScratch.of(batch, self._heads, pages, query.device),
             )
         lists, scratch = self._room
         return choose_pages(
             query, summary, lengths, self.shares, starts=starts, scale=scale, scorer=self.settings.scorer,
             sinks=self.settings.sinks, local=self.settings.local, budget=budget, lists=lists, scratch=scratch,
+            written=written,
         )  # fmt: skip
 
     def _budget(self) -> int | None:

@@ -31,6 +31,8 @@ class Case:
     share: float = 0.9
     sinks: int = 1
     local: int = 2
+    written: bool = False
+    """Whether the summary of the last token's page is left to the kernel."""
 
 
 def check(case: Case, device: str = "cpu") -> None:
@@ -49,20 +51,28 @@ def check(case: Case, device: str = "cpu") -> None:
     ]
     found = [torch.cat([getattr(one, name) for one in rows]).to(device) for name in ("minimum", "maximum", "mean")]
     summary = PageSummary(found[0].bfloat16(), found[1].bfloat16(), found[2])
+    true = PageSummary(*(each.clone() for each in (summary.minimum, summary.maximum, summary.mean)))
+    if case.written:
+        for row, length in enumerate(case.lengths):
+            for each in (summary.minimum, summary.maximum, summary.mean):
+                each[row, :, (length - 1) // 64] = float("nan")
     lengths = torch.tensor(case.lengths, dtype=torch.int32, device=device)
     starts = None if case.starts is None else torch.tensor(case.starts, dtype=torch.int32, device=device)
     shares = torch.full((case.key_heads,), case.share, device=device)
     shares[-1] = DENSE
-    scratch = PageScratch.of(batch, case.heads, case.key_heads, pages, query.device)
+    scratch = PageScratch.of(batch, case.heads, pages, query.device)
     scratch.scores.fill_(float("nan"))
     width = pages if case.budget is None else max(case.budget, case.sinks + case.local)
     lists = empty_lists(batch, case.key_heads, width, query.device)
     options = {"scorer": case.scorer, "budget": case.budget, "sinks": case.sinks, "local": case.local}
-    for _ in range(2):  # the counter is zero again
+    options |= {"written": keys.to(device) if case.written else None}
+    for _ in range(2):  # nothing of one call is left to the next
         lists.counts.fill_(-1)
         lists.indices.fill_(-1)
         choose_pages(query, summary, lengths, shares, starts=starts, lists=lists, scratch=scratch, **options)
-        assert not bool(scratch.arrived.any())
+    assert torch.equal(summary.minimum, true.minimum)
+    assert torch.equal(summary.maximum, true.maximum)
+    torch.testing.assert_close(summary.mean, true.mean, rtol=1e-5, atol=1e-6)
     for row, length in enumerate(case.lengths):
         expected = chosen(case, query[row : row + 1], summary, row, length, shares)
         for head in range(case.key_heads):
@@ -111,6 +121,13 @@ def test_it_chooses_as_sorting_does_in_the_interpreter(case: Case, interpreted: 
 
 
 @needs_triton
+@pytest.mark.parametrize("scorer", ["mean", "bounds", "both"])
+@pytest.mark.parametrize("case", [Case((3000,), budget=8), Case((2999, 129, 64), starts=(700, 128, 60))], ids=str)
+def test_it_sums_up_the_page_that_was_written_to(case: Case, scorer: str, interpreted: Callable[..., None]) -> None:
+    interpreted(check, Case(**{**case.__dict__, "scorer": scorer, "written": True}))
+
+
+@needs_triton
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from inference_pio.kernels.triton import support
     from inference_pio.kernels.triton.page_choice import choose_pages
@@ -135,16 +152,24 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_compiles_to_wide_loads_without_spilling(
     capability: int, pages: int, scorer: str, width: int, compiler: Compiler
 ) -> None:
-    from inference_pio.kernels.triton.page_choice import choose_pages, page_choice_kernel
+    from inference_pio.kernels.triton import page_choice
 
-    compiler.for_machine(capability, page_choice_kernel)
+    compiler.for_machine(capability, page_choice.page_scores_kernel, page_choice.page_list_kernel)
+    compiler.patch.setattr(page_choice, "may_overlap", lambda device: capability >= 90)
     query, places = torch.zeros(1, 8, width, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int32)
-    summary = PageSummary.zeros(torch.zeros(1, pages * 64, 1, width, dtype=torch.bfloat16))
-    choose_pages(query, summary, places, torch.ones(1), starts=places, scorer=scorer, budget=64)
-    (code,) = compiler.found
-    code.assert_it_fits(MACHINES[capability])
-    assert code.counts["LDG 128"] >= 2, code
-    assert code.counts["LDG U16"] <= 1, code  # one query, as wide as the program
+    keys = torch.zeros(1, pages * 64, 1, width, dtype=torch.bfloat16)
+    page_choice.choose_pages(
+        query, PageSummary.zeros(keys), places, torch.ones(1), starts=places, scorer=scorer, budget=64, written=keys,
+        dependent=capability >= 90,
+    )  # fmt: skip
+    scores, chosen = compiler.found
+    for code in (scores, chosen):
+        code.assert_it_fits(MACHINES[capability])
+        waits = [each for each in code.order if each == "ACQBULK" or each.startswith("LDG")]
+        assert (waits[0] == "ACQBULK") is (capability >= 90), code
+    assert scores.counts["LDG 128"] >= 2, scores
+    assert scores.counts["LDG U16"] <= 1, scores  # one query, as wide as the program
+    assert ("PREEXIT" in scores.order) is (capability >= 90), scores
 
 
 @pytest.mark.gpu
@@ -153,3 +178,4 @@ def test_it_compiles_to_wide_loads_without_spilling(
 def test_gpu_it_chooses_as_sorting_does(scorer: str, width: int) -> None:
     for case in (Case((33000, 700), heads=32, key_heads=8, capacity=33024), Case((9000,), budget=64, capacity=66000)):
         check(Case(**{**case.__dict__, "scorer": scorer, "width": width}), "cuda")
+        check(Case(**{**case.__dict__, "scorer": scorer, "width": width, "written": True}), "cuda")

@@ -12,7 +12,7 @@ import triton.language as tl
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.block_estimate import SPAN
 from inference_pio.kernels.triton.block_choice import block_estimate, block_kinds, check_choice
-from inference_pio.kernels.triton.launch import RANKED_AT_A_TIME, on_device, page_choice_warps
+from inference_pio.kernels.triton.launch import RANKED_AT_A_TIME, audit_warps, on_device
 
 
 @triton.jit(
@@ -90,6 +90,6 @@ def audited_coverage(
             scores.contiguous(), by_block, audited, shares, starts, ranks, coverage, queries, keys, query_spans,
             key_spans, blocks, rows, sinks, local, ending, shares.numel(), SPAN=SPAN, QUERY_BLOCK=query_block,
             KEY_BLOCK=key_block, BLOCKS=padded, ROWS=rows // audited.numel(), CHUNK=RANKED_AT_A_TIME,
-            HAS_STARTS=starts is not None, num_warps=page_choice_warps(padded),
+            HAS_STARTS=starts is not None, num_warps=audit_warps(padded),
         )  # fmt: skip
     return coverage

@@ -16,60 +16,30 @@ from inference_pio.kernels.block_sparse import BlockList
 from inference_pio.kernels.triton.launch import MOST_BLOCKS, choice_warps, on_device
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-FIRST_OF_ONE, FIRST_OF_FOUR = tl.constexpr(2**29), tl.constexpr(5**12)
-"""The bits of an estimate lie below 2**30, the bits of 2.0: thirty halvings, or thirteen cuts into five."""
-COUNT_UNIT, MASS_UNIT = tl.constexpr(2**48), tl.constexpr(float(2**40))
+HALF_OF_ALL = tl.constexpr(2**29)
+"""The bits of an estimate lie below 2**30, the bits of 2.0."""
 
 
 @triton.jit
-def smallest_set(estimate, fixed, free, share, most, CAPPED: tl.constexpr, PIVOTS: tl.constexpr):
-    """The `fixed` ones, and of the `free` ones the largest that bring the estimate to `share`; never more than `most`
-    together if CAPPED, all if they do not reach it. Equal ones are taken from the front.
-
-    PIVOTS: 1 or 4 bounds tried at a time. Four wait for fewer sums, one does less work.
-    """
+def smallest_set(estimate, fixed, free, share):
+    """The `fixed` ones, and of the `free` ones the largest that bring the estimate to `share`; all if they do not reach
+    it. Equal ones are taken from the front."""
     bits = tl.where(free, estimate.to(tl.int32, bitcast=True), -1)
-    held, many = measure(estimate, fixed, 0, CAPPED)
-    all_held, all_many = measure(estimate, free, 0, CAPPED)
-    low, step = 0, (FIRST_OF_FOUR if PIVOTS == 4 else FIRST_OF_ONE)
-    for _ in tl.range(13 if PIVOTS == 4 else 30):
-        if PIVOTS == 1:
-            mass, count = measure(estimate, bits >= low + step, 0, CAPPED)
-        else:
-            bounds = low + (1 + tl.arange(0, PIVOTS)) * step
-            mass, count = measure(estimate[None, :], bits[None, :] >= bounds[:, None], 1, CAPPED)
-        enough = held + mass >= share
-        if CAPPED:
-            enough = enough | (many + count >= most)
-        passed = enough.to(tl.int32)
-        low += (passed if PIVOTS == 1 else tl.sum(passed, 0)) * step
-        step = step // (PIVOTS + 1)
+    held = tl.sum(tl.where(fixed, estimate, 0.0), 0)
+    low, step = 0, HALF_OF_ALL
+    for _ in tl.range(30):
+        passed = held + tl.sum(tl.where(bits >= low + step, estimate, 0.0), 0) >= share
+        low += passed.to(tl.int32) * step
+        step = step // 2
     # `low` is the largest bound that leaves enough, if any does.
     over, level = bits > low, bits == low
-    mass, count = measure(estimate, over, 0, CAPPED)
+    mass = tl.sum(tl.where(over, estimate, 0.0), 0)
     least = tl.max(tl.where(level, estimate, 0.0), 0)
     wanted = tl.minimum(tl.ceil((share - held - mass) / tl.maximum(least, 1.0e-30)), 1.0e6).to(tl.int32)
-    reached, done = held + all_held >= share, held >= share
-    if CAPPED:
-        wanted = tl.minimum(wanted, most - many - count)
-        reached = reached | (many + all_many >= most)
-        done = done | (many >= most)
     among = tl.cumsum(level.to(tl.int32), 0)
     chosen = over | (level & (among <= tl.maximum(wanted, 1)))
+    reached, done = held + tl.sum(tl.where(free, estimate, 0.0), 0) >= share, held >= share
     return fixed | (free & (chosen | (reached == 0)) & (done == 0))
-
-
-@triton.jit
-def measure(estimate, chosen, AXIS: tl.constexpr, COUNTED: tl.constexpr):
-    """The sum of the chosen ones, and if COUNTED how many they are: both in one sum of 64 bits."""
-    if COUNTED:
-        packed = (estimate * MASS_UNIT).to(tl.int64) + COUNT_UNIT
-        total = tl.sum(tl.where(chosen, packed, 0), AXIS)
-        mass, count = (total % COUNT_UNIT).to(tl.float32) / MASS_UNIT, (total // COUNT_UNIT).to(tl.int32)
-    else:
-        mass = tl.sum(tl.where(chosen, estimate, 0.0), AXIS)
-        count = mass
-    return mass, count
 
 
 @triton.jit
@@ -137,7 +107,7 @@ def choice_kernel(
     fixed, free = block_kinds(
         number, queries, keys, seen_from, blocks, sinks, local, ending, QUERY_BLOCK, KEY_BLOCK
     )  # fmt: skip
-    kept = smallest_set(estimate, fixed, free, share, 0, False, 1).to(tl.int32)
+    kept = smallest_set(estimate, fixed, free, share).to(tl.int32)
     row = row * tl.num_programs(0) + number
     tl.store(counts + row, tl.sum(kept, 0))
     tl.store(indices + row * list_length + tl.cumsum(kept, 0) - 1, blocks, mask=kept != 0)

@@ -12,7 +12,6 @@ import torch
 
 import triton
 import triton.language as tl
-from inference_pio.compat import triton_interprets
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.triton.launch import (
     PAGE,
@@ -22,15 +21,17 @@ from inference_pio.kernels.triton.launch import (
     device_limits,
     on_device,
 )
+from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping, wait_for_others
 from inference_pio.kernels.triton.support import require, supports_decode
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1.0e30)
 LEAST = tl.constexpr(1.0e-30)
+FEW_SPLITS = tl.constexpr(66)
 COLUMNS = 64
 """Columns of the output that one joining program writes."""
-JOINED_NUMBERS = 8192
-"""Numbers that the last program of a key head holds at a time of what the others left: 64 a thread."""
+JOINED_NUMBERS = 4096
+"""Numbers that the last program of a key head holds at a time of what the others left: 32 a thread."""
 
 
 @dataclass(frozen=True)
@@ -114,23 +115,29 @@ def decode_kernel(
     table_batch, list_length, length_step, heads, scale, out_batch, out_head,
     PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
     SPLIT_ROWS: tl.constexpr, MEMBERS: tl.constexpr, AT_ONCE: tl.constexpr, HAS_STARTS: tl.constexpr,
-    PAGED: tl.constexpr, LISTED: tl.constexpr, JOINED: tl.constexpr, INTERPRETED: tl.constexpr,
+    PAGED: tl.constexpr, LISTED: tl.constexpr, JOINED: tl.constexpr, LEADS: tl.constexpr, DEPENDENT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     split, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if LEADS:
+        let_others_begin(INTERPRETED)
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     key_heads = heads // GROUP
+    rows, columns, tokens = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, PAGE_SIZE)
+    first_head = head * GROUP
+    # asked for before anything is waited for
+    query_places = query + batch * query_batch + (first_head + rows)[:, None] * query_head + columns[None, :]
+    queries = tl.load(query_places, mask=(rows < GROUP)[:, None], other=0.0)
     begin, end, seen_from, seen_to, busy = share(
         batch, head, key_heads, split, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS, HAS_STARTS, LISTED
     )
-    rows, columns, tokens = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, PAGE_SIZE)
-    first_head = head * GROUP
     out_place = out + batch * out_batch + first_head * out_head
     if begin >= end:
         if JOINED and (split == 0):  # without pages for the first, there are none for any
             nothing = tl.zeros([ROWS, WIDTH], out.dtype.element_ty)
             tl.store(out_place + rows[:, None] * out_head + columns[None, :], nothing, mask=(rows < GROUP)[:, None])
         return
-    query_places = query + batch * query_batch + (first_head + rows)[:, None] * query_head + columns[None, :]
-    queries = tl.load(query_places, mask=(rows < GROUP)[:, None], other=0.0)
     if INTERPRETED:  # the interpreter multiplies the bits of bfloat16
         queries = queries.to(tl.float32)
     key_base = key + head.to(tl.int64) * key_head + tokens[:, None] * key_token + columns[None, :]
@@ -191,22 +198,31 @@ def join_kernel(
     partial, weight, out, lengths, starts, counts, out_batch, out_head, length_step, heads,
     PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
     SPLIT_ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_STARTS: tl.constexpr, LISTED: tl.constexpr,
+    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     head, batch = tl.program_id(0), tl.program_id(1)
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     splits = tl.arange(0, SPLIT_ROWS)
+    held = splits < SPLITS
+    row = (batch * heads + head).to(tl.int64) * SPLITS
+    columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    # Few splits are asked for at once; what one without pages left is of an earlier launch, and is not looked at.
+    weights = tl.load(weight + row + splits, mask=held, other=float("-inf"))
+    places = partial + (row + splits)[:, None] * WIDTH + columns[None, :]
+    if SPLITS <= FEW_SPLITS:
+        found = tl.load(places, mask=held[:, None], other=0.0)
     begin, end, _seen_from, _seen_to, _busy = share(
         batch, head // GROUP, heads // GROUP, splits, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS,
         HAS_STARTS, LISTED,
     )  # fmt: skip
-    written = (splits < SPLITS) & (begin < end)  # the others left what the scratch held before
-    row = (batch * heads + head).to(tl.int64) * SPLITS
-    weights = tl.load(weight + row + splits, mask=written, other=float("-inf"))
+    written = held & (begin < end)
+    if SPLITS > FEW_SPLITS:
+        found = tl.load(places, mask=written[:, None], other=0.0)
+    weights, found = tl.where(written, weights, float("-inf")), tl.where(written[:, None], found, 0.0)
     highest = tl.max(weights, 0)
     shares = tl.where(weights == float("-inf"), 0.0, tl.exp2(weights - highest))
     shares = shares / tl.maximum(tl.sum(shares, 0), LEAST)
-    columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    places = partial + (row + splits)[:, None] * WIDTH + columns[None, :]
-    found = tl.load(places, mask=written[:, None], other=0.0)
     joined = tl.sum(found * shares[:, None], 0)
     tl.store(out + batch * out_batch + head * out_head + columns, joined.to(out.dtype.element_ty))
 
@@ -224,14 +240,15 @@ def decode_attention(
     out: torch.Tensor | None = None,
     scratch: DecodeScratch | None = None,
     launch: DecodeLaunch | None = None,
+    dependent: bool = False,
 ) -> torch.Tensor:
     """`query` [B, H, D] over a cache `key`, `value` [B, capacity, key heads, D], or with a `table` int32 [B, pages]
     over pools [P, 64, key heads, D]: [B, H, D].
 
     Row b sees tokens `starts[b]` to `lengths[b]`, both int32 on the device ([1] lengths serve all rows), of the listed
-    `pages` alone if given. Nothing is allocated where `out`, `scratch` and `launch` are given; nothing waits for the
-    device. Raises InvalidSetting for tensors
-    that `supports_decode` refuses.
+    `pages` alone if given. `dependent`: it may begin before the launch in front of it has ended. Nothing is allocated
+    where `out`, `scratch` and `launch` are given; nothing waits for the device. Raises InvalidSetting for tensors that
+    `supports_decode` refuses.
     """
     require(supports_decode(query, key, value, lengths, starts, table))
     batch, heads, width = query.shape
@@ -247,6 +264,7 @@ def decode_attention(
     counts, indices = (pages.counts, pages.indices) if pages else (None, None)
     split_rows, members = (max(2, triton.next_power_of_2(number)) for number in (launch.splits, group))
     joined, at_once = scratch.arrived is not None, max(1, min(split_rows, JOINED_NUMBERS // (members * width)))
+    overlaps = may_overlap(query.device)
     with on_device(query):
         decode_kernel[(launch.splits, key_heads, batch)](
             query, key, value, scratch.partial, scratch.weight, scratch.arrived, out, lengths, starts, table, counts,
@@ -254,14 +272,14 @@ def decode_attention(
             0 if table is None else table.stride(0), 0 if indices is None else indices.shape[-1], length_step, heads,
             width**-0.5 if scale is None else scale, out.stride(0), out.stride(1),
             ROWS=max(16, triton.next_power_of_2(group)), MEMBERS=members, AT_ONCE=at_once,
-            SPLIT_ROWS=split_rows, PAGED=table is not None, JOINED=joined, INTERPRETED=triton_interprets(),
-            num_stages=launch.stages, **flags,
+            SPLIT_ROWS=split_rows, PAGED=table is not None, JOINED=joined, LEADS=overlaps and not joined,
+            num_stages=launch.stages, **flags, **overlapping(dependent),
         )  # fmt: skip
         if not joined:
             block = min(COLUMNS, width)
             join_kernel[(heads, batch, width // block)](
                 scratch.partial, scratch.weight, out, lengths, starts, counts, out.stride(0), out.stride(1),
-                length_step, heads, SPLIT_ROWS=split_rows, BLOCK=block, **flags,
+                length_step, heads, SPLIT_ROWS=split_rows, BLOCK=block, **flags, **overlapping(overlaps),
             )  # fmt: skip
     return out
 

@@ -14,6 +14,7 @@ from inference_pio.compat import triton_interprets
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.triton.decode import COLUMNS, HIDDEN, LEAST, LOG2_E, DecodeScratch, join_kernel, share
 from inference_pio.kernels.triton.launch import PAGE, LatentLaunch, choose_latent_launch, device_limits, on_device
+from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping
 from inference_pio.kernels.triton.support import require, supports_latent_decode
 
 
@@ -28,9 +29,11 @@ def latent_decode_kernel(
     table_batch, list_length, length_step, heads, scale,
     PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, ROPE: tl.constexpr,
     SPLITS: tl.constexpr, HAS_STARTS: tl.constexpr, PAGED: tl.constexpr, LISTED: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    LEADS: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     split, batch = tl.program_id(0), tl.program_id(2)
+    if LEADS:
+        let_others_begin(INTERPRETED)
     begin, end, seen_from, seen_to, _busy = share(
         batch, 0, 1, split, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS, HAS_STARTS, LISTED
     )
@@ -127,6 +130,7 @@ def latent_decode_attention(
     flags = {"HAS_STARTS": starts is not None, "LISTED": pages is not None, "PAGE_SIZE": PAGE}
     flags |= {"WIDTH": width, "SPLITS": launch.splits}
     counts, indices = (pages.counts, pages.indices) if pages else (None, None)
+    overlaps = may_overlap(query.device)
     with on_device(query):
         latent_decode_kernel[(launch.splits, triton.cdiv(heads, launch.rows), batch)](
             query, query_rope, latent, rope, scratch.partial, scratch.weight, lengths, starts, table, counts, indices,
@@ -134,13 +138,14 @@ def latent_decode_attention(
             *_strides(latent, table), *_strides(rope, table),
             0 if table is None else table.stride(0), 0 if indices is None else indices.shape[-1], length_step, heads,
             scale, BLOCK=launch.block, ROWS=launch.rows, ROPE=rope.shape[-1], PAGED=table is not None,
-            INTERPRETED=triton_interprets(),
+            LEADS=overlaps, INTERPRETED=triton_interprets(),
             num_warps=launch.warps, num_stages=launch.stages, **flags,
         )  # fmt: skip
         columns = min(COLUMNS, width)
         join_kernel[(heads, batch, width // columns)](
             scratch.partial, scratch.weight, out, lengths, starts, counts, out.stride(0), out.stride(1), length_step,
             heads, GROUP=heads, SPLIT_ROWS=max(2, triton.next_power_of_2(launch.splits)), BLOCK=columns, **flags,
+            **overlapping(overlaps),
         )  # fmt: skip
     return out
 

@@ -27,8 +27,8 @@ MOST_BLOCKS = 4096
 BLOCKS_OF_A_WARP = 512
 RANKED_AT_A_TIME = 8
 """Blocks that are compared with all others of a row in one step."""
-PAGES_OF_A_PROGRAM = 32
-"""Pages that one program scores: 128 programs at 32K tokens and 8 key heads."""
+PAGES_SCORED = 16
+"""Pages that one program scores: 256 programs at 32K tokens and 8 key heads."""
 DECODE_EXTRA_BYTES = 8 * 1024
 """Shared bytes of a decode program beside its pages: 6 KB are used at heads of 128."""
 MASS_WAVES = 8
@@ -231,13 +231,13 @@ def choice_warps(blocks: int) -> int:
     return 16 if blocks > 2048 else max(1, blocks // BLOCKS_OF_A_WARP)
 
 
-def page_choice_warps(pages: int) -> int:
-    """Warps of a program that scores a tile of pages, and may then have to choose among all.
+def audit_warps(blocks: int) -> int:
+    """Warps of a program that ranks so many blocks and sums what lies in front of each.
 
-    >>> page_choice_warps(512), page_choice_warps(4096)
+    >>> audit_warps(512), audit_warps(4096)
     (4, 16)
     """
-    return 4 if pages <= 1024 else 8 if pages <= 2048 else 16
+    return 4 if blocks <= 1024 else 8 if blocks <= 2048 else 16
 
 
 def norm_warps(width: int) -> int:

@@ -23,9 +23,16 @@ FIRST_OVERLAPPING = 90
 @triton.jit
 def wait_for_others(INTERPRETED: tl.constexpr):
     """The kernel behind this one may begin; what the one in front wrote may be read from here on."""
+    let_others_begin(INTERPRETED)
+    if not INTERPRETED:
+        gdc_wait()
+
+
+@triton.jit
+def let_others_begin(INTERPRETED: tl.constexpr):
+    """The kernel behind this one may begin, where it waits by itself."""
     if not INTERPRETED:
         gdc_launch_dependents()
-        gdc_wait()
 
 
 def may_overlap(device: torch.device) -> bool:

@@ -1,7 +1,8 @@
-"""Which pages of a cache one new token reads, in one launch: estimate by page, smallest set that holds a share, list.
+"""Which pages of a cache one new token reads: estimate by page, smallest set that holds a share, list; two launches.
 
 The plain truth is `kernels.block_choice.Ranked` over `kernels.page_estimate.estimate_pages`. Many programs score pages;
-the last one of each key head, told by a counter, chooses. The length is read on the device: one graph serves all.
+then one for each key head finds the least share that is kept by halving what it may be. Shares are whole numbers: their
+sums are exact, and fast within a warp. The length is read on the device: one graph serves all.
 """
 
 from __future__ import annotations
@@ -16,105 +17,177 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.page_estimate import SCORERS
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary
-from inference_pio.kernels.triton.block_choice import smallest_set
-from inference_pio.kernels.triton.launch import MOST_BLOCKS, PAGE, PAGES_OF_A_PROGRAM, on_device, page_choice_warps
+from inference_pio.kernels.triton.launch import (
+    MOST_BLOCKS,
+    PAGE,
+    PAGES_SCORED,
+    choice_warps,
+    on_device,
+)
+from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping, wait_for_others
+from inference_pio.kernels.triton.page_summary import summed_up
 from inference_pio.kernels.triton.support import require, supports_decode
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+UNIT = tl.constexpr(float(2**30))
+"""Shares of the attention are told in so many parts: all of it fits into 32 bits."""
+HALF_OF_ALL = tl.constexpr(2**29)
+HIDDEN = tl.constexpr(-1.0e30)
 
 
 @dataclass(frozen=True)
 class PageScratch:
-    """What programs leave for the last of them: scores float32 [B, H, pages], and how many have come, int32
-    [B, key heads], which is zero between launches."""
+    """What the first launch leaves for the second: scores float32 [B, H, pages]."""
 
     scores: torch.Tensor
-    arrived: torch.Tensor
 
     @classmethod
-    def of(cls, batch: int, heads: int, key_heads: int, pages: int, device: torch.device) -> PageScratch:
-        arrived = torch.zeros(batch, key_heads, dtype=torch.int32, device=device)
-        return cls(torch.empty(batch, heads, pages, device=device), arrived)
+    def of(cls, batch: int, heads: int, pages: int, device: torch.device) -> PageScratch:
+        return cls(torch.empty(batch, heads, pages, device=device))
 
 
 @triton.jit(
-    do_not_specialize=["length_step", "pages", "list_length", "sinks", "local", "most"],
-    do_not_specialize_on_alignment=["lengths", "starts", "shares", "arrived", "counts", "indices"],
+    do_not_specialize=["length_step", "pages"],
+    do_not_specialize_on_alignment=["lengths", "starts"],
 )
-def page_choice_kernel(
-    query, least, largest, mean, scores, arrived, lengths, starts, shares, counts, indices,
-    query_batch, query_head, length_step, pages, list_length, sinks, local, most, scale,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr,
-    PAGES: tl.constexpr, MEANS: tl.constexpr, BOUNDS: tl.constexpr, CAPPED: tl.constexpr, HAS_STARTS: tl.constexpr,
-    PIVOTS: tl.constexpr,
+def page_scores_kernel(
+    query, least, largest, mean, keys, scores, lengths, starts,
+    query_batch, query_head, key_batch, key_token, key_head, length_step, pages, scale,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, MEANS: tl.constexpr,
+    BOUNDS: tl.constexpr, HAS_STARTS: tl.constexpr, WRITTEN: tl.constexpr, LEADS: tl.constexpr,
+    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     tile, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if LEADS:
+        let_others_begin(INTERPRETED)
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     length = tl.load(lengths + batch * length_step)
     used = tl.minimum(tl.cdiv(length, PAGE_SIZE), pages)
-    tiles = tl.maximum(tl.cdiv(used, TILE), 1)
-    if tile >= tiles:
+    if tile * TILE >= used:
         return
-
-    # What each page weighs for each query head.
     pair = batch.to(tl.int64) * tl.num_programs(1) + head
     column, page = tl.arange(0, WIDTH), tile * TILE + tl.arange(0, TILE)
-    offsets = pair * pages * WIDTH + page[:, None] * WIDTH + column[None, :]
+    rows = pair * pages * WIDTH
+    offsets = rows + page[:, None] * WIDTH + column[None, :]
     held = (page < used)[:, None]
     if MEANS:
         means = tl.load(mean + offsets, mask=held, other=0.0)
     if BOUNDS:
         above = tl.load(largest + offsets, mask=held, other=0.0).to(tl.float32)
         below = tl.load(least + offsets, mask=held, other=0.0).to(tl.float32)
-    for member in tl.range(0, GROUP):
-        mine = tl.load(query + batch * query_batch + (head * GROUP + member) * query_head + column).to(tl.float32)
-        mine = (mine * (scale * LOG2_E))[None, :]
-        if BOUNDS:
-            products = mine * tl.where(mine > 0.0, above, below)
+    if WRITTEN:  # noqa: SIM102 (one of them is known when this is compiled)
+        if (used - 1) // TILE == tile:  # the page that the last token was written to is summed up on the way
+            begin = (used - 1) * PAGE_SIZE
+            if HAS_STARTS:
+                begin = tl.maximum(begin, tl.load(starts + batch))
+            base = keys + batch.to(tl.int64) * key_batch + head.to(tl.int64) * key_head
+            low, high, average = summed_up(base, begin, length, used - 1, column, key_token, WIDTH, PAGE_SIZE)
+            place = rows + (used - 1) * WIDTH + column
+            tl.store(least + place, low.to(least.dtype.element_ty))
+            tl.store(largest + place, high.to(largest.dtype.element_ty))
+            tl.store(mean + place, average)
+            mine = (page == used - 1)[:, None]
             if MEANS:
-                products = 0.5 * (products + mine * means)
+                means = tl.where(mine, average[None, :], means)
+            if BOUNDS:
+                above = tl.where(mine, high[None, :], above)
+                below = tl.where(mine, low[None, :], below)
+    for member in tl.range(0, GROUP):
+        asked = tl.load(query + batch * query_batch + (head * GROUP + member) * query_head + column).to(tl.float32)
+        asked = (asked * (scale * LOG2_E))[None, :]
+        if BOUNDS:
+            products = asked * tl.where(asked > 0.0, above, below)
+            if MEANS:
+                products = 0.5 * (products + asked * means)
         else:
-            products = mine * means
+            products = asked * means
         tl.store(scores + (pair * GROUP + member) * pages + page, tl.sum(products, 1), mask=page < used)
 
-    # The last program to come chooses. What the others stored is seen after the counter, past the first cache.
-    tl.debug_barrier()
-    if tl.atomic_add(arrived + pair, 1, sem="acq_rel") != tiles - 1:
-        return
-    tl.store(arrived + pair, 0)
+
+@triton.jit
+def units_of(scores, members, page, length, seen_from, used, pages, GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr):
+    """The share of each page, the mean over the query heads, in whole parts of `UNIT`; and whether it is seen."""
+    places = scores + members[:, None] * pages + page[None, :]
+    real = (members < GROUP)[:, None]
+    found = tl.load(places, mask=real & (page < used)[None, :], other=0.0, cache_modifier=".cg")
+    tokens = tl.minimum(length - page * PAGE_SIZE, PAGE_SIZE) - tl.maximum(seen_from - page * PAGE_SIZE, 0)
+    visible = (page < used) & (tokens > 0)
+    found += tl.log2(tl.maximum(tokens, 1).to(tl.float32))[None, :]
+    found = tl.where(visible[None, :], found, HIDDEN)
+    shares = tl.exp2(found - tl.max(found, 1)[:, None])
+    shares = shares * ((UNIT / GROUP) / tl.sum(shares, 1)[:, None])
+    return tl.sum(tl.where(real, shares.to(tl.int32), 0), 0), visible
+
+
+@triton.jit
+def smallest_set(units, fixed, free, wanted, most):
+    """The `fixed` ones, and of the `free` ones the largest that bring their units to `wanted`; never more than `most`
+    together, all if they do not reach it. Equal ones are taken from the front."""
+    ranked = tl.where(free, units, -1)
+    held, many = tl.sum(tl.where(fixed, units, 0), 0), tl.sum(fixed.to(tl.int32), 0)
+    least, step = 0, HALF_OF_ALL
+    for _ in tl.range(30):
+        chosen = ranked >= least + step
+        mass, count = tl.sum(tl.where(chosen, units, 0), 0), tl.sum(chosen.to(tl.int32), 0)
+        enough = (held + mass >= wanted) | (many + count >= most)
+        least += enough.to(tl.int32) * step
+        step = step // 2
+    # The largest bound that leaves enough, if any does: 0 may not.
+    over, level = ranked > least, ranked == least
+    mass, count = tl.sum(tl.where(over, units, 0), 0), tl.sum(over.to(tl.int32), 0)
+    missing = tl.where(least > 0, tl.cdiv(wanted - held - mass, tl.maximum(least, 1)), most)
+    missing = tl.minimum(missing, most - many - count)
+    among = tl.cumsum(level.to(tl.int32), 0)
+    done = (held >= wanted) | (many >= most)
+    return fixed | ((over | (level & (among <= missing))) & (done == 0))
+
+
+@triton.jit(
+    do_not_specialize=["length_step", "pages", "list_length", "sinks", "local", "most"],
+    do_not_specialize_on_alignment=["lengths", "starts", "shares", "counts", "indices"],
+)
+def page_list_kernel(
+    scores, lengths, starts, shares, counts, indices, length_step, pages, list_length, sinks, local, most,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, PAGE_SIZE: tl.constexpr, PAGES: tl.constexpr, HAS_STARTS: tl.constexpr,
+    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    head, batch = tl.program_id(0), tl.program_id(1)
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
+    length = tl.load(lengths + batch * length_step)
+    share = tl.load(shares + head)
     seen_from = 0
     if HAS_STARTS:
         seen_from = tl.maximum(tl.load(starts + batch), 0)
-    number = tl.arange(0, PAGES)
-    first = number * PAGE_SIZE
-    tokens = tl.minimum(length - first, PAGE_SIZE) - tl.maximum(seen_from - first, 0)
-    visible = (number < used) & (first + PAGE_SIZE > seen_from)
-    weight = tl.log2(tl.maximum(tokens, 1).to(tl.float32))
-    estimate = tl.zeros([PAGES], tl.float32)
-    for member in tl.range(0, GROUP):
-        mine = tl.load(
-            scores + (pair * GROUP + member) * pages + number, mask=number < used, other=0.0, cache_modifier=".cg"
-        )
-        mine = tl.where(visible & (tokens > 0), mine + weight, float("-inf"))
-        shares_of_head = tl.exp2(mine - tl.maximum(tl.max(mine, 0), -1.0e30))
-        estimate += shares_of_head / (tl.maximum(tl.sum(shares_of_head, 0), 1.0e-30) * GROUP)
-    sink = (number >= seen_from // PAGE_SIZE) & (number < seen_from // PAGE_SIZE + sinks)
-    fixed = visible & (sink | (number >= used - local))
-    share = tl.load(shares + head)
-    kept = smallest_set(estimate, fixed, visible & (fixed == 0), share, most, CAPPED, PIVOTS).to(tl.int32)
+    used = tl.minimum(tl.cdiv(length, PAGE_SIZE), pages)
+    pair = batch.to(tl.int64) * tl.num_programs(0) + head
+    page = tl.arange(0, PAGES)
+    units, visible = units_of(
+        scores + pair * GROUP * pages, tl.arange(0, MEMBERS), page, length, seen_from, used, pages, GROUP, PAGE_SIZE
+    )  # fmt: skip
+    first = seen_from // PAGE_SIZE
+    fixed = visible & (((page >= first) & (page < first + sinks)) | (page >= used - local))
+    # what no choice reaches is more than all there is
+    wanted = tl.minimum(tl.ceil(share * UNIT), 2.0 * UNIT - 128.0).to(tl.int32)
+    kept = smallest_set(units, fixed, visible & (fixed == 0), wanted, most).to(tl.int32)
     tl.store(counts + pair, tl.sum(kept, 0))
-    tl.store(indices + pair * list_length + tl.cumsum(kept, 0) - 1, number, mask=kept != 0)
+    tl.store(indices + pair * list_length + tl.cumsum(kept, 0) - 1, page, mask=kept != 0)
 
 
 def choose_pages(
     query: torch.Tensor, summary: PageSummary, lengths: torch.Tensor, shares: torch.Tensor, *,
     starts: torch.Tensor | None = None, scale: float | None = None, scorer: str = "mean", sinks: int = 1,
     local: int = 2, budget: int | None = None, lists: PageList | None = None, scratch: PageScratch | None = None,
+    written: torch.Tensor | None = None, dependent: bool = False,
 ) -> PageList:  # fmt: skip
     """For each key head (`shares` float32 [key heads]) the pages that hold its share of the estimate for `query`
     [B, H, D], beside the first `sinks` and the last `local` ones, and at most `budget` pages (never fewer than those).
 
-    `lengths` and `starts` are int32 on the device, as `decode_attention` takes them. Nothing is allocated where `lists`
-    and `scratch` are given; nothing waits for the device.
+    `lengths` and `starts` are int32 on the device, as `decode_attention` takes them. `written`: a cache
+    [B, capacity, key heads, D] whose last token the summary does not know yet; that of its page is renewed on the way.
+    `dependent`: the first launch may begin before the one in front of it has ended, as the second always may. Nothing
+    is allocated where `lists` and `scratch` are given; nothing waits for the device.
     """
     keys = summary.minimum.transpose(1, 2)
     require(supports_decode(query, keys, keys, lengths, starts))
@@ -127,21 +200,28 @@ def choose_pages(
         )
     if not all(one.is_contiguous() for one in (summary.minimum, summary.maximum, summary.mean)):
         raise InvalidSetting("the kernel reads summaries that are contiguous: make them by PageSummary.zeros.")
+    if written is not None:
+        require(supports_decode(query, written, written, lengths, starts))
     capped = pages if budget is None else min(max(budget, sinks + local), pages)
     lists = lists or empty_lists(batch, key_heads, capped, query.device)
-    scratch = scratch or PageScratch.of(batch, heads, key_heads, pages, query.device)
+    scratch = scratch or PageScratch.of(batch, heads, pages, query.device)
     group, padded = heads // key_heads, max(16, triton.next_power_of_2(pages))
-    tile = PAGES_OF_A_PROGRAM * 128 // max(width, 128)
+    tile = max(1, PAGES_SCORED * 128 // max(width, 128))
+    steps = (0, 0, 0) if written is None else written.stride()[:3]
+    common = {"GROUP": group, "PAGE_SIZE": PAGE, "HAS_STARTS": starts is not None}
+    overlaps = may_overlap(query.device)
     with on_device(query):
-        page_choice_kernel[(triton.cdiv(pages, tile), key_heads, batch)](
-            query, summary.minimum, summary.maximum, summary.mean, scratch.scores, scratch.arrived, lengths, starts,
-            shares, lists.counts, lists.indices, query.stride(0), query.stride(1), int(lengths.numel() > 1), pages,
-            lists.indices.shape[-1], sinks, local, capped, width**-0.5 if scale is None else scale,
-            GROUP=group, WIDTH=width, PAGE_SIZE=PAGE,
-            TILE=tile, PAGES=padded, MEANS=scorer != "bounds", BOUNDS=scorer != "mean",
-            CAPPED=budget is not None, HAS_STARTS=starts is not None,
-            PIVOTS=4 if padded <= 1024 else 1,  # more would not fit in registers
-            num_warps=page_choice_warps(padded),
+        page_scores_kernel[(triton.cdiv(pages, tile), key_heads, batch)](
+            query, summary.minimum, summary.maximum, summary.mean, written, scratch.scores, lengths, starts,
+            query.stride(0), query.stride(1), *steps, int(lengths.numel() > 1), pages,
+            width**-0.5 if scale is None else scale, WIDTH=width, TILE=tile, MEANS=scorer != "bounds",
+            BOUNDS=scorer != "mean", WRITTEN=written is not None, LEADS=overlaps, num_warps=4 if width <= 128 else 8,
+            **common, **overlapping(dependent),
+        )  # fmt: skip
+        page_list_kernel[(key_heads, batch)](
+            scratch.scores, lengths, starts, shares, lists.counts, lists.indices, int(lengths.numel() > 1), pages,
+            lists.indices.shape[-1], sinks, local, capped, MEMBERS=triton.next_power_of_2(group), PAGES=padded,
+            num_warps=choice_warps(padded), **common, **overlapping(overlaps),
         )  # fmt: skip
     return lists
 

@@ -17,6 +17,19 @@ COLUMNS = 64
 """Columns of a page that one program reads."""
 
 
+@triton.jit
+def summed_up(base, begin, end, page, columns, token_step, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr):
+    """Least, largest and mean of some columns of one page's keys from token `begin` to `end`; zeros of none."""
+    places = page * PAGE_SIZE + tl.arange(0, PAGE_SIZE)
+    seen = ((places >= begin) & (places < end))[:, None] & (columns < WIDTH)[None, :]
+    held = tl.load(base + places.to(tl.int64)[:, None] * token_step + columns[None, :], mask=seen, other=0.0)
+    held = held.to(tl.float32)
+    count = tl.maximum(tl.minimum(end, (page + 1) * PAGE_SIZE) - begin, 0)
+    least = tl.where(count > 0, tl.min(tl.where(seen, held, float("inf")), 0), 0.0)
+    largest = tl.where(count > 0, tl.max(tl.where(seen, held, float("-inf")), 0), 0.0)
+    return least, largest, tl.sum(held, 0) / tl.maximum(count, 1)
+
+
 @triton.jit(
     do_not_specialize=["added", "pages", "heads"],
     do_not_specialize_on_alignment=["length", "starts"],
@@ -33,20 +46,13 @@ def page_summary_kernel(
     begin = page * PAGE_SIZE
     if HAS_STARTS:
         begin = tl.maximum(begin, tl.load(starts + batch))
-    places = page * PAGE_SIZE + tl.arange(0, PAGE_SIZE)
     columns = part * BLOCK + tl.arange(0, BLOCK)
-    seen = ((places >= begin) & (places < end))[:, None] & (columns < WIDTH)[None, :]
     base = keys + batch.to(tl.int64) * batch_step + head.to(tl.int64) * head_step
-    held = tl.load(base + places.to(tl.int64)[:, None] * token_step + columns[None, :], mask=seen, other=0.0)
-    held = held.to(tl.float32)
-    count = tl.maximum(tl.minimum(end, (page + 1) * PAGE_SIZE) - begin, 0)
-    least = tl.min(tl.where(seen, held, float("inf")), 0)
-    largest = tl.max(tl.where(seen, held, float("-inf")), 0)
-    average = tl.sum(held, 0) / tl.maximum(count, 1)
+    least, largest, average = summed_up(base, begin, end, page, columns, token_step, WIDTH, PAGE_SIZE)
     row = ((batch * heads + head).to(tl.int64) * pages + page) * WIDTH
     inside = columns < WIDTH
-    tl.store(minimum + row + columns, tl.where(count > 0, least, 0.0).to(minimum.dtype.element_ty), mask=inside)
-    tl.store(maximum + row + columns, tl.where(count > 0, largest, 0.0).to(maximum.dtype.element_ty), mask=inside)
+    tl.store(minimum + row + columns, least.to(minimum.dtype.element_ty), mask=inside)
+    tl.store(maximum + row + columns, largest.to(maximum.dtype.element_ty), mask=inside)
     tl.store(mean + row + columns, average, mask=inside)
 
 
