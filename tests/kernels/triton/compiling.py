@@ -16,7 +16,9 @@ from inference_pio.kernels.triton.launch import AMPERE, HOPPER, Limits
 MACHINES = {80: AMPERE, 90: HOPPER}
 THREADS_OF_A_WARP = 32
 REGISTERS = 65536
-WANTED = re.compile(r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG|FFMA|ACQBULK|PREEXIT)((?:\.[A-Z0-9]+)*)")
+MOST_PROGRAMS = 65535
+"""Of a launch along its second and third axis; the first takes 2**31."""
+WANTED = re.compile(r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG|FFMA|I2F|ACQBULK|PREEXIT)((?:\.[A-Z0-9]+)*)")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Compiler:
 
     def _instead(self, run: Any) -> Any:
         def compile_only(*arguments: Any, warmup: bool, **options: Any) -> None:
+            assert all(size <= MOST_PROGRAMS for size in options["grid"][1:]), options["grid"]
             compiled = run(*arguments, warmup=True, **options)
             self.found.append(self._read(compiled))
 

@@ -62,8 +62,17 @@ def test_it_compiles_to_wide_loads_without_spilling(capability: int, width: int,
     assert not code.counts["LDG U16"] + code.counts["LDG"], code
 
 
+@needs_triton
+def test_a_prompt_of_any_length_is_one_launch(compiler: Compiler) -> None:
+    from inference_pio.kernels.triton.gated import silu_mul, silu_mul_kernel
+
+    compiler.for_machine(90, silu_mul_kernel)
+    silu_mul(torch.zeros(70_000, 16, dtype=torch.bfloat16))
+    assert compiler.found
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [*SHAPES, (4, 1024, 9728)])
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 1024, 9728), (70_000, 8)])
 def test_gpu_it_has_torchs_bits(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     check(shape, dtype, "cuda")

@@ -17,7 +17,7 @@ COLUMNS = 1024
 
 @triton.jit
 def silu_mul_kernel(gate, up, out, gate_step, up_step, width, BLOCK: tl.constexpr):
-    row, columns = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
     DTYPE: tl.constexpr = out.dtype.element_ty
     opened = tl.load(gate + row * gate_step + columns, mask=inside, other=0.0).to(tl.float32)
@@ -42,7 +42,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor
     if out.numel():
         block = min(COLUMNS, triton.next_power_of_2(width))
         with on_device(gate):
-            silu_mul_kernel[(triton.cdiv(width, block), len(gates))](
+            silu_mul_kernel[(len(gates), triton.cdiv(width, block))](
                 gates, ups, out, gates.stride(0), ups.stride(0), width, BLOCK=block, num_warps=4,
                 enable_fp_fusion=False,
             )  # fmt: skip
