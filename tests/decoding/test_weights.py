@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 
 from inference_pio.decoding.weights import expert_weights, linear_weights
 from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
+from inference_pio.formats.int4 import Int4Experts, Int4Linear
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
 from tests import tiny
 
@@ -29,6 +30,12 @@ def test_plain_and_compressed_linears_are_read() -> None:
     found = linear_weights(coded)
     assert found is not None
     assert (found.weight, found.scale, found.bias) == (coded.weight_fp8, coded.weight_scale, plain.bias)
+    assert found.kind == (torch.uint8, 0)
+    packed = Int4Linear.from_linear(plain, 32)
+    found = linear_weights(packed)
+    assert found is not None
+    assert (found.weight, found.scale, found.bias) == (packed.weight_int4, packed.weight_scale, plain.bias)
+    assert found.kind[1] == 32
 
 
 def test_linears_that_compute_otherwise_are_called() -> None:
@@ -56,5 +63,9 @@ def test_experts_are_read_in_the_known_layout_alone() -> None:
     found = expert_weights(coded)
     assert found is not None
     assert (found.gate_up, found.down) == (coded.gate_up_fp8, coded.down_fp8)
+    packed = Int4Experts.from_experts(experts, 32)
+    found = expert_weights(packed)
+    assert found is not None
+    assert (found.gate_up, found.down_scale) == (packed.gate_up_int4, packed.down_scale)
     experts.is_transposed = True
     assert expert_weights(experts) is None

@@ -183,7 +183,9 @@ def test_the_backend_is_named_for_each_device_and_dtype() -> None:
     assert choose_int4_backend(CPU, torch.bfloat16) == packed
     assert choose_int4_backend(CPU, torch.float64) == "dequantize"
     assert choose_int4_backend(torch.device("meta"), torch.bfloat16) == "dequantize"
-    assert choose_int4_backend(torch.device("cuda", 0), torch.bfloat16) == "dequantize"
+    assert choose_int4_backend(torch.device("cuda", 0), torch.bfloat16) == (
+        "triton" if compat.has_triton() else "dequantize"
+    )
 
 
 @pytest.mark.parametrize("settle", [False, True])

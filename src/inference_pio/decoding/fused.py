@@ -20,7 +20,7 @@ from inference_pio.decoding.launches import Launches
 from inference_pio.decoding.recordable import RecordableOperations, starts_of
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import LinearWeights, expert_weights, linear_weights
-from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, weight_bytes
 from inference_pio.kernels.triton.launch import DecodeLaunch, choose_decode_launch, device_limits, last_joins
 from inference_pio.kernels.triton.support import MOST_ROWS, supports_decode, supports_latent_decode
 
@@ -61,7 +61,7 @@ class FusedOperations(RecordableOperations):
         residual: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         held = [linear_weights(layer) for layer in linears]
-        if len(x) > MOST_ROWS or None in held or len({layer.weight.dtype for layer in held if layer}) > 1:
+        if len(x) > MOST_ROWS or None in held or len({layer.kind for layer in held if layer}) > 1:
             return super().project(x, linears, norm=norm, gated=gated, residual=residual)
         return self._multiply(x, held, norm=norm, gated=gated, residual=residual)  # type: ignore[arg-type]
 
@@ -162,15 +162,15 @@ class FusedOperations(RecordableOperations):
             given |= {"norm_weight": norm.weight, "eps": norm.eps}
         launch = self.launches.launch_for(x, weights, scales, dependent=self.dependent, **_beside(given))
         if launch is None and self.dependent:
-            launch = _dependent_by_rule(x, weights, gated)
+            launch = _dependent_by_rule(x, weights, held[0].kind[1], gated)
         return gemv(x, weights, launch=launch, **given)
 
 
-def _dependent_by_rule(x: Tensor, weights: Sequence[Tensor], gated: bool) -> GemvLaunch:
+def _dependent_by_rule(x: Tensor, weights: Sequence[Tensor], group: int, gated: bool) -> GemvLaunch:
     rows = sum(map(len, weights))
     return choose_gemv_launch(
-        device_limits(x.device), len(x), rows, x.shape[1], weights[0].element_size(), gated=gated, dependent=True,
-        bfloat16=x.dtype is torch.bfloat16,
+        device_limits(x.device), len(x), rows, x.shape[1], weight_bytes(weights[0], group), gated=gated, group=group,
+        dependent=True,        bfloat16=x.dtype is torch.bfloat16,
     )  # fmt: skip
 
 

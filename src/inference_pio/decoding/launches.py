@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inference_pio.errors import InferencePioError
+from inference_pio.kernels.row_codes import group_of
 from inference_pio.kernels.triton.gemv_candidates import GemvProblem
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch
 from inference_pio.kernels.triton.gemv_tuned import TunedLaunches, machine_of
@@ -38,9 +39,9 @@ class Launches:
         """For `x` [M, K] times `weights`, with what stands around them."""
         outputs = tuple(len(weight) for weight in weights)
         codes = weights[0].dtype
-        problem = GemvProblem(
-            len(x), x.shape[1], outputs, x.dtype, codes is torch.int8, codes is torch.uint8, **beside
-        )  # fmt: skip
+        group = group_of(weights[0], scales[0]) if scales else 0
+        int8, fp8 = (codes is dtype and not group for dtype in (torch.int8, torch.uint8))
+        problem = GemvProblem(len(x), x.shape[1], outputs, x.dtype, int8, fp8, group, **beside)
         if self._heard is not None:
             self._heard.setdefault(problem, []).append((weights, scales))
         return self.found.get(problem.key())

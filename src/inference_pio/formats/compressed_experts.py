@@ -11,6 +11,7 @@ from torch import nn
 from inference_pio.errors import InvalidModel
 from inference_pio.formats.compressed_linear import GROUP
 from inference_pio.formats.compressed_module import CompressedModule
+from inference_pio.kernels.row_codes import inputs_of
 
 MODULE_STATE = frozenset(vars(nn.Module()))
 REFUSED = {
@@ -124,6 +125,6 @@ class CompressedExperts(CompressedModule):
 
     def extra_repr(self) -> str:
         codes, scale = self.held("down")
-        experts, hidden, intermediate = codes.shape[0], codes.shape[1], codes.shape[2] * self.codes_per_byte
+        experts, hidden, intermediate = codes.shape[0], codes.shape[1], inputs_of(codes, scale)
         group = f", group={intermediate // scale.shape[1]}" if self.grouped else ""
         return f"experts={experts}, hidden={hidden}, intermediate={intermediate}{group}"

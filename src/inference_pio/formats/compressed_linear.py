@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from inference_pio.errors import InvalidModel
 from inference_pio.formats.compressed_module import CompressedModule
+from inference_pio.kernels.row_codes import inputs_of
 
 GROUP = 128
 """How many weights share a scale, in formats that group them, unless another number is asked for."""
@@ -23,7 +24,7 @@ class CompressedLinear(CompressedModule):
 
     def __init__(self, codes: Tensor, scale: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.out_features, self.in_features = codes.shape[0], codes.shape[1] * self.codes_per_byte
+        self.out_features, self.in_features = codes.shape[0], inputs_of(codes, scale)
         self.hold("weight", codes, scale)
         self.register_parameter("bias", bias)
 

@@ -34,7 +34,6 @@ class Int4(WeightFormat):
     format = "int4"
     told = "int4 codes with a step and a middle a group"
     grouped = True
-    codes_per_byte = 2
     dequantized = staticmethod(dequantize_groups)
     product = staticmethod(int4_linear)
     backend = staticmethod(choose_int4_backend)

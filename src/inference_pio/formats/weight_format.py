@@ -20,7 +20,6 @@ class WeightFormat:
     """What a layer holds instead of its weights, in words."""
     grouped: ClassVar[bool] = False
     """Whether weights share scales in groups along their inputs; `group` is then how many, else it says nothing."""
-    codes_per_byte: ClassVar[int] = 1
 
     @staticmethod
     def quantize(weight: Tensor, group: int, /) -> tuple[Tensor, Tensor]:

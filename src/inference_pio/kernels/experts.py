@@ -2,8 +2,8 @@
 
 Shapes: M tokens [M, H], experts `gate_up` [E, 2I, H] (gate, then up) and `down` [E, H, I], of which `index` [M, k]
 names each token's. A shared expert of S rows, which every token visits, stands behind the chosen ones:
-[M, k * I + S]. Weights may be codes (int8, or fp8 in uint8) with one scale a row. An index of E or more stands for an
-expert that lives elsewhere, and contributes nothing.
+[M, k * I + S]. Weights may be codes: int8, or fp8 in uint8, with one scale a row; int4 with grids. An index of E or
+more stands for an expert that lives elsewhere, and contributes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.row_codes import coded_linear, is_row_codes, scaled_values
+from inference_pio.kernels.row_codes import coded_linear, in_groups, inputs_of, is_codes, scaled_values
 
 Parts = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 """Gate and up of a shared expert: one behind the other in one tensor, or two."""
@@ -51,12 +51,12 @@ def naive_expert_down(
 ) -> torch.Tensor:
     """The weighted sum of what `down` makes of each expert's part of `hidden`, the shared one's and `residual`."""
     hidden, matrices = hidden.float(), _float(down, scales)
-    chosen = hidden[:, : index.shape[1] * down.shape[2]].unflatten(1, (index.shape[1], -1))
+    chosen = hidden[:, : index.shape[1] * inputs_of(down, scales)].unflatten(1, (index.shape[1], -1))
     found = hidden.new_zeros(len(hidden), down.shape[1])
     for token, slot in (index < len(matrices)).nonzero().tolist():
         found[token] += weight[token, slot].float() * (matrices[index[token, slot]] @ chosen[token, slot])
     if shared is not None:
-        found += hidden[:, -shared.shape[1] :] @ _float(shared, shared_scales).T
+        found += hidden[:, -inputs_of(shared, shared_scales) :] @ _float(shared, shared_scales).T
     return found if residual is None else found + residual.float()
 
 
@@ -95,12 +95,13 @@ def expert_down(
 ) -> torch.Tensor:
     """The same, likewise: products rounded, then weighted, summed over the chosen, and rounded after each addition."""
     check_scales(down, scales)
-    chosen = hidden[:, : index.shape[1] * down.shape[2]].reshape(-1, down.shape[2])
+    inner = inputs_of(down, scales)
+    chosen = hidden[:, : index.shape[1] * inner].reshape(-1, inner)
     products = _products(chosen, down, index.flatten(), scales) * weight.reshape(-1, 1)
     found = products.view(*index.shape, -1).sum(1).to(hidden.dtype)
     if shared is not None:
         check_scales(shared, shared_scales)
-        found = found + _linear(hidden[:, -shared.shape[1] :], shared, shared_scales)
+        found = found + _linear(hidden[:, -inputs_of(shared, shared_scales) :], shared, shared_scales)
     if residual is not None:
         found = residual + found
     return found if out is None else out.copy_(found)
@@ -114,17 +115,19 @@ def two(parts: Parts | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """
     if parts is None:
         return None, None
-    gate, up = parts.chunk(2) if isinstance(parts, torch.Tensor) else parts
+    gate, up = parts.chunk(2, parts.dim() - 2) if isinstance(parts, torch.Tensor) else parts
     return gate, up
 
 
 def check_scales(weight: torch.Tensor, scales: torch.Tensor | None) -> None:
     """Raise InvalidSetting where codes have no scales, weights have some, or they are not one a row."""
-    coded = is_row_codes(weight)
-    if coded != (scales is not None) or (scales is not None and scales.shape != weight.shape[:-1]):
+    coded, wanted = is_codes(weight), weight.shape[:-1]
+    if scales is not None and in_groups(weight, scales):
+        wanted = (*weight.shape[:-2], scales.shape[-3], weight.shape[-2], 2)
+    if coded != (scales is not None) or (scales is not None and scales.shape != wanted):
         told = "none" if scales is None else f"some of shape {tuple(scales.shape)}"
         raise InvalidSetting(
-            f"int8 codes (or fp8 in uint8), and they alone, go with one scale a row: weights of {weight.dtype} and "
+            f"codes, and they alone, go with one scale a row, or one grid a group: weights of {weight.dtype} and "
             f"shape {tuple(weight.shape)} were given {told}."
         )
 

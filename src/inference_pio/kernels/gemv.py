@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.row_codes import bare_values, coded_linear, is_row_codes
+from inference_pio.kernels.row_codes import (
+    bare_values,
+    coded_linear,
+    group_of,
+    in_groups,
+    inputs_of,
+    is_codes,
+    scaled_values,
+)
 
 MOST_WEIGHTS = 3
 Optionals = Sequence[torch.Tensor | None]
@@ -19,7 +27,8 @@ Optionals = Sequence[torch.Tensor | None]
 class GemvParts:
     """A checked call: `rows` times `inputs`, weights with their scales and biases, and the columns of the result.
 
-    Of a gated call the weights are two, the gate first, whether they were given as two or as one.
+    Of a gated call the weights are two, the gate first, whether they were given as two or as one. `group`: so many
+    weights of a row share a grid; 0 where they do not.
     """
 
     rows: int
@@ -28,6 +37,7 @@ class GemvParts:
     weights: Sequence[torch.Tensor]
     scales: Sequence[torch.Tensor] | None
     biases: Optionals | None
+    group: int = 0
 
 
 def gemv_parts(
@@ -41,17 +51,20 @@ def gemv_parts(
     rows, inputs = x.shape
     if not 1 <= len(weights) <= MOST_WEIGHTS:
         raise InvalidSetting(f"{len(weights)} weights were given for one product: give 1 to {MOST_WEIGHTS}.")
-    for weight in weights:
-        if weight.dim() != 2 or weight.shape[1] != inputs or weight.shape[0] == 0:
+    for weight, scale in zip(weights, scales or [None] * len(weights), strict=False):
+        if weight.dim() != 2 or inputs_of(weight, scale) != inputs or weight.shape[0] == 0:
             raise InvalidSetting(f"a weight of shape {tuple(weight.shape)} does not take x of {inputs} inputs.")
-        if is_row_codes(weight) != (scales is not None) or (scales is None and weight.dtype is not x.dtype):
+        if is_codes(weight) != (scales is not None) or (scales is None and weight.dtype is not x.dtype):
             raise InvalidSetting(
-                f"a weight of {weight.dtype} does not go with x of {x.dtype}: it has its dtype, or is int8, or fp8 in "
-                "uint8, with scales."
+                f"a weight of {weight.dtype} does not go with x of {x.dtype}: it has its dtype, or is int8, fp8 in "
+                "uint8, or int4 in groups, with scales."
             )
     for name, vectors in (("scales", scales), ("biases", biases)):
         if vectors is not None:
             _check_vectors(name, vectors, weights)
+    groups = {0} if scales is None else {group_of(*each) for each in zip(weights, scales, strict=True)}
+    if len(groups) > 1:
+        raise InvalidSetting(f"weights of one product come in groups of {sorted(groups)}: give those of one kind.")
     if norm_weight is not None and norm_weight.shape != (inputs,):
         raise InvalidSetting(f"a norm's weight of shape {tuple(norm_weight.shape)} does not scale {inputs} inputs.")
     if gated:
@@ -60,7 +73,7 @@ def gemv_parts(
     for name, tensor in (("a residual", residual), ("an out", out)):
         if tensor is not None and tensor.shape != (rows, columns):
             raise InvalidSetting(f"{name} of shape {tuple(tensor.shape)} is not the result's ({rows}, {columns}).")
-    return GemvParts(rows, inputs, columns, weights, scales, biases)
+    return GemvParts(rows, inputs, columns, weights, scales, biases, groups.pop())
 
 
 def naive_gemv(
@@ -77,8 +90,11 @@ def naive_gemv(
         vector = (normal.to(kept) * norm_weight.to(kept)).float()
     products = []
     for index, weight in enumerate(parts.weights):
-        product = vector @ bare_values(weight).mT
-        if parts.scales is not None:
+        if parts.group:
+            product = vector @ scaled_values(weight, parts.scales[index], torch.float32).mT
+        else:
+            product = vector @ bare_values(weight).mT
+        if parts.scales is not None and not parts.group:
             product = product * parts.scales[index].float()
         if parts.biases is not None and parts.biases[index] is not None:
             product = product + parts.biases[index].float()
@@ -99,7 +115,8 @@ def gemv(
     residual: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`x` [M, K] times each of `weights` [N, K] (codes with `scales` [N]), plus `biases`: side by side, [M, sum of N].
+    """`x` [M, K] times each of `weights` [N, K] (or codes with `scales` [N], or grids), plus `biases`: side by side,
+    [M, sum of N].
 
     With `norm_weight` [K] `x` is RMS-normalised first. `gated`: the weights are gate and up, or one [2N, K] of both,
     and the result is silu(gate) * up, [M, N]. A `residual` is added last; `out` may be that very tensor, or float32.
@@ -132,6 +149,8 @@ def _gate(gate, up):
 
 def _check_vectors(name: str, vectors: Optionals, weights: Sequence[torch.Tensor]) -> None:
     wanted = [tuple(weight.shape[:1]) for weight in weights]
+    if name == "scales" and all(in_groups(*each) for each in zip(weights, vectors, strict=False)):
+        wanted = [(len(scale), len(weight), 2) for weight, scale in zip(weights, vectors, strict=False)]
     found = [None if vector is None else tuple(vector.shape) for vector in vectors]
     fits = len(found) == len(wanted) and all(
         one == other or (one is None and name == "biases") for one, other in zip(found, wanted, strict=True)
@@ -144,14 +163,13 @@ def _gate_and_up(weights, scales, biases):
     """Two weights, the gate first, with their scales and biases, from two or from one that holds both."""
     if len(weights) == 1 and weights[0].shape[0] % 2 == 0:
         half = weights[0].shape[0] // 2
-        return tuple(_halves(given, half) for given in (weights, scales, biases))
+        axis = int(scales is not None and in_groups(weights[0], scales[0]))
+        return _halves(weights, half), _halves(scales, half, axis), _halves(biases, half)
     if len(weights) != 2 or weights[0].shape != weights[1].shape:
         shapes = [tuple(weight.shape) for weight in weights]
         raise InvalidSetting(f"weights of shapes {shapes} are no gate and up: give two alike, or one that holds both.")
     return weights, scales, biases
 
 
-def _halves(given, half):
-    if given is None or given[0] is None:
-        return None
-    return given[0][:half], given[0][half:]
+def _halves(given, half, axis=0):
+    return None if given is None or given[0] is None else given[0].split(half, axis)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference_pio.compat import has_fast_bfloat16_matmul, int4_packed_matmul, int4_packed_order
+from inference_pio.compat import has_fast_bfloat16_matmul, has_triton, int4_packed_matmul, int4_packed_order
 from inference_pio.kernels.frozen_weights import cast, frozen_linear
 
 LARGEST_CODE = 15
@@ -124,13 +124,15 @@ def pack_codes(codes: Tensor) -> Tensor:
 
 
 def unpack_codes(packed: Tensor) -> Tensor:
-    """The codes of 0 to 15, uint8 [..., K], of packed ones [..., K / 2], in either layout.
+    """The codes of 0 to 15, uint8 [..., K], of packed ones [..., K / 2] (or words [..., K / 8]), in any layout.
 
     >>> codes = torch.arange(64).remainder(16).to(torch.uint8)
     >>> torch.equal(unpack_codes(pack_codes(codes)), codes)
     True
     """
-    packed = portable_codes(packed).view(torch.uint8).unflatten(-1, (-1, RUN // 2))
+    step = 4 if packed.dtype is torch.int32 else RUN // 2
+    packed = portable_codes(packed) if packed.dtype is torch.uint8 else packed
+    packed = packed.view(torch.uint8).unflatten(-1, (-1, step))
     return torch.stack([packed & 15, packed >> 4], -2).flatten(-3)
 
 
@@ -149,10 +151,13 @@ def _order() -> tuple[int, ...]:
 
 
 def settled_codes(packed: Tensor) -> Tensor:
-    """Codes as the device that they are on reads them: in the packed product's layout on a CPU that has one.
+    """Codes as the device that they are on reads them: in the packed product's layout on a CPU that has one, in words
+    of eight neighbours on a GPU.
 
-    Codes in that layout are uint8, codes in the layout that goes into files and to other devices are int8.
+    Codes in the CPU's layout are uint8, words int32, and codes as they go into files and to other devices int8.
     """
+    if packed.is_cuda:
+        return words_of(packed)
     order = _order() if packed.device.type == "cpu" else ()
     if packed.dtype is torch.uint8 or not order or packed.shape[-2] % len(order) or not packed.numel():
         return packed
@@ -161,10 +166,24 @@ def settled_codes(packed: Tensor) -> Tensor:
     return (low | high << 4).contiguous().view(packed.shape)
 
 
+def words_of(packed: Tensor) -> Tensor:
+    """Words, int32 [..., K / 8]: byte j of one holds code j and, in its upper half, code j + 4.
+
+    >>> hex(int(words_of(pack_codes(torch.arange(8).repeat(4)))[0]))
+    '0x73625140'
+    """
+    if packed.dtype is torch.int32:
+        return packed
+    low, high = unpack_codes(packed).unflatten(-1, (-1, 2, 4)).unbind(-2)
+    return (low | high << 4).contiguous().flatten(-2).view(torch.int32)
+
+
 def portable_codes(packed: Tensor) -> Tensor:
     """The inverse of `settled_codes`; works where the codes are."""
     if packed.dtype is torch.int8:
         return packed
+    if packed.dtype is torch.int32:
+        return pack_codes(unpack_codes(packed))
     order = torch.tensor(_order(), device=packed.device)
     stacked = packed.unflatten(-2, (-1, len(order))).flatten(-2).unflatten(-1, (-1, len(order) // 2))
     codes = torch.cat([stacked & 15, stacked >> 4], -1)[..., order.argsort()]
@@ -179,12 +198,14 @@ def choose_int4_backend(device: torch.device, dtype: torch.dtype) -> str:
     """What multiplies int4 weights for activations of a dtype on a device: said in receipts, decided here alone.
 
     "cpu-int4pack": torch's packed product, bfloat16 inside whatever the activations are, for few rows and for weights
-    whose rows fill its blocks. "dequantize": weights in the activations' dtype, block by block.
+    whose rows fill its blocks. "triton": our kernels, which multiply codes with few rows, and for more make weights in
+    the activations' dtype in one launch. "dequantize": such weights by torch's operations, block by block.
     """
     chosen = _CHOSEN.get((device, dtype))
     if chosen is None:
         packed = device.type == "cpu" and dtype in CPU_DTYPES and int4_packed_order() is not None
-        chosen = _CHOSEN[device, dtype] = "cpu-int4pack" if packed else "dequantize"
+        ours = device.type == "cuda" and has_triton() and dtype in CPU_DTYPES
+        chosen = _CHOSEN[device, dtype] = "cpu-int4pack" if packed else "triton" if ours else "dequantize"
     return chosen
 
 
@@ -207,8 +228,23 @@ def _product(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
         y = int4_packed_matmul(rows, packed, columns // scale.shape[0], scale)
         return cast(y, x.dtype).view((*shape[:-1], packed.shape[0]))
     if x.device.type != "cpu":
-        return F.linear(x, dequantize_groups(packed, scale, x.dtype))
+        return _on_gpu(x, packed, scale)
     return _by_blocks(x, packed, scale)
+
+
+def _on_gpu(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    """By the backend of the device; a compiler sees torch's operations, which it fuses."""
+    words = packed.dtype is torch.int32 and not torch.compiler.is_compiling()
+    if not words or choose_int4_backend(packed.device, x.dtype) != "triton":
+        return F.linear(x, dequantize_groups(packed, scale, x.dtype))
+    from inference_pio.kernels.triton.dequantize_groups import dequantize_groups as made
+    from inference_pio.kernels.triton.gemv import gemv
+    from inference_pio.kernels.triton.support import MOST_ROWS
+
+    rows = x.detach().reshape(-1, x.shape[-1])
+    if 1 <= len(rows) <= MOST_ROWS and rows.stride(-1) == 1:
+        return gemv(rows, [packed], scales=[scale]).view(*x.shape[:-1], -1)
+    return F.linear(x, made(packed, scale, x.dtype))
 
 
 @torch.compiler.assume_constant_result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import subprocess
@@ -18,13 +19,15 @@ from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.fp8 import quantize_rows_fp8
 from inference_pio.kernels.gemv import naive_gemv
+from inference_pio.kernels.int4 import quantize_groups, words_of
 from inference_pio.kernels.int8 import quantize_rows
-from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, weight_bytes
 from tests.kernels.triton.compiling import MACHINES, Code, Compiler
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
 
+WORDS, GROUPS = GemvLaunch(2, 1024, 1), GemvLaunch(16, 256, 2, stages=2)
 NARROW, WIDE, UNITS = GemvLaunch(2, 32, 1), GemvLaunch(2, 512, 1), GemvLaunch(16, 64, 1, stages=2)
 
 
@@ -38,6 +41,7 @@ class Case:
     launch: GemvLaunch | None = NARROW
     int8: bool = False
     fp8: bool = False
+    group: int = 0
     biased: tuple[bool, ...] | None = None
     normed: bool = False
     gated: bool = False
@@ -64,8 +68,9 @@ def problem(case: Case, device: str = "cpu") -> tuple[torch.Tensor, list[torch.T
     if case.merged:
         weights = [torch.cat(weights)]
     given: dict[str, Any] = {"gated": case.gated}
-    if case.int8 or case.fp8:
-        quantize = quantize_rows_fp8 if case.fp8 else quantize_rows
+    if case.int8 or case.fp8 or case.group:
+        by_rows = quantize_rows_fp8 if case.fp8 else quantize_rows
+        quantize = functools.partial(words, case.group) if case.group else by_rows
         weights, given["scales"] = map(list, zip(*map(quantize, weights), strict=True))
     if case.biased is not None:
         each = zip(weights, case.biased, strict=True)
@@ -75,6 +80,11 @@ def problem(case: Case, device: str = "cpu") -> tuple[torch.Tensor, list[torch.T
     if case.added:
         given["residual"] = numbers(case.batch, case.columns)
     return x, weights, given
+
+
+def words(group: int, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    codes, grids = quantize_groups(weight, group)
+    return words_of(codes), grids
 
 
 def check(case: Case, device: str = "cpu") -> None:
@@ -95,7 +105,7 @@ def check(case: Case, device: str = "cpu") -> None:
     assert got.dtype == dtype
     # Matrix units take x times the norm's weight in bfloat16: four deviations of such sums are 0.014.
     exact = dtype == torch.float32 and (device == "cpu" or case.dtype == torch.float32)
-    near, whole = (1e-5, 5e-5) if exact else (1e-2, 5e-3)
+    near, whole = (5e-5 if case.group else 1e-5, 5e-5) if exact else (1e-2, 5e-3)
     torch.testing.assert_close(got.float(), wanted, rtol=near, atol=near if device == "cpu" else 2 * near)
     assert float((got.float() - wanted).norm()) <= whole * float(wanted.norm())
     if case.strided:
@@ -141,6 +151,16 @@ CASES = [
     Case(3, outputs=(5, 3), normed=True, launch=replace(NARROW, dependent=True)),
     Case(3, outputs=(5, 18), normed=True, launch=replace(UNITS, dependent=True)),
     replace(EVERYTHING, batch=8, outputs=(17, 17), launch=replace(UNITS, dependent=True)),
+    *(Case(batch, 320, (5, 1, 6), group=32, launch=WORDS, normed=True, added=True) for batch in (1, 2, 3, 5, 8)),
+    Case(1, 384, (7,), group=128, launch=GemvLaunch(2, 256, 1), biased=(True,)),
+    Case(2, 256, (4, 3), group=64, launch=GemvLaunch(4, 512, 1), biased=(False, True), dtype=torch.float32),
+    Case(1, 96, (5,), group=32, launch=GemvLaunch(1, 64, 2)),
+    *(Case(batch, 384, (5, 1, 18), group=128, launch=GROUPS, normed=True, added=True) for batch in (1, 2, 3, 5, 8)),
+    replace(EVERYTHING, batch=3, inputs=384, outputs=(17, 17), group=128, launch=replace(GROUPS, dependent=True)),
+    replace(EVERYTHING, batch=1, inputs=256, group=128, launch=GROUPS, merged=True, biased=(True,)),
+    Case(1, 2048, (6,), group=128, launch=None),
+    replace(EVERYTHING, batch=2, inputs=320, group=64, launch=WORDS),
+    replace(EVERYTHING, inputs=320, group=32, launch=replace(WORDS, dependent=True), merged=True, biased=(True,)),
     Case(2, 300, (37,), launch=None),
     Case(8, 300, (16, 16), launch=None, gated=True),
 ]  # fmt: skip
@@ -243,15 +263,21 @@ def compiled(
     from inference_pio.kernels.triton.gemv import gemv, gemv_kernel
 
     compiler.for_machine(capability, gemv_kernel)
-    dtype = torch.int8 if case.int8 else torch.uint8 if case.fp8 else case.dtype
-    weights = [torch.empty(rows, case.inputs, dtype=dtype) for rows in case.outputs]
+    dtype = torch.int8 if case.int8 else torch.uint8 if case.fp8 else torch.int32 if case.group else case.dtype
+    weights = [torch.empty(rows, case.inputs // (8 if case.group else 1), dtype=dtype) for rows in case.outputs]
     rows = sum(case.outputs)
+    held_bytes = weight_bytes(weights[0], case.group)
     launch = launch or choose_gemv_launch(
-        MACHINES[capability], case.batch, rows, case.inputs, dtype.itemsize, gated=case.gated, dependent=dependent
-    )
+        MACHINES[capability], case.batch, rows, case.inputs, held_bytes, gated=case.gated, group=case.group,
+        dependent=dependent,
+    )  # fmt: skip
+    scales = None
+    if case.int8 or case.fp8 or case.group:
+        shapes = [(case.inputs // case.group, rows, 2) if case.group else (rows,) for rows in case.outputs]
+        scales = [torch.empty(shape, dtype=torch.bfloat16) for shape in shapes]
     gemv(
         torch.empty(case.batch, case.inputs, dtype=case.dtype), weights, gated=case.gated, launch=launch,
-        scales=[torch.empty(rows, dtype=torch.bfloat16) for rows in case.outputs] if case.int8 or case.fp8 else None,
+        scales=scales,
         norm_weight=torch.empty(case.inputs, dtype=case.dtype) if case.normed else None, eps=1e-6,
         residual=torch.empty(case.batch, case.columns, dtype=case.dtype) if case.added else None,
         out=torch.empty(case.batch, case.columns, dtype=case.out_dtype or case.dtype),
@@ -301,6 +327,22 @@ def test_real_shapes_compile_to_wide_loads_without_spilling(
 @pytest.mark.parametrize("batch", [1, 8])
 def test_so_do_they_with_fp8(batch: int, capability: int, compiler: Compiler) -> None:
     _compile(compiler, capability, replace(REAL["gate_up"], batch=batch, fp8=True))
+
+
+@needs_triton
+@pytest.mark.parametrize("batch", [1, 2, 8])
+@pytest.mark.parametrize("name", ["qkv", "gate_up", "down"])
+def test_codes_in_groups_cost_few_instructions(name: str, batch: int, compiler: Compiler) -> None:
+    case = replace(REAL[name], batch=batch, group=128)
+    code = compiled(compiler, 90, case)
+    code.assert_it_fits(MACHINES[90])
+    launch = choose_gemv_launch(MACHINES[90], batch, sum(case.outputs), case.inputs, 0.5, gated=case.gated)
+    together = 2 if case.gated else 1
+    held = launch.rows * together * launch.columns // (32 * launch.warps)  # codes of a thread in one step
+    assert code.counts["LDG 128" if held // launch.rows // together >= 32 else "LDG 64"] >= 2 * launch.rows * together
+    assert not code.counts["LDG U8"], code
+    assert held * batch <= code.counts["FFMA"] <= held * batch * 2 + 100, code
+    assert code.counts["I2F"] <= 1, code  # the number of inputs
 
 
 @needs_triton

@@ -32,21 +32,32 @@ def choose_route_launch(width: int) -> RowLaunch:
     return RowLaunch(1, columns, 4 if columns <= 2048 else 8)
 
 
-def choose_gate_up_launch(width: int, element_bytes: int) -> RowLaunch:
-    """The first product of an expert, over tokens `width` wide; weights of `element_bytes`.
+def choose_gate_up_launch(width: int, element_bytes: float) -> RowLaunch:
+    """The first product of an expert, over tokens `width` wide; weights of `element_bytes`. Of half a byte, two rows
+    share what is done to a token, and a thread has 32 columns.
 
     >>> choose_gate_up_launch(2048, 2), choose_gate_up_launch(2048, 1)
     (RowLaunch(rows=1, columns=512, warps=2), RowLaunch(rows=1, columns=1024, warps=2))
+    >>> choose_gate_up_launch(2048, 0.5)
+    RowLaunch(rows=2, columns=1024, warps=1)
     """
-    return RowLaunch(1, _columns(width, 1024 // element_bytes), 2)
+    if element_bytes < 1:
+        columns = max(32, _columns(width, 1024))
+        return RowLaunch(2, columns, 1)
+    return RowLaunch(1, _columns(width, 1024 // int(element_bytes)), 2)
 
 
-def choose_down_launch(intermediate: int, slots: int, element_bytes: int) -> RowLaunch:
+def choose_down_launch(intermediate: int, slots: int, element_bytes: float) -> RowLaunch:
     """The second product, where a step takes `columns` of each of the chosen experts.
 
     >>> choose_down_launch(768, 8, 2), choose_down_launch(1536, 4, 2)
     (RowLaunch(rows=1, columns=256, warps=4), RowLaunch(rows=1, columns=512, warps=4))
+    >>> choose_down_launch(768, 8, 0.5), choose_down_launch(1536, 4, 0.5)
+    (RowLaunch(rows=2, columns=256, warps=2), RowLaunch(rows=2, columns=512, warps=2))
     """
+    if element_bytes < 1:
+        return RowLaunch(2, max(32, _columns(intermediate, max(32, 2048 // slots))), 2)
+    element_bytes = int(element_bytes)
     step = max(2048 // slots, LANES * WIDE // element_bytes)
     return RowLaunch(1, _columns(intermediate, step), 4)
 

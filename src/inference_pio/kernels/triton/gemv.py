@@ -15,7 +15,9 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.kernels.gemv import GemvParts, Optionals, gemv_parts
-from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, lanes
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, lanes, weight_bytes
+from inference_pio.kernels.triton.group_codes import sums_by_groups
+from inference_pio.kernels.triton.group_units import sums_by_group_units
 from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.row_codes import number, operand, row_scale
@@ -105,20 +107,6 @@ def sums_by_threads(
 
 
 @triton.jit
-def add_tile(sums, up_sums, squares, tile, up_tile, x_places, norm_weight, column, start, inputs, EVEN: tl.constexpr,
-             NORMED: tl.constexpr, GATED: tl.constexpr, TYPE: tl.constexpr):  # fmt: skip
-    vector = read_often(x_places, column[None, :], start, inputs, EVEN)
-    if NORMED:
-        squares += vector * vector
-        vector = vector * read_often(norm_weight + column, column, start, inputs, EVEN)[None, :]
-    vector = tl.trans(vector.to(TYPE))
-    sums = tl.dot(operand(tile, TYPE), vector, sums)
-    if GATED:
-        up_sums = tl.dot(operand(up_tile, TYPE), vector, up_sums)
-    return sums, up_sums, squares
-
-
-@triton.jit
 def sums_by_matrix_units(
     x, norm_weight, places, up_places, residual_places, stored, x_step, inputs, COUNT: tl.constexpr,
     BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr, NORMED: tl.constexpr,
@@ -135,27 +123,20 @@ def sums_by_matrix_units(
     sums = tl.zeros([ROWS, BATCH], tl.float32)
     up_sums = tl.zeros([ROWS, BATCH], tl.float32)
     squares = tl.zeros([BATCH, COLUMNS], tl.float32)
-    begin = 0
-    if DEPENDENT:  # the first tile on its own
-        tile = read_once(places, column[None, :], 0, inputs, EVEN)
-        up_tile = tile
-        if GATED:
-            up_tile = read_once(up_places, column[None, :], 0, inputs, EVEN)
+    if DEPENDENT:  # a first tile by itself, before waiting, would cost more than it hides: tiles come in a pipeline
         wait_for_others(INTERPRETED)
-        sums, up_sums, squares = add_tile(
-            sums, up_sums, squares, tile, up_tile, x_places, norm_weight, column, 0, inputs, EVEN, NORMED, GATED, TYPE
-        )
-        begin = COLUMNS
     added = read_residual(residual_places, stored, BATCH, ROWS, ADDED)
-    for start in tl.range(begin, inputs, COLUMNS, num_stages=STAGES):
+    for start in tl.range(0, inputs, COLUMNS, num_stages=STAGES):
         tile = read_once(places, column[None, :], start, inputs, EVEN)
-        up_tile = tile
+        vector = read_often(x_places, column[None, :], start, inputs, EVEN)
+        if NORMED:
+            squares += vector * vector
+            vector = vector * read_often(norm_weight + column, column, start, inputs, EVEN)[None, :]
+        vector = tl.trans(vector.to(TYPE))
+        sums = tl.dot(operand(tile, TYPE), vector, sums)
         if GATED:
             up_tile = read_once(up_places, column[None, :], start, inputs, EVEN)
-        sums, up_sums, squares = add_tile(
-            sums, up_sums, squares, tile, up_tile, x_places, norm_weight, column, start, inputs, EVEN, NORMED, GATED,
-            TYPE,
-        )  # fmt: skip
+            up_sums = tl.dot(operand(up_tile, TYPE), vector, up_sums)
     return tl.trans(sums), tl.trans(up_sums), tl.sum(squares, 1)[:, None], added
 
 
@@ -189,20 +170,21 @@ def finished(total, normal, scale, bias, CODES: tl.constexpr, NORMED: tl.constex
 )  # fmt: skip
 def gemv_kernel(
     x, norm_weight, weight_0, weight_1, weight_2, scale_0, scale_1, scale_2, bias_0, bias_1, bias_2, residual, out,
-    x_step, step_0, step_1, step_2, residual_step, out_step, rows_0, rows_1, rows_2, inputs, eps,
+    x_step, step_0, step_1, step_2, grid_step_0, grid_step_1, grid_step_2, residual_step, out_step,
+    rows_0, rows_1, rows_2, inputs, eps,
     COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALVES: tl.constexpr,
     LANE: tl.constexpr, EVEN: tl.constexpr, WEIGHTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
-    SCALED: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr, STAGES: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    SCALED: tl.constexpr, GROUP: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr,
+    STAGES: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     # Which weight: a choice between values knows how aligned both are.
     program, first, which = tl.program_id(0), 0, 0
-    weight, step, rows, scale, bias = weight_0, step_0, rows_0, scale_0, bias_0
+    weight, step, rows, scale, bias, grid_step = weight_0, step_0, rows_0, scale_0, bias_0, grid_step_0
     if WEIGHTS > 1 and not GATED:
         past = program >= tl.cdiv(rows_0, ROWS)
         program, first = tl.where(past, program - tl.cdiv(rows_0, ROWS), program), tl.where(past, rows_0, 0)
         weight, step = tl.where(past, weight_1, weight), tl.where(past, step_1, step)
-        rows = tl.where(past, rows_1, rows)
+        rows, grid_step = tl.where(past, rows_1, rows), tl.where(past, grid_step_1, grid_step)
         which = past.to(tl.int32)
         if SCALED:
             scale = tl.where(past, scale_1, scale)
@@ -213,7 +195,7 @@ def gemv_kernel(
             program = tl.where(past, program - tl.cdiv(rows_1, ROWS), program)
             first, which = tl.where(past, rows_0 + rows_1, first), which + past.to(tl.int32)
             weight, step = tl.where(past, weight_2, weight), tl.where(past, step_2, step)
-            rows = tl.where(past, rows_2, rows)
+            rows, grid_step = tl.where(past, rows_2, rows), tl.where(past, grid_step_2, grid_step)
             if SCALED:
                 scale = tl.where(past, scale_2, scale)
             if BIASED:
@@ -221,12 +203,13 @@ def gemv_kernel(
 
     row = program * ROWS + tl.arange(0, ROWS)
     held = tl.minimum(row, rows - 1)
-    scales = read_vector(scale, held, True, SCALED)
+    ROW_SCALED: tl.constexpr = SCALED and GROUP == 0
+    scales = read_vector(scale, held, True, ROW_SCALED)
     biases = read_vector(bias, held, ((BIASED >> which) & 1) != 0, BIASED)
     places = weight + held.to(tl.int64) * step
     up_places = places
     if GATED:
-        up_scales = read_vector(scale_1, held, True, SCALED)
+        up_scales = read_vector(scale_1, held, True, ROW_SCALED)
         up_biases = read_vector(bias_1, held, (BIASED & 2) != 0, BIASED)
         up_places = weight_1 + held.to(tl.int64) * step_1
     batch, column = tl.arange(0, BATCH)[:, None], (first + row)[None, :]
@@ -234,7 +217,23 @@ def gemv_kernel(
     residual_places = out
     if ADDED:
         residual_places = residual + batch * residual_step + column
-    if STAGES:
+    grids, up_grids = scale, scale
+    if GROUP:
+        grids, up_grids = scale + held, scale + held
+        if GATED:
+            up_grids = scale_1 + held
+    if GROUP and STAGES:
+        total, up, squares, added = sums_by_group_units(
+            x, norm_weight, places, up_places, grids, up_grids, residual_places, stored, x_step, inputs, grid_step,
+            grid_step_1, COUNT, HALVES, ROWS, LANE, EVEN, NORMED, GATED, ADDED, DEPENDENT, STAGES, INTERPRETED,
+        )  # fmt: skip
+    elif GROUP:
+        total, up, squares, added = sums_by_groups(
+            x, norm_weight, places, up_places, grids, up_grids, residual_places, stored, x_step, inputs, grid_step,
+            grid_step_1, COUNT, BATCH, ROWS, COLUMNS, LANE, GROUP, EVEN, NORMED, GATED, ADDED, DEPENDENT,
+            INTERPRETED,
+        )  # fmt: skip
+    elif STAGES:
         total, up, squares, added = sums_by_matrix_units(
             x, norm_weight, places, up_places, residual_places, stored, x_step, inputs, COUNT, BATCH, ROWS, COLUMNS,
             EVEN, NORMED, GATED, ADDED, DEPENDENT, STAGES, INTERPRETED,
@@ -247,9 +246,9 @@ def gemv_kernel(
 
     normal = tl.rsqrt(squares / inputs + eps)
     CODES: tl.constexpr = weight_0.dtype.element_ty
-    total = finished(total, normal, scales, biases, CODES, NORMED, SCALED, BIASED)
+    total = finished(total, normal, scales, biases, CODES, NORMED, ROW_SCALED, BIASED)
     if GATED:
-        up = finished(up, normal, up_scales, up_biases, CODES, NORMED, SCALED, BIASED)
+        up = finished(up, normal, up_scales, up_biases, CODES, NORMED, ROW_SCALED, BIASED)
         total = total / (1.0 + tl.exp(-total)) * up
     total += added.to(tl.float32)
     tl.store(out + batch * out_step + column, total.to(out.dtype.element_ty), mask=stored)
@@ -282,10 +281,10 @@ def gemv(
     if launch is None:
         rows = parts.weights[0].shape[0] * len(parts.weights) if gated else parts.columns
         launch = choose_gemv_launch(
-            limits, parts.rows, rows, parts.inputs, parts.weights[0].element_size(), gated=gated,
-            bfloat16=x.dtype is torch.bfloat16,
+            limits, parts.rows, rows, parts.inputs, weight_bytes(parts.weights[0], parts.group), gated=gated,
+            group=parts.group, bfloat16=x.dtype is torch.bfloat16,
         )  # fmt: skip
-    launch.require(limits, x.dtype)
+    launch.require(limits, x.dtype, parts.group)
     out = x.new_empty(parts.rows, parts.columns) if out is None else out
     with on_device(x):
         _launch(x, parts, norm_weight, eps, gated, residual, out, launch)
@@ -298,19 +297,29 @@ def _launch(
 ) -> None:  # fmt: skip
     weights, counts = parts.weights, [weight.shape[0] for weight in parts.weights]
     biases, has_bias = _biases(parts.biases)
-    halves, lane = lanes(launch, x.element_size(), weights[0].element_size())
+    halves, lane = lanes(launch, x.element_size(), weight_bytes(weights[0], parts.group))
+    if parts.group and launch.stages:  # members of x, and warps
+        halves, lane = triton.next_power_of_2(parts.rows), launch.warps
+    scales = [in_words(scale) for scale in parts.scales] if parts.group and parts.scales else parts.scales or ()
     batch = triton.next_power_of_2(parts.rows)
     programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))
     gemv_kernel[(programs,)](
-        x, norm_weight, *_three(weights), *_three(parts.scales or ()), *_three(biases), residual, out, x.stride(0),
-        *_three([weight.stride(0) for weight in weights], 0), 0 if residual is None else residual.stride(0),
+        x, norm_weight, *_three(weights), *_three(scales), *_three(biases), residual, out, x.stride(0),
+        *_three([weight.stride(0) for weight in weights], 0),
+        *_three([scale.stride(0) for scale in scales] if parts.group else (), 0),
+        0 if residual is None else residual.stride(0),
         out.stride(0), *_three(counts, 0), parts.inputs, float(eps),
         COUNT=parts.rows, BATCH=max(batch, LEAST_NARROW) if launch.stages else batch, ROWS=launch.rows,
         COLUMNS=launch.columns, HALVES=halves, LANE=lane, EVEN=parts.inputs % launch.columns == 0,
         WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated, SCALED=parts.scales is not None,
-        BIASED=has_bias, ADDED=residual is not None, STAGES=launch.stages, num_warps=launch.warps,
+        GROUP=parts.group, BIASED=has_bias, ADDED=residual is not None, STAGES=launch.stages, num_warps=launch.warps,
         **overlapping(launch.dependent),
     )  # fmt: skip
+
+
+def in_words(grids: torch.Tensor) -> torch.Tensor:
+    """Grids [groups, N, 2] of two bytes each as words [groups, N], which one load takes."""
+    return grids.view(torch.int32)[..., 0]
 
 
 def _biases(biases: Optionals | None) -> tuple[Sequence[torch.Tensor], int]:

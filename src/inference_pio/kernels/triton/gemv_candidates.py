@@ -16,11 +16,15 @@ from inference_pio.kernels.triton.gemv_launch import (
     GemvLaunch,
     choose_gemv_launch,
 )
+from inference_pio.kernels.triton.group_codes import CODES_OF_A_WORD
 from inference_pio.kernels.triton.launch import Limits
+from inference_pio.kernels.triton.overlap import FIRST_OVERLAPPING
 
 MOST_CANDIDATES = 40
 MOST_SUMS = 64
 """Sums that a thread may hold, of each row of x with each row of the weights: more leave no registers for loads."""
+MOST_GROUP_SUMS = 16
+"""The same for codes in groups, whose words, grids and parts of x are held beside."""
 MOST_READ_BYTES = 128
 """Weights that a thread may have under way in one tile."""
 
@@ -29,7 +33,8 @@ MOST_READ_BYTES = 128
 class GemvProblem:
     """What is launched again and again: `batch` rows of `inputs`, weights of `outputs` rows, what stands around them.
 
-    `outputs` of a gated product are those of gate and up, two of them, even where one tensor holds both.
+    `outputs` of a gated product are those of gate and up, two of them, even where one tensor holds both. `group`: so
+    many weights of half a byte share a grid; 0 for all others.
     """
 
     batch: int
@@ -38,6 +43,7 @@ class GemvProblem:
     dtype: torch.dtype = torch.bfloat16
     int8: bool = False
     fp8: bool = False
+    group: int = 0
     normed: bool = False
     gated: bool = False
     added: bool = False
@@ -45,7 +51,9 @@ class GemvProblem:
     dependent: bool = False
 
     @property
-    def weight_bytes(self) -> int:
+    def weight_bytes(self) -> float:
+        if self.group:
+            return 0.5
         return 1 if self.int8 or self.fp8 else self.dtype.itemsize
 
     def key(self) -> str:
@@ -56,6 +64,7 @@ class GemvProblem:
         """
         said = [f"{self.batch} x {self.inputs} x {'+'.join(map(str, self.outputs))}", _name(self.dtype)]
         said += [word for word in ("int8", "fp8", "normed", "gated", "added", "dependent") if getattr(self, word)]
+        said += [f"int4 in groups of {self.group}"] if self.group else []
         return " ".join([*said, *([f"out {_name(self.out_dtype)}"] if self.out_dtype else [])])
 
 
@@ -63,15 +72,19 @@ def candidates(problem: GemvProblem, limits: Limits) -> list[GemvLaunch]:
     """At most 40 launches: the one that is chosen without timing, then others, the likeliest first."""
     first = choose_gemv_launch(
         limits, problem.batch, sum(problem.outputs), problem.inputs, problem.weight_bytes, gated=problem.gated,
-        dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16,
+        group=problem.group, dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16,
     )  # fmt: skip
-    by_threads = sorted(_by_threads(problem, first.dependent), key=lambda launch: _unlikely(problem, launch))
-    found = [first, *_by_matrix_units(problem, limits, first.dependent), *by_threads]
+    overlaps = problem.dependent and limits.capability >= FIRST_OVERLAPPING
+    by_threads = sorted(_by_threads(problem, overlaps), key=lambda launch: _unlikely(problem, launch))
+    found = [first, *_by_matrix_units(problem, limits), *by_threads]
     return list(dict.fromkeys(found))[:MOST_CANDIDATES]
 
 
 def _by_threads(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
     together = 2 if problem.gated else 1
+    if problem.group:
+        yield from _of_groups(problem, dependent)
+        return
     for rows, columns, warps in itertools.product((1, 2, 4, 8), (256, 512, 1024, 2048), (1, 2, 4, 8)):
         held_bytes = columns * problem.weight_bytes / (THREADS * warps)
         sums = problem.batch * rows * together * max(1.0, held_bytes / LOAD_BYTES)
@@ -80,19 +93,34 @@ def _by_threads(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
             yield GemvLaunch(rows, columns, warps, dependent=dependent)
 
 
-def _by_matrix_units(problem: GemvProblem, limits: Limits, dependent: bool) -> Iterator[GemvLaunch]:
-    if problem.batch == 1 or problem.dtype is not torch.bfloat16:
+def _of_groups(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
+    together = 2 if problem.gated else 1
+    for rows, words, warps in itertools.product((1, 2, 4, 8), (4, 2), (1, 2, 4, 8)):
+        columns = THREADS * warps * words * CODES_OF_A_WORD
+        sums = problem.batch * rows * together
+        if sums <= MOST_GROUP_SUMS and columns < 2 * problem.inputs and rows <= max(problem.outputs):
+            yield GemvLaunch(rows, columns, warps, dependent=dependent)
+
+
+def _by_matrix_units(problem: GemvProblem, limits: Limits) -> Iterator[GemvLaunch]:
+    if problem.group == MATRIX_COLUMNS and problem.dtype is torch.bfloat16:
+        for stages, warps, rows in itertools.product((4, 6, 3), (4, 8, 2, 1), (MATRIX_ROWS, 2 * MATRIX_ROWS)):
+            if MATRIX_COLUMNS * warps < 2 * problem.inputs:
+                yield GemvLaunch(rows, MATRIX_COLUMNS * warps, warps, stages)
+    if problem.batch == 1 or problem.group or problem.dtype is not torch.bfloat16:
         return
     together = 2 if problem.gated else 1
     for rows, warps, stages in itertools.product((MATRIX_ROWS, 2 * MATRIX_ROWS), (1, 2, 4), (3, 4)):
         columns = MATRIX_COLUMNS * warps
         tile_bytes = columns * (rows * together * problem.weight_bytes + 16 * problem.dtype.itemsize)
         if stages * tile_bytes <= limits.shared_bytes and columns < 2 * problem.inputs:
-            yield GemvLaunch(rows, columns, warps, stages, dependent)
+            yield GemvLaunch(rows, columns, warps, stages)
 
 
 def _unlikely(problem: GemvProblem, launch: GemvLaunch) -> tuple[float, ...]:
     """Ascending from the likeliest: whole tiles, loads of 16 bytes, then as measured: few rows, short tiles."""
+    if problem.group:  # rows share what is done to x; whole rows of words
+        return (abs(launch.rows.bit_length() - 3) + (problem.inputs % launch.columns > 0), launch.warps, launch.columns)
     held_bytes = launch.columns * problem.weight_bytes // (THREADS * launch.warps)
     best_rows = 1 if problem.batch == 1 else 2 if problem.batch == 2 else 4
     far = abs(launch.rows.bit_length() - best_rows.bit_length())

@@ -106,6 +106,10 @@ def supports_gemv(
     tensors = [x, *parts.weights, *beside, *vectors]
     if any(tensor.dtype not in (*DTYPES, torch.float32) for tensor in (x, *beside, *vectors)):
         return Support(Cause.DTYPE, f"it is for bfloat16, float16 or float32, and x is {x.dtype}")
+    if parts.group and any(tensor.dtype is not torch.int32 for tensor in parts.weights):
+        return Support(Cause.LAYOUT, "codes in groups lie as files or a CPU hold them: move their module to a GPU")
+    if parts.group and any(scale.dtype is not torch.bfloat16 or scale.stride(1) != 2 for scale in parts.scales or ()):
+        return Support(Cause.LAYOUT, "steps and middles of groups are not pairs of bfloat16 that lie side by side")
     for alike in (parts.scales or (), [bias for bias in parts.biases or () if bias is not None]):
         if any(vector.dtype != alike[0].dtype for vector in alike):
             return Support(Cause.DTYPE, "scales, or biases, of several dtypes were given")
@@ -224,12 +228,12 @@ def supports_rows(
     rows: torch.Tensor, *weights: torch.Tensor, codes: bool = False
 ) -> Support:  # fmt: skip
     """Whether the kernels of a decode step serve few `rows` [M, in] with `weights`, each of which is contiguous;
-    `codes`: the weights may be codes of a byte."""
+    `codes`: the weights may be codes."""
     if not (machine := _machine(rows)):
         return machine
     if any(weight.device != rows.device for weight in weights):
         return Support(Cause.DEVICE, "rows and weights are on different devices")
-    known = (rows.dtype, torch.int8, torch.uint8) if codes else (rows.dtype,)
+    known = (rows.dtype, torch.int8, torch.uint8, torch.int32) if codes else (rows.dtype,)
     if rows.dtype not in (*DTYPES, torch.float32) or any(weight.dtype not in known for weight in weights):
         found = ", ".join(str(dtype) for dtype in {weight.dtype for weight in weights})
         return Support(Cause.DTYPE, f"it is for bfloat16, float16 or float32, all alike, not {rows.dtype} and {found}")

@@ -1,0 +1,54 @@
+"""The same by the matrix units: every code in its place, few instructions, and nothing waited for that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from inference_pio.compat import has_triton
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch
+from tests.kernels.triton.compiling import MACHINES, Compiler
+from tests.kernels.triton.test_gemv import REAL, compiled
+from tests.kernels.triton.test_group_codes import check
+
+needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
+ONE_WARP, TWO_WARPS = GemvLaunch(16, 128, 1, stages=2), GemvLaunch(16, 256, 2, stages=2)
+
+
+@needs_triton
+@pytest.mark.parametrize("launch", [ONE_WARP, TWO_WARPS], ids=str)
+def test_every_code_is_its_number_in_its_place(launch: GemvLaunch, interpreted: Callable[..., None]) -> None:
+    interpreted(check, launch, "cpu", torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("launch", [ONE_WARP, TWO_WARPS], ids=str)
+def test_gpu_every_code_is_its_number_in_its_place(launch: GemvLaunch) -> None:
+    check(launch, "cuda", torch.bfloat16)
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("name", ["qkv", "gate_up", "down"])
+def test_codes_travel_as_codes_and_cost_few_instructions(
+    name: str, batch: int, capability: int, compiler: Compiler
+) -> None:
+    code = compiled(compiler, capability, replace(REAL[name], batch=batch, group=128))
+    code.assert_it_fits(MACHINES[capability])
+    weights = 2 if name == "gate_up" else 1
+    assert code.counts["HMMA"] == 8 * (weights + 1), code  # a group of 16 rows is eight products, and ones are eight
+    assert code.counts["LDGSTS 128"] >= 4 * 2 * weights, code  # 16 rows of 64 bytes a warp and stage
+    assert code.counts["I2F"] <= 1, code
+    assert not code.counts["LDG U8"], code
+
+
+@needs_triton
+def test_other_groups_and_shares_are_refused() -> None:
+    for launch, group in ((TWO_WARPS, 64), (replace(TWO_WARPS, columns=512), 128)):
+        with pytest.raises(InvalidSetting, match="matrix units take groups of 128, one a warp"):
+            launch.require(MACHINES[90], torch.bfloat16, group)
