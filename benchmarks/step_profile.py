@@ -151,6 +151,7 @@ def arguments(description: str | None, arms: list[str], prompt: int) -> argparse
 
 def main(words: list[str] | None = None) -> int:
     parser = arguments(__doc__, ["plain", "pio-graph"], 512)
+    parser.add_argument("--rows", type=int, default=1, help="of the batch")
     parser.add_argument("--tokens", type=int, default=65, help="new tokens (one more than are listened to)")
     options = parser.parse_args(words)
     found = {arm: _measured(arm, options) for arm in options.arms}
@@ -169,11 +170,11 @@ def _measured(arm: str, options: Any) -> Told:
 
     device = torch.device("cpu" if options.smoke else "cuda")
     model: Any = real_models.build(options.model, device, smoke=options.smoke, layers=options.layers)
-    prompt = real_models.prompt(model, options.prompt)
+    prompt = real_models.prompt(model, options.prompt, rows=options.rows)
     decoder = ARMS[arm].make(model, Room(prompt, options.prompt + options.tokens, options.smoke))
     decoder.decode(prompt, options.tokens)
     layers = model.config.get_text_config().num_hidden_layers
-    told = counted(profiled(model, prompt, options.tokens), layers)
+    told = counted(profiled(model, prompt, options.tokens), layers, options.rows)
     del model, decoder
     if device.type == "cuda":
         torch.cuda.empty_cache()

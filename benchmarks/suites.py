@@ -137,7 +137,8 @@ SUITES = {
             arms={
                 "plain": 55, "graph-eager": 32, "graph-inductor": 62, "static-compile": 75, "pio-lossless": 60,
                 "pio-graph": 45, "pio-graph-waiting": 45, "pio-graph-two": 45, "pio-graph-exact": 50,
-                "pio-balanced": 75, "torchao-int8": 80, "torchao-int4": 80, "torchao-fp8": 80, "liger": 60,
+                "pio-balanced": 75, "pio-int8": 75, "pio-int4": 75, "pio-fp8": 75, "torchao-int8": 100,
+                "torchao-int4": 80, "torchao-fp8": 80, "liger": 60,
             },
             optional={
                 "graph-inductor-tuned": 110, "plain-flash-only": 65, "plain-no-cudnn": 55, "torchao-int8-tuned": 245,
@@ -147,7 +148,7 @@ SUITES = {
         ),
         Suite(
             "decode-qwen3-4b-x8", "decode", "Qwen3-4B, decode of 8 rows behind 512 tokens each",
-            arms={"plain": 60, "pio-graph": 80}, optional={"static-compile": 85},
+            arms={"plain": 60, "pio-graph": 80}, optional={"static-compile": 85, "pio-graph-waiting": 70},
             model="qwen3-4b", gigabytes=17, new_tokens=128, rows=8,
         ),
         Suite(

@@ -53,6 +53,25 @@ def fuse(model: nn.Module, level: str, *, exact: bool = False) -> None:
     inference_pio.get_optimization_manager().apply_optimizations(model, names, parameters=given)
 
 
+def compressed(format: str) -> Callable[[nn.Module, Room], Decoder]:
+    """Level graph over weights in a format, each rounded to the nearest; int4 in groups of 128."""
+
+    def make(model: nn.Module, room: Room) -> Decoder:
+        given: dict[str, dict[str, Any]] = {
+            "tensor_compression": {"format": format},
+            "kernel_fusion": {"level": "graph"},
+        }
+        names = ["tensor_compression", "flash_attention", "kernel_fusion"]
+        manager = inference_pio.get_optimization_manager()
+        manager.apply_optimizations(model, names, parameters=given)
+        status = manager.get_optimization_status(model)
+        seconds = {one["name"]: round(one["receipt"]["seconds"], 1) for one in status["applied_optimizations"]}
+        room.notes += [*_said(model), f"seconds of apply {seconds}, weights of {status['weight_bytes'] / 1e9:.2f} GB"]
+        return EngineDecoder(model, room)
+
+    return make
+
+
 def launched(
     *, dependent: bool = True, overlapping: bool = True, joined: bool = True
 ) -> Callable[[nn.Module, Room], Decoder]:

@@ -112,6 +112,9 @@ ARMS: dict[str, Arm] = {
         "the same, products alone begin before the last has ended", ours.launched(overlapping=False), gpu_only=True
     ),
     "pio-graph-two": Arm("the same, attention in two launches", ours.launched(joined=False), gpu_only=True),
+    "pio-int8": Arm("inference-pio graph over int8 weights", ours.compressed("int8"), "int8"),
+    "pio-fp8": Arm("inference-pio graph over fp8 weights", ours.compressed("fp8"), "fp8"),
+    "pio-int4": Arm("inference-pio graph over int4 weights in groups of 128", ours.compressed("int4"), "int4"),
     "pio-graph-large-room": Arm("inference-pio graph, in room for 64K tokens", ours.in_large_room),
     "pio-lossless": Arm("inference-pio lossless", ours.profile("lossless")),
     "pio-balanced": Arm("inference-pio balanced", ours.profile("balanced"), "int8"),
