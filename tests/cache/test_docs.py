@@ -16,8 +16,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "cache.md"
 
 @pytest.mark.parametrize("name", ["qwen3", "glm4_moe_lite"])
 def test_the_snippets_run_unchanged_in_document_order(name: str) -> None:
-    known: dict[str, Any] = {"model": tiny.build(name), "inputs": prompt(2, 70, (3, 0))}
+    known: dict[str, Any] = {"model": tiny.build(name), "inputs": prompt(2, 70, (3, 0)), "longer": prompt(2, 300)}
     snippets = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     for snippet in snippets:
         exec(compile(snippet, str(PAGE), "exec"), known)

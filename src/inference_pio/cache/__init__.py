@@ -1,8 +1,11 @@
-"""The one KV cache: token-major pages of 64 a layer, served to transformers as one of its caches."""
+"""The KV cache: pages of 64 tokens a layer, as they are or as codes, served to transformers as one of its caches."""
 
+from inference_pio.cache.coded_cache import CodedCache
+from inference_pio.cache.coded_layer import CodedLayer
+from inference_pio.cache.kv_format import KV_FORMATS
 from inference_pio.cache.paged_cache import PagedCache
 from inference_pio.cache.paged_layer import PagedLayer
 from inference_pio.cache.span import Span
 from inference_pio.cache.store import Store
 
-__all__ = ["PagedCache", "PagedLayer", "Span", "Store"]
+__all__ = ["KV_FORMATS", "CodedCache", "CodedLayer", "PagedCache", "PagedLayer", "Span", "Store"]
