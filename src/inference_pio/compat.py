@@ -455,3 +455,19 @@ def _global_hooks() -> tuple[Any, ...]:
 
     kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     return tuple(getattr(module, f"_global_{kind}") for kind in kinds)
+
+
+CACHE_DOOR = "_prepare_cache_for_generation"
+"""The method by which `generate` makes the cache of a call, among its arguments under CACHE_ARGUMENT."""
+CACHE_ARGUMENT = "past_key_values"
+
+
+def why_no_cache_door(model: Any) -> str | None:
+    """Why a model's `generate` does not make its caches where ours can be put in their place, or None."""
+    door = getattr(type(model), CACHE_DOOR, None)
+    if not callable(getattr(model, "generate", None)) or door is None:
+        return "it has no generate that makes a cache"
+    names = list(inspect.signature(inspect.unwrap(door)).parameters)
+    if names[:3] != ["self", "generation_config", "model_kwargs"]:
+        return "its generate makes caches in a way that is not known here"
+    return None

@@ -8,7 +8,7 @@ import pytest
 
 from inference_pio.errors import VaultError
 from inference_pio.manager import ModularOptimizationManager
-from inference_pio.optimizations.memory.tensor_compression import TensorCompressionParameters
+from inference_pio.optimizations.memory.tensor_compression import TensorCompression, TensorCompressionParameters
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
 from tests.sweep import Case
@@ -28,7 +28,7 @@ def test_the_status_holds_what_a_monitor_asks_for_and_is_plain_json() -> None:
     assert (status["model_id"], status["model_family"]) == (status["model"], "qwen")
     assert status["total_optimizations_available"] == len(case.manager.get_available_optimizations())
     compression, flash = status["applied_optimizations"]
-    defaults = json.loads(TensorCompressionParameters().model_dump_json())
+    defaults = json.loads(TensorCompressionParameters(**TensorCompression.on_small_models).model_dump_json())
     assert (compression["name"], compression["parameters"]) == ("tensor_compression", defaults)
     assert defaults["format"] == "int8"
     assert compression["receipt"]["held_bytes"] + flash["receipt"]["held_bytes"] == status["held_bytes"]

@@ -18,7 +18,7 @@ from inference_pio.decoding.call import AHEAD, Call
 from inference_pio.decoding.check import why_step_differs
 from inference_pio.decoding.counts import Counts
 from inference_pio.decoding.operations import Operations
-from inference_pio.decoding.prepare import most_tokens
+from inference_pio.decoding.prepare import most_tokens, why_not_cache
 from inference_pio.decoding.stamp import stamp_of, why_not_replaced
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import on_device
@@ -102,7 +102,7 @@ class Engine:
                 self._my_turn(),
                 on_device(next(model.parameters())),
             ):  # events and recordings belong to the current GPU
-                reason = _why_not_these(input_ids) or self.why_not(model)
+                reason = _why_not_these(input_ids) or why_not_cache(given) or self.why_not(model)
                 call = None
                 if reason is None:
                     call = Call(

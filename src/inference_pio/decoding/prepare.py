@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
+from inference_pio.cache import CodedCache
 from inference_pio.decoding.bucket import Bucket
 
 OUR_CACHES = (None, "dynamic", "static")
@@ -45,6 +46,14 @@ def why_not_this_call(asked: Asked) -> str | None:
         return "use_cache=False was given"
     if asked.cache_implementation not in OUR_CACHES:
         return f"cache_implementation={asked.cache_implementation!r} was given"
+    return None
+
+
+def why_not_cache(given: Mapping[str, Any]) -> str | None:
+    """Why the library must decode a call with the cache that was made for it, or None."""
+    cache = given.get("past_key_values")
+    if isinstance(cache, CodedCache):
+        return f"its cache is kept as {cache.kv_format} codes, which recorded steps do not read"
     return None
 
 

@@ -13,12 +13,14 @@ from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.coverage import coverage_of
 from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.walk import experts, linears
+from inference_pio.cache.kv_format import NONE, kv_format_named
 from inference_pio.calibration.rounding import Form, Rounded, round_calibrated
 from inference_pio.calibration.source import calibration_source, token_windows
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
+from inference_pio.decoding.coded_generate import KV_CACHE, code_the_cache, coded_calls, kv_decision, kv_sites, said_of
 from inference_pio.errors import InvalidModel, PlanError, UnknownName
 from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
 from inference_pio.formats.compressed_linear import GROUP
@@ -45,7 +47,7 @@ class TensorCompressionParameters(Settings):
 
     `targets` are roles or path patterns, `skip` path patterns; `head` is compressed on request, in int8 or the format
     named. Where less than `least_share` of the parameters can be compressed, nothing is. `calibration="gptq"` rounds
-    with inputs in mind, learned from `tokens` tokens of `text`.
+    with inputs in mind, learned from `tokens` tokens of `text`. `kv_cache` is how `generate` keeps keys and values.
     """
 
     format: str = "int8"
@@ -57,6 +59,15 @@ class TensorCompressionParameters(Settings):
     calibration: Literal["none", "gptq"] = "none"
     text: list[str] | list[list[int]] | None = None
     tokens: int = Field(default=32768, ge=1)
+    kv_cache: str = NONE
+
+    @field_validator("kv_cache")
+    @classmethod
+    def _known_cache(cls, name: str) -> str:
+        try:
+            return kv_format_named(name)
+        except UnknownName as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("format", "head")
     @classmethod
@@ -99,16 +110,19 @@ class TensorCompression(OptimizationInterface):
     exactness = "approximate"
     changes_state_dict = True
     Parameters: ClassVar[type[Settings]] = TensorCompressionParameters
+    on_small_models: ClassVar[Mapping[str, Any]] = {"kv_cache": "int8"}
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)
         self._rounded: Rounded | None = None
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
-        return list(_weight_sites(model, self.parameters))
+        cache = self.parameters.kv_cache
+        return [*_weight_sites(model, self.parameters), *(kv_sites(model, cache) if cache != NONE else ())]
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         asked = self.parameters
+        caches, sites = [site for site in sites if site.role == KV_CACHE], _of_weights(sites)
         covered = coverage_of(model, {site.path for site in sites})
         if covered.share < asked.least_share:
             raise PlanError(
@@ -122,10 +136,12 @@ class TensorCompression(OptimizationInterface):
         others = {site.path: asked.head_format for site in sites if site.role == "head" and asked.head_format}
         if others:
             decision["formats"] = others
+        if caches:
+            decision["kv_cache"] = kv_decision(model, caches, asked.kv_cache)
         return {**decision, "coverage": covered.to_json()}
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
-        for site in sites:
+        for site in _of_weights(sites):
             for name, weight in model.get_submodule(site.path).named_parameters():
                 if not torch.isfinite(weight.detach().amax() - weight.detach().amin()):
                     raise InvalidModel(
@@ -137,7 +153,7 @@ class TensorCompression(OptimizationInterface):
         self._rounded = None
         if self.parameters.calibration == "none":
             return decision
-        forms = {site.path: _form(model.get_submodule(site.path), site.path, decision) for site in sites}
+        forms = {site.path: _form(model.get_submodule(site.path), site.path, decision) for site in _of_weights(sites)}
         asked, window = self.parameters, min(WINDOW, max_positions(model) or WINDOW)
         source = calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window)
         with share_bar("rounding weights", model_bytes(model) > LONG_BYTES) as progress:
@@ -147,17 +163,30 @@ class TensorCompression(OptimizationInterface):
     def apply(self, model: nn.Module) -> nn.Module:
         made, self._rounded = self._rounded, None
         decision = self.step.decision
+        cache = decision.get("kv_cache", {"layers": ()})
         for site in self.step.sites:
+            if site.path in cache["layers"]:
+                continue
             module = model.get_submodule(site.path)
             found = made.modules.pop(site.path) if made is not None else None
             self.journal.replace(module, found or _form(module, site.path, decision).nearest(module))
+        if cache["layers"]:
+            code_the_cache(self.journal, model, cache)
+            self.say(note=said_of(cache))
         self._tell(model)
         return model
+
+    def report(self, model: nn.Module) -> dict[str, Any]:
+        calls = coded_calls(model)
+        return {"kv_cache": calls.to_json()} if calls else {}
 
     def _tell(self, model: nn.Module) -> None:
         dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.bfloat16)
         kind = format_named(self.step.decision["format"]).linear
-        self.say(backend=kind.backend(self.device, dtype), note=kind.cost(self.device, dtype))
+        if self.step.decision.get("coverage", {}).get("parameters") == 0:
+            self.say(backend=f"{self.step.decision['kv_cache']['format']} cache, weights as they are")
+        else:
+            self.say(backend=kind.backend(self.device, dtype), note=kind.cost(self.device, dtype))
         if "coverage" in self.step.decision:
             self.say(note=_told(self.step.decision["coverage"]))
         if lost := Chosen(self.parameters.targets, self.parameters.skip).unmatched(roles_of(model)):
@@ -196,6 +225,10 @@ def _form(module: nn.Module, path: str, decision: Mapping[str, Any]) -> Form:
 def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.dim() == 2
+
+
+def _of_weights(sites: Sequence[Site]) -> list[Site]:
+    return [site for site in sites if site.role != KV_CACHE]
 
 
 def _weight_sites(model: nn.Module, asked: TensorCompressionParameters) -> Iterator[Site]:
