@@ -39,7 +39,7 @@ def test_a_group_divides_its_width_and_is_neither_too_large_nor_too_small(width:
 
 @pytest.mark.parametrize(
     ("name", "most", "at_128", "at_64", "at_16"),
-    [("int8", 0.54, 8.5, 8.5, 9.25), ("int4", 0.30, 4.5, 4.5, 5.25), ("fp8", 0.54, 8.25, 8.25, 9.0)],
+    [("int8", 0.54, 8.5, 8.5, 9.25), ("int4", 0.30, 4.75, 4.75, 5.5), ("fp8", 0.54, 8.25, 8.25, 9.0)],
 )
 def test_the_price_of_a_token(name: str, most: float, at_128: float, at_64: float, at_16: float) -> None:
     for width, bits in ((128, at_128), (64, at_64), (16, at_16)):

@@ -17,7 +17,7 @@ of a GPU's memory."""
 class CodedPages:
     """Pages `[batch, heads, pages, 64, width]` of one kind of states, in a form, or as they are where it is None.
 
-    Room grows by a quarter, since codes are kept to save room.
+    Room grows by an eighth, since codes are kept to save room.
     """
 
     def __init__(self, form: PageForm | None) -> None:
@@ -69,7 +69,7 @@ class CodedPages:
     def _reserve(self, count: int, pages: Tensor) -> None:
         if count <= self.capacity:
             return
-        room = max(count, self.count + max(FIRST_PAGES, self.count // 4))
+        room = max(count, self.count + max(FIRST_PAGES, self.count // 8))
         one = torch.zeros((*pages.shape[:2], 1, *pages.shape[3:]), dtype=pages.dtype, device=pages.device)
         grown = tuple(part.expand(-1, -1, room, -1, -1).contiguous() for part in self._code(one))
         for fresh, part in zip(grown, self.parts, strict=False):

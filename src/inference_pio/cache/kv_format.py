@@ -5,9 +5,12 @@ from __future__ import annotations
 from inference_pio.cache.store import Kind
 from inference_pio.errors import InvalidSetting, UnknownName
 from inference_pio.kernels.page_codes import PageForm
+from inference_pio.kernels.triton.launch import PAGE
 
 NONE = "none"
 KV_FORMATS = ("int8", "int4", "fp8")
+INT4_TOKENS = 32
+"""Tokens that share a key channel's step in int4: keys lose most there, and a token still takes 0.297 of bfloat16."""
 LARGEST_GROUP, SMALLEST_GROUP = 64, 16
 """Channels of a token that share a step: more lose more, fewer take more room beside the codes."""
 
@@ -54,22 +57,20 @@ def forms_of(name: str, kind: Kind) -> tuple[PageForm | None, PageForm | None]:
 
     >>> import torch
     >>> forms_of("int4", Kind(1, 8, 128, 8, 128, torch.bfloat16, torch.device("cpu")))
-    (PageForm(bits=4, group=0, floating=False), PageForm(bits=4, group=64, floating=False))
+    (PageForm(bits=4, group=0, tokens=32, floating=False), PageForm(bits=4, group=64, tokens=64, floating=False))
     """
     latent = kind.is_latent
     if reason := why_not_coded(name, kind.key_width, kind.value_width, latent=latent):
         raise InvalidSetting(f"kv_cache={kv_format_named(name)!r}: {reason}. Use kv_cache='none' for this model.")
-    bits = 4 if name == "int4" else 8
-    key_group = group_of(kind.key_width) or 0 if name == "fp8" else 0
-    keys = PageForm(bits, key_group, name == "fp8")
-    return keys, None if latent else PageForm(bits, group_of(kind.value_width) or 0, name == "fp8")
+    bits, floating = 4 if name == "int4" else 8, name == "fp8"
+    key_group = group_of(kind.key_width) or 0 if floating else 0
+    keys = PageForm(bits, key_group, INT4_TOKENS if name == "int4" else PAGE, floating)
+    return keys, None if latent else PageForm(bits, group_of(kind.value_width) or 0, floating=floating)
 
 
 def bits_of_token(name: str, kind: Kind) -> float:
     """Bits that a token of one layer and one row takes once it is coded; `none` is the model's own dtype."""
     own = 8.0 * kind.dtype.itemsize
     keys, values = (None, None) if name == NONE else forms_of(name, kind)
-    key_bits, value_bits = (
-        form.bits_of(width) if form else own for form, width in ((keys, kind.key_width), (values, kind.value_width))
-    )
+    key_bits, value_bits = (form.bits_of_number if form else own for form in (keys, values))
     return kind.key_heads * kind.key_width * key_bits + kind.value_heads * kind.value_width * value_bits

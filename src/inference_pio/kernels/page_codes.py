@@ -7,56 +7,72 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference_pio.kernels.fp8 import FP8, LARGEST
+from inference_pio.kernels.fp8 import FP8, LARGEST, bare
 
 HALF_PRECISION_LIMIT = 65504.0
 """The largest float16: a middle beyond it is drawn back to it, and the step grows until the codes reach."""
-# What a range is narrowed to before it is cut into 16 steps: the rarest numbers cost the others less than their own.
+# What a range is narrowed to before it is cut into steps: the rarest numbers cost the others less than their own. In 8
+# bits there is nothing to gain.
 NARROWINGS = {8: (1.0,), 4: (1.0, 0.92, 0.84)}
+FITTINGS = {8: 0, 4: 2}
+"""Times that least squares between numbers and their codes follow."""
 
 
 @dataclass(frozen=True)
 class PageForm:
-    """How a page `[..., tokens, width]` is coded: in `bits`; what shares a step and a middle is a channel of the page
-    (`group` 0), or `group` neighbouring channels of one token. `floating` codes are e4m3, with a step alone.
+    """How a page `[..., tokens, width]` is coded: in `bits`; what shares a step and a middle is a channel of `tokens`
+    tokens (`group` 0), or `group` neighbouring channels of one token. `floating` codes are e4m3, with a step alone.
 
-    >>> PageForm(8).bits_of(128), PageForm(4, 64).bits_of(128), PageForm(8, 128, floating=True).bits_of(128)
-    (8.5, 4.5, 8.125)
+    >>> PageForm(8).bits_of_number, PageForm(4, tokens=32).bits_of_number, PageForm(8, 64, floating=True).bits_of_number
+    (8.5, 5.0, 8.25)
     """
 
     bits: int
     group: int = 0
+    tokens: int = 64
     floating: bool = False
 
-    def bits_of(self, width: int, tokens: int = 64) -> float:
-        """Bits that a number of a page takes, its part of steps and middles counted."""
-        sharing = self.group or tokens
-        return self.bits + (16 if self.floating else 32) / sharing
+    @property
+    def bits_of_number(self) -> float:
+        """Bits that a number takes, its part of steps and middles counted."""
+        return self.bits + (16 if self.floating else 32) / (self.group or self.tokens)
 
     @property
     def largest(self) -> int:
         """The largest code."""
         return int(2**self.bits - 1)
 
+    @property
+    def shared(self) -> int:
+        """The dimension of what shares a step, where pages are split by it."""
+        return -1 if self.group else -2
+
+    def split(self, pages: Tensor) -> Tensor:
+        """Pages with a dimension more, that of what shares a step."""
+        sizes = (-1, self.group or self.tokens)
+        split: Tensor = pages.unflatten(self.shared, sizes)  # type: ignore[no-untyped-call]
+        return split
+
+    def joined(self, split: Tensor) -> Tensor:
+        """Split pages as they were."""
+        return split.flatten(-2) if self.group else split.flatten(-3, -2)
+
 
 Parts = tuple[Tensor, ...]
 """What a page is stored as: codes in uint8 `[..., tokens, width]` (4 bits: half the width), steps in bfloat16 and,
-where codes are whole numbers, middles in float16, `[..., 1, width]` or `[..., tokens, groups]`."""
+where codes are whole numbers, middles in float16, `[..., runs of tokens, width]` or `[..., tokens, groups]`."""
 
 
 def naive_page_values(parts: Parts, form: PageForm) -> Tensor:
     """The numbers of pages from the definition, in float32: (code - largest / 2) * step + middle."""
-    if form.floating:
-        codes, step = parts
-        return codes.view(FP8).float() * step.float().repeat_interleave(form.group, -1)
-    codes, step, middle = parts
+    codes, *scales = parts
     if form.bits == 4:
         codes = torch.cat([codes % 16, codes // 16], -1)
-    repeats = (1, codes.shape[-2]) if not form.group else (form.group, 1)
-    step, middle = (
-        one.float().repeat_interleave(repeats[0], -1).repeat_interleave(repeats[1], -2) for one in (step, middle)
-    )
-    return (codes.float() - form.largest / 2) * step + middle
+    across, along = (form.group, 1) if form.group else (1, form.tokens)
+    step, *middle = (one.float().repeat_interleave(across, -1).repeat_interleave(along, -2) for one in scales)
+    if form.floating:
+        return codes.view(FP8).float() * step
+    return (codes.float() - form.largest / 2) * step + middle[0]
 
 
 @torch.no_grad()
@@ -68,56 +84,67 @@ def code_pages(pages: Tensor, form: PageForm) -> Parts:
     >>> [part.tolist() for part in parts], page_values(parts, form, torch.float32).tolist()
     ([[[0, 128, 228, 255]], [[1.0]], [[0.0]]], [[-127.5, 0.5, 100.5, 127.5]])
     """
-    numbers = pages.float()
-    if form.group:
-        numbers = numbers.unflatten(-1, (-1, form.group))
-    shared = -1 if form.group else -2
+    numbers = form.split(pages.float())
     if form.floating:
-        step = (numbers.abs().amax(shared, keepdim=True) / LARGEST).bfloat16()
+        step = (numbers.abs().amax(form.shared, keepdim=True) / LARGEST).bfloat16()
         codes = (numbers / _divisor(step)).clamp_(-LARGEST, LARGEST).to(FP8).view(torch.uint8)
-        return codes.flatten(-2), step.squeeze(-1)
-    codes, step, middle = _best_fit(numbers, shared, form)
-    if form.group:
-        codes, step, middle = codes.flatten(-2), step.squeeze(-1), middle.squeeze(-1)
+        return form.joined(codes), step.squeeze(form.shared)
+    codes, step, middle = _best_fit(numbers, form)
+    codes = form.joined(codes)
     if form.bits == 4:
         low, high = codes.chunk(2, -1)
         codes = low | high << 4
-    return codes, step, middle
+    return codes, step.squeeze(form.shared), middle.squeeze(form.shared)
 
 
 def page_values(parts: Parts, form: PageForm, dtype: torch.dtype) -> Tensor:
     """The numbers of pages, computed in float32, in a dtype."""
-    codes, step = parts[0], parts[1].float()
+    codes, step = parts[0], parts[1].float().unsqueeze(form.shared)
     if form.floating:
-        numbers = codes.view(FP8).float().unflatten(-1, (-1, form.group)).mul_(step[..., None])
-        return numbers.flatten(-2).to(dtype)
+        return form.joined(form.split(bare(codes, torch.float32)) * step).to(dtype)
     if form.bits == 4:
         codes = torch.cat([codes & 15, codes >> 4], -1)
-    base = parts[2].float() - step * (form.largest / 2)
-    if not form.group:
-        return torch.addcmul(base, codes.float(), step).to(dtype)
-    grouped = codes.float().unflatten(-1, (-1, form.group))
-    return torch.addcmul(base[..., None], grouped, step[..., None]).flatten(-2).to(dtype)
+    lowest = parts[2].float().unsqueeze(form.shared) - step * (form.largest / 2)
+    return form.joined(torch.addcmul(lowest, form.split(codes.float()), step)).to(dtype)
 
 
-def _best_fit(numbers: Tensor, shared: int, form: PageForm) -> Parts:
-    """Codes, steps and middles: of the narrowed ranges tried, the one of the least squared error for each step."""
-    low, high = numbers.amin(shared, keepdim=True), numbers.amax(shared, keepdim=True)
-    middle = ((low + high) / 2).clamp(-HALF_PRECISION_LIMIT, HALF_PRECISION_LIMIT).half()
-    reach = torch.maximum(high - middle.float(), middle.float() - low)
-    step = (reach * (2 / form.largest)).bfloat16()
-    tried = NARROWINGS[form.bits]
-    if len(tried) > 1:
-        steps = [(step.float() * narrowed).bfloat16() for narrowed in tried]
-        errors = torch.stack([_error(numbers, one, middle, shared, form) for one in steps])
-        step = torch.stack(steps).gather(0, errors.argmin(0, keepdim=True))[0]
-    return _round(numbers, step, middle, form), step, middle
+def _best_fit(numbers: Tensor, form: PageForm) -> Parts:
+    """Codes, steps and middles: of the narrowed ranges and the fits tried, those of the least squared error."""
+    low, high = numbers.amin(form.shared, keepdim=True), numbers.amax(form.shared, keepdim=True)
+    middle = _held((low + high) / 2)
+    reach = torch.maximum(high - middle.float(), middle.float() - low) * (2 / form.largest)
+    best = (reach.bfloat16(), middle)
+    tried = [((reach * narrowed).bfloat16(), middle) for narrowed in NARROWINGS[form.bits][1:]]
+    if tried:
+        least = _error(numbers, *best, form)
+        for _ in range(1 + FITTINGS[form.bits]):
+            for step, centre in tried:
+                error = _error(numbers, step, centre, form)
+                better = error < least
+                best = torch.where(better, step, best[0]), torch.where(better, centre, best[1])
+                least = torch.where(better, error, least)
+            tried = [_least_squares(numbers, *best, form)]
+    return _round(numbers, *best, form), *best
 
 
-def _error(numbers: Tensor, step: Tensor, middle: Tensor, shared: int, form: PageForm) -> Tensor:
+def _least_squares(numbers: Tensor, step: Tensor, middle: Tensor, form: PageForm) -> tuple[Tensor, Tensor]:
+    """The step and the middle that lie best among numbers with the codes that they have."""
+    codes = _round(numbers, step, middle, form).float() - form.largest / 2
+    code, number = codes.mean(form.shared, keepdim=True), numbers.mean(form.shared, keepdim=True)
+    spread = (codes - code).square().sum(form.shared, keepdim=True)
+    together = ((codes - code) * (numbers - number)).sum(form.shared, keepdim=True)
+    fitted = torch.where(spread > 0, together / spread, step.float()).bfloat16()
+    return fitted, _held(number - fitted.float() * code)
+
+
+def _error(numbers: Tensor, step: Tensor, middle: Tensor, form: PageForm) -> Tensor:
     codes = _round(numbers, step, middle, form).float()
     values = (codes - form.largest / 2) * step.float() + middle.float()
-    return (values - numbers).square_().sum(shared, keepdim=True)
+    return (values - numbers).square_().sum(form.shared, keepdim=True)
+
+
+def _held(middle: Tensor) -> Tensor:
+    return middle.clamp(-HALF_PRECISION_LIMIT, HALF_PRECISION_LIMIT).half()
 
 
 def _round(numbers: Tensor, step: Tensor, middle: Tensor, form: PageForm) -> Tensor:

@@ -77,10 +77,10 @@ def test_the_receipt_tells_format_bytes_layers_and_what_was_passed_over() -> Non
     assert planned.decision["kv_cache"] == coded
     assert coded["layers"] == {"model.layers.1.self_attn": 1, "model.layers.2.self_attn": 2}
     assert coded["bytes_a_token_before"] == 2 * 2 * 2 * 24 * 4  # layers, sides, heads, width, float32
-    assert coded["bytes_a_token"] == 2 * 2 * 24 * (4.5 + 4 + 32 / 24) / 8
+    assert coded["bytes_a_token"] == 2 * 2 * 24 * (5 + 4 + 32 / 24) / 8
     assert receipt.backend == "int4 cache, weights as they are"
     told = [
-        note for note in receipt.notes if "of 2 layers as int4: 118 bytes a token and row in the place of 768" in note
+        note for note in receipt.notes if "of 2 layers as int4: 124 bytes a token and row in the place of 768" in note
     ]
     assert len(told) == 1
     skips = {skips["reason"]: skips["paths"] for skips in receipt.to_json()["skipped"]}
