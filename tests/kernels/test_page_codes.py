@@ -68,7 +68,7 @@ def test_a_channel_that_stands_out_costs_its_own_page_nothing() -> None:
 
 
 def test_narrowed_ranges_and_fits_lose_less_in_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    form, numbers = PageForm(4), torch.randn(8, 64, 32, generator=torch.Generator().manual_seed(1))
+    form, numbers = PageForm(4, tokens=32), torch.randn(8, 64, 64, generator=torch.Generator().manual_seed(1))
 
     def error() -> float:
         return float((page_values(code_pages(numbers, form), form, torch.float32) - numbers).square().mean())
@@ -77,7 +77,8 @@ def test_narrowed_ranges_and_fits_lose_less_in_four_bits(monkeypatch: pytest.Mon
     monkeypatch.setattr(page_codes, "FITTINGS", {4: 0})
     narrowed = error()
     monkeypatch.setattr(page_codes, "NARROWINGS", {4: (1.0,)})
-    assert fitted < 0.97 * narrowed < 0.95 * error()
+    assert fitted < 0.92 * narrowed
+    assert narrowed < 0.97 * error()
 
 
 @EACH
