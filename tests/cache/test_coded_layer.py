@@ -14,6 +14,8 @@ from inference_pio.cache.coded_layer import RECENT, CodedLayer
 from inference_pio.cache.kv_format import KV_FORMATS, forms_of
 from inference_pio.cache.store import Kind
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.coded_decode import CodedCacheView, naive_coded_decode
+from inference_pio.kernels.decode_attention import naive_decode_attention
 from inference_pio.kernels.page_codes import PageForm, code_pages, page_values
 from tests.cache.test_store import CPU, states
 
@@ -151,6 +153,21 @@ def test_bytes_are_those_of_the_tensors_at_heads_of_128(kv_format: str, most: fl
     assert coded / (layer.coded * 2 * 8 * 128 * 2) <= most
     storages = {part.untyped_storage() for side in layer.pages for part in side.parts}
     assert sum(storage.nbytes() for storage in storages) == coded
+
+
+def test_pages_lie_as_the_decode_kernel_reads_them() -> None:
+    kind = Kind(2, 3, 64, 3, 64, torch.float32, CPU)
+    layer = CodedLayer("int8")
+    layer.update(*states(kind, 300))
+    forms = forms_of("int8", kind)
+    assert forms[0] is not None
+    assert forms[1] is not None
+    pages = torch.tensor([len(layer.fills)], dtype=torch.int32)
+    view = CodedCacheView(layer.pages[0].parts, layer.pages[1].parts, *forms, *layer.recent, pages)
+    keys, values = layer.update(*states(kind, 0))
+    query, lengths = states(kind, 1, 5)[0][:, :, 0], torch.tensor([300], dtype=torch.int32)
+    wanted = naive_decode_attention(query, keys.transpose(1, 2), values.transpose(1, 2), lengths)
+    torch.testing.assert_close(naive_coded_decode(query, view, lengths), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_keeps_a_long_prompt_alive() -> None:

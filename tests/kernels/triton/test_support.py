@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.coded_decode import CodedCacheView
 from inference_pio.kernels.gemv import gemv_parts
+from inference_pio.kernels.page_codes import PageForm
 from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.triton import support
 from inference_pio.kernels.triton.support import (
     Cause,
     require,
     supports,
+    supports_coded_decode,
     supports_decode,
     supports_elementwise,
     supports_gemv,
@@ -260,3 +264,41 @@ def test_a_product_of_a_few_rows_has_its_reasons_too() -> None:
     assert asked(weights=(learned,)).cause is Cause.GRADIENT
     with torch.no_grad():
         assert asked(weights=(learned,))
+
+
+def coded(width: int = 64, **other: object) -> CodedCacheView:
+    codes = torch.zeros(2, 2, 3, 64, width, dtype=torch.uint8)
+    keys = (codes, torch.ones(2, 2, 3, 1, width).bfloat16(), torch.zeros(2, 2, 3, 1, width).half())
+    values = (codes, torch.ones(2, 2, 3, 64, width // 32).bfloat16(), torch.zeros(2, 2, 3, 64, width // 32).half())
+    recent = torch.zeros(2, 2, 70, width, dtype=torch.bfloat16)
+    view = CodedCacheView(keys, values, PageForm(8), PageForm(8, 32), recent, recent.clone(), lengths(1))
+    return replace(view, **other)  # type: ignore[arg-type]
+
+
+def of_queries(view: CodedCacheView, width: int = 64, **given: torch.Tensor) -> support.Support:
+    return supports_coded_decode(
+        torch.zeros(2, 4, width, dtype=torch.bfloat16), view, **{"lengths": lengths(), **given}
+    )
+
+
+@pytest.mark.usefixtures("gpu_everywhere")
+def test_codes_that_fit_are_served_and_others_are_told() -> None:
+    assert of_queries(coded())
+    assert of_queries(coded(), lengths=lengths(1), starts=lengths())
+    narrow = coded(width=96)
+    assert of_queries(narrow, width=96).cause is Cause.HEAD_DIM
+    assert of_queries(narrow).cause is Cause.SHAPE
+    recent = torch.zeros(2, 2, 70, 64, dtype=torch.bfloat16)
+    assert of_queries(coded(recent_values=recent[:, :, :3])).cause is Cause.SHAPE
+    assert of_queries(coded(recent_values=recent.transpose(1, 2).contiguous().transpose(1, 2))).cause is Cause.LAYOUT
+    assert of_queries(coded(recent_keys=recent.half(), recent_values=recent.half())).cause is Cause.DTYPE
+    assert of_queries(coded(pages=torch.ones(1, dtype=torch.int64))).cause is Cause.DTYPE
+    assert of_queries(coded(pages=lengths())).cause is Cause.DTYPE
+    assert of_queries(coded(), lengths=lengths(3)).cause is Cause.SHAPE
+    spread = tuple(torch.stack([part, part], -1)[..., 0] for part in coded().keys)
+    assert of_queries(coded(keys=spread)).cause is Cause.LAYOUT
+    for other in (
+        {"key_form": PageForm(8, 32)}, {"key_form": PageForm(8, tokens=32)}, {"value_form": PageForm(4, 32)},
+        {"value_form": PageForm(8, 48)}, {"value_form": PageForm(8, 32, floating=True)},
+    ):  # fmt: skip
+        assert "it reads int8 codes" in of_queries(coded(**other)).said

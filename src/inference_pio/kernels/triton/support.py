@@ -14,6 +14,7 @@ from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.triton.launch import HEAD_DIMS, LATENT_WIDTHS, PAGE, ROPE_WIDTHS, device_limits
 
 if TYPE_CHECKING:  # its module brings torch's int8 operators, and asking here loads little
+    from inference_pio.kernels.coded_decode import CodedCacheView
     from inference_pio.kernels.gemv import GemvParts
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -142,6 +143,33 @@ def supports_latent_decode(
     if query_rope.dtype != query.dtype:
         return Support(Cause.DTYPE, f"queries of {query.dtype} and {query_rope.dtype} do not belong together")
     return _common(query, latent, latent, 1, 1, LATENT_WIDTHS) and _common(query_rope, rope, rope, 1, 1, ROPE_WIDTHS)
+
+
+def supports_coded_decode(
+    query: torch.Tensor, cache: CodedCacheView, lengths: torch.Tensor, starts: torch.Tensor | None = None
+) -> Support:
+    """Whether the decode kernel for int8 codes serves `[B, H, D]` over pages and recent tokens."""
+    codes, recent = cache.keys[0], cache.recent_keys
+    shape = (*codes.shape[:2], recent.shape[2], query.shape[-1])
+    if query.dim() != 3 or codes.dim() != 5 or len(query) != len(codes) or codes.shape[3:] != (PAGE, query.shape[-1]):
+        return _shapes(query, codes, cache.values[0])
+    if cache.values[0].shape != codes.shape or recent.shape != shape or cache.recent_values.shape != shape:
+        return _shapes(recent, cache.recent_values, cache.values[0])
+    forms = (cache.key_form.bits, cache.key_form.group, cache.key_form.tokens, cache.value_form.bits)
+    sharing = cache.value_form.group
+    if forms != (8, 0, PAGE, 8) or cache.key_form.floating or cache.value_form.floating or sharing & (sharing - 1):
+        return Support(
+            Cause.DTYPE, "it reads int8 codes, of keys by channel and of values by 16, 32 or 64 of a token's"
+        )
+    parts = (*cache.keys, *cache.values)
+    if not all(part.is_contiguous() for part in parts) or recent.stride() != cache.recent_values.stride():
+        return Support(Cause.LAYOUT, "pages lie side by side, and recent keys as recent values do")
+    if any(part.device != query.device for part in (*parts, cache.pages)):
+        return Support(Cause.DEVICE, "queries and codes are on different devices")
+    counted = _counted(len(query), recent, lengths, starts, None)
+    if counted and (cache.pages.dtype != torch.int32 or cache.pages.numel() != 1):
+        return Support(Cause.DTYPE, "the number of pages is one int32")
+    return _common(query, recent, cache.recent_values, query.shape[1], codes.shape[1]) if counted else counted
 
 
 def supports_page_summary(
