@@ -150,10 +150,10 @@ class TensorCompression(OptimizationInterface):
                     )
 
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
-        self._rounded = None
+        self._rounded, sites = None, _of_weights(sites)
         if self.parameters.calibration == "none":
             return decision
-        forms = {site.path: _form(model.get_submodule(site.path), site.path, decision) for site in _of_weights(sites)}
+        forms = {site.path: _form(model.get_submodule(site.path), site.path, decision) for site in sites}
         asked, window = self.parameters, min(WINDOW, max_positions(model) or WINDOW)
         source = calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window)
         with share_bar("rounding weights", model_bytes(model) > LONG_BYTES) as progress:
@@ -172,8 +172,9 @@ class TensorCompression(OptimizationInterface):
             self.journal.replace(module, found or _form(module, site.path, decision).nearest(module))
         if cache["layers"]:
             code_the_cache(self.journal, model, cache)
-            self.say(note=said_of(cache))
-        self._tell(model)
+            self.say(backend=f"{cache['format']} cache, weights as they are", note=said_of(cache))
+        if len(self.step.sites) > len(cache["layers"]):
+            self._tell(model)
         return model
 
     def report(self, model: nn.Module) -> dict[str, Any]:
@@ -183,10 +184,7 @@ class TensorCompression(OptimizationInterface):
     def _tell(self, model: nn.Module) -> None:
         dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.bfloat16)
         kind = format_named(self.step.decision["format"]).linear
-        if self.step.decision.get("coverage", {}).get("parameters") == 0:
-            self.say(backend=f"{self.step.decision['kv_cache']['format']} cache, weights as they are")
-        else:
-            self.say(backend=kind.backend(self.device, dtype), note=kind.cost(self.device, dtype))
+        self.say(backend=kind.backend(self.device, dtype), note=kind.cost(self.device, dtype))
         if "coverage" in self.step.decision:
             self.say(note=_told(self.step.decision["coverage"]))
         if lost := Chosen(self.parameters.targets, self.parameters.skip).unmatched(roles_of(model)):
