@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Cache, DynamicCache, DynamicLayer, T5Config
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, DynamicLayer, Lfm2Config, T5Config
 
 from inference_pio.cache import KV_FORMATS, CodedCache
 from inference_pio.cache.kv_format import forms_of
@@ -125,6 +125,21 @@ def test_sliding_windows_keep_the_librarys_layers() -> None:
     assert torch.equal(*(walk(model, each, given, (150, 1)) for each in (cache, theirs)))
     assert cache.report()["layers"] == {"DynamicSlidingWindowLayer": 1, "int8": 2}
     assert cache.report()["bytes_library_layers"] > 0
+
+
+def test_states_of_other_kinds_keep_the_librarys_layers_and_are_counted() -> None:
+    torch.manual_seed(0)
+    kinds = ["conv", "full_attention", "conv", "full_attention"]
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Lfm2Config(vocab_size=131, num_hidden_layers=4, layer_types=kinds, pad_token_id=0, **sizes)
+    model, given = AutoModelForCausalLM.from_config(config).eval(), prompt(2, 200)
+    cache = CodedCache.of(model, "int8")
+    said = generate(model, cache, given)
+    assert torch.equal(said, generate(model, rounded_cache(model, "int8"), given))
+    report = cache.report()
+    assert report["layers"] == {"LinearAttentionLayer": 2, "int8": 2}
+    assert report["bytes_library_layers"] >= 2 * 2 * 64 * 3 * 4  # layers, rows, channels, states, float32
+    assert cache.nbytes == report["bytes_coded"] + report["bytes_recent"] + report["bytes_library_layers"]
 
 
 def test_layers_named_by_number_keep_the_librarys() -> None:

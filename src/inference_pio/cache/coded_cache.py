@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, DynamicLayer
 
 from inference_pio.cache.coded_layer import CodedLayer
@@ -54,7 +55,6 @@ class CodedCache(Cache):
         """What the cache holds, for a receipt or a status: counts of layers by kind, tokens and bytes."""
         kinds = [layer.kind for layer in self.coded_layers if layer.kind is not None]
         others = [layer for layer in self.layers if not isinstance(layer, CodedLayer)]
-        held = [vars(layer).get(name) for layer in others for name in ("keys", "values")]
         recent = sum(layer.recent_nbytes for layer in self.coded_layers)
         return {
             "format": self.kv_format,
@@ -65,8 +65,19 @@ class CodedCache(Cache):
             "bytes_a_token_uncoded": round(sum(bits_of_token(NONE, kind) for kind in kinds) / 8, 3),
             "bytes_coded": sum(layer.nbytes for layer in self.coded_layers) - recent,
             "bytes_recent": recent,
-            "bytes_library_layers": sum(tensor.nbytes for tensor in held if tensor is not None),
+            "bytes_library_layers": sum(
+                tensor.nbytes for layer in others for tensor in _tensors(list(vars(layer).values()))
+            ),
         }
+
+
+def _tensors(held: Any) -> Iterator[Tensor]:
+    """Tensors anywhere in lists and mappings: layers of other kinds keep states of several."""
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, list | tuple | dict):
+        for one in held.values() if isinstance(held, dict) else held:
+            yield from _tensors(one)
 
 
 def _name_of(layer: Any) -> str:
