@@ -47,7 +47,7 @@ class CodedPages:
         last = first + -(-tokens // PAGE)
         like = out[:, :, :1, None].expand(-1, -1, last - first, PAGE, -1)
         for begin, end in _blocks(like):
-            values = self._values(first + begin, first + end, out.dtype).flatten(2, 3)
+            values = self._values(first + begin, first + end).flatten(2, 3)
             at = begin * PAGE
             out[:, :, at : at + PAGE * (end - begin)].copy_(values[:, :, : tokens - at])
 
@@ -60,9 +60,11 @@ class CodedPages:
     def _code(self, pages: Tensor) -> Parts:
         return (pages,) if self.form is None else code_pages(pages, self.form)
 
-    def _values(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    def _values(self, first: int, last: int) -> Tensor:
         parts = tuple(part[:, :, first:last] for part in self.parts)
-        return parts[0] if self.form is None else page_values(parts, self.form, dtype)
+        return (
+            parts[0] if self.form is None else page_values(parts, self.form, torch.float32)
+        )  # rounded where it is put
 
     @torch.inference_mode(False)  # what is made in inference mode could not be written outside of it
     @torch.no_grad()
