@@ -70,14 +70,14 @@ def launched(launch: Any) -> Run:
 
     kept: dict[Any, Any] = {}
 
-    def run(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
+    def run(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, pages: Any = None) -> Tensor:
         (batch, heads, width), (_, capacity, key_heads, _) = query.shape, key.shape
         chosen = launch or choose_decode_launch(device_limits(query.device), batch, key_heads, width, capacity)
         sizes = (batch, heads, width, key_heads, chosen)
         if sizes not in kept:
             counted = key_heads if last_joins(chosen, heads // key_heads) else 0
             kept[sizes] = DecodeScratch.of(batch, heads, width, chosen, query.device, counted=counted)
-        return decode_attention(query, key, value, lengths, launch=chosen, scratch=kept[sizes])
+        return decode_attention(query, key, value, lengths, pages=pages, launch=chosen, scratch=kept[sizes])
 
     return run
 

@@ -54,14 +54,10 @@ def _decoding(problem: Problem, device: torch.device) -> AuditedDecode:
 
 
 def _by_budget(problem: Problem, device: torch.device, smoke: bool) -> Run:
-    from inference_pio.kernels.triton.decode import decode_attention
-    from inference_pio.kernels.triton.page_summary import update_page_summary
-
-    decoding = _decoding(problem, device)
+    decoding, attend = _decoding(problem, device), decode_attention.launched(None)
 
     def run(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, summary: PageSummary) -> Tensor:
-        update_page_summary(summary, key, lengths, 1)
-        return decode_attention(query, key, value, lengths, pages=decoding.list_pages(query, summary, lengths))
+        return attend(query, key, value, lengths, decoding.list_pages(query, summary, lengths, written=key))
 
     return run
 
@@ -77,9 +73,7 @@ def _with_pages(problem: Problem, inputs: Inputs) -> Inputs:
 
 
 def _fixed(problem: Problem, device: torch.device, smoke: bool) -> Run:
-    from inference_pio.kernels.triton.decode import decode_attention
-
-    return lambda query, key, value, lengths, pages: decode_attention(query, key, value, lengths, pages=pages)
+    return decode_attention.launched(None)
 
 
 def _chosen(problem: Problem, inputs: Inputs) -> PageList:

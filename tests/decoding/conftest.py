@@ -13,12 +13,20 @@ from torch import Tensor
 from inference_pio.decoding.engine import Engine
 from inference_pio.decoding.operations import PlainOperations
 from inference_pio.decoding.takeover import take_over
+from inference_pio.kernels.int4 import words_of
 from inference_pio.undo.journal import Journal
 from tests import tiny
 from tests.kernels.triton.conftest import interpreted
 
 __all__ = ["interpreted"]
 COMPOSED = [name for name in tiny.HF_NAMES if name != "gpt2"]
+
+
+def in_words(module: Any) -> Any:
+    """A compressed module whose int4 codes lie as a GPU reads them, which ours does by itself on one."""
+    for name, codes in list(module.codes()):
+        module._buffers[name] = words_of(module.portable(codes))
+    return module
 
 
 @dataclass

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from inference_pio import get_optimization_manager
 from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.compat import has_triton
+from inference_pio.formats.compressed_module import CompressedModule
 from tests import tiny
-from tests.decoding.conftest import COMPOSED
+from tests.decoding.conftest import COMPOSED, in_words
 from tests.decoding.test_step import both
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
@@ -25,7 +27,32 @@ def near(name: str, dtype: torch.dtype, padded: int, device: str = "cpu") -> Non
     assert (found - expected).abs().max().item() <= tolerance * expected.abs().max().item()
 
 
-def kernels_used(name: str) -> set[str]:
+def compressed(name: str, form: str, device: str = "cpu") -> Any:
+    model: Any = tiny.build(name).to(device)
+    manager = get_optimization_manager()
+    sizes = {"group_size": 32} if form == "int4" else {}
+    manager.apply_optimizations(
+        model, ["tensor_compression"], parameters={"tensor_compression": {"format": form, "least_share": 0.3, **sizes}}
+    )
+    if form == "int4":
+        for module in model.modules():
+            if isinstance(module, CompressedModule):
+                in_words(module)
+    return model
+
+
+def near_over_codes(name: str, form: str, device: str = "cpu") -> None:
+    """The step over compressed weights is the library's forward over the same, and our kernels compute it."""
+    from inference_pio.decoding.fused import FusedOperations
+
+    model = compressed(name, form, device)
+    found, expected = both(name, torch.float32, 0, FusedOperations(), device, model=model)
+    tolerance = 2e-2 if device == "cpu" else 4e-3  # the library's products with codes are bfloat16 on a CPU
+    assert (found - expected).abs().max().item() <= tolerance * expected.abs().max().item()
+    assert "gemv" in kernels_used(name, model, device)
+
+
+def kernels_used(name: str, model: Any = None, device: str = "cpu") -> set[str]:
     """The kernels of ours that one step of a tiny model launches."""
     from inference_pio.decoding.fused import FusedOperations
     from inference_pio.kernels.triton import experts, gemv, routing
@@ -37,7 +64,7 @@ def kernels_used(name: str) -> set[str]:
     for module, function, original in kept:
         setattr(module, function, lambda *given, f=function, o=original, **how: used.add(f) or o(*given, **how))
     try:
-        both(name, torch.float32, 0, FusedOperations())
+        both(name, torch.float32, 0, FusedOperations(), device, model=model)
     finally:
         for module, function, original in kept:
             setattr(module, function, original)
@@ -118,6 +145,19 @@ def test_products_that_are_not_tuned_overlap_where_it_is_asked_for(interpreted: 
     launches = interpreted(dependent_by_rule)
     assert len(launches) == 3 * 4 + 1  # four of each layer, and the head
     assert all(launches)
+
+
+@needs_triton
+@pytest.mark.parametrize("form", ["int4", "fp8", pytest.param("int8", marks=pytest.mark.slow)])
+def test_it_is_near_the_library_over_codes_in_the_interpreter(form: str, interpreted: Callable[..., Any]) -> None:
+    interpreted(near_over_codes, "qwen3", form)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["int4", "fp8", "int8"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "glm4_moe"])
+def test_it_is_near_the_library_over_codes_on_a_gpu(name: str, form: str) -> None:
+    near_over_codes(name, form, "cuda")
 
 
 @pytest.mark.gpu

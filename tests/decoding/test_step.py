@@ -15,9 +15,11 @@ from tests import tiny
 from tests.decoding.conftest import COMPOSED, prompt
 
 
-def both(name: str, dtype: torch.dtype, padded: int, operations: Operations, device: str = "cpu") -> Any:
+def both(
+    name: str, dtype: torch.dtype, padded: int, operations: Operations, device: str = "cpu", model: Any = None
+) -> Any:
     """A step behind a prompt, composed and by the library: float32 [rows, vocabulary] each."""
-    model: Any = tiny.build(name, dtype=dtype).to(device)
+    model = tiny.build(name, dtype=dtype).to(device) if model is None else model
     decoder = decoder_of(model)
     assert isinstance(decoder, Decoder)
     given = {name: tensor.to(device) for name, tensor in prompt(padded=padded).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
 from inference_pio.formats.int4 import Int4Experts, Int4Linear
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
 from tests import tiny
+from tests.decoding.conftest import in_words
 
 
 def test_plain_and_compressed_linears_are_read() -> None:
@@ -32,7 +34,8 @@ def test_plain_and_compressed_linears_are_read() -> None:
     assert (found.weight, found.scale, found.bias) == (coded.weight_fp8, coded.weight_scale, plain.bias)
     assert found.kind == (torch.uint8, 0)
     packed = Int4Linear.from_linear(plain, 32)
-    found = linear_weights(packed)
+    assert linear_weights(packed) is None  # as files hold it
+    found = linear_weights(in_words(packed))
     assert found is not None
     assert (found.weight, found.scale, found.bias) == (packed.weight_int4, packed.weight_scale, plain.bias)
     assert found.kind[1] == 32
@@ -63,8 +66,12 @@ def test_experts_are_read_in_the_known_layout_alone() -> None:
     found = expert_weights(coded)
     assert found is not None
     assert (found.gate_up, found.down) == (coded.gate_up_fp8, coded.down_fp8)
-    packed = Int4Experts.from_experts(experts, 32)
-    found = expert_weights(packed)
+    config = copy.deepcopy(model.config)
+    config.moe_intermediate_size = 64
+    wide: Any = tiny.build("qwen3_moe", config=config)
+    packed = Int4Experts.from_experts(wide.model.layers[1].mlp.experts, 32)
+    assert expert_weights(packed) is None
+    found = expert_weights(in_words(packed))
     assert found is not None
     assert (found.gate_up, found.down_scale) == (packed.gate_up_int4, packed.down_scale)
     experts.is_transposed = True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference_pio.formats.known import format_named
 from inference_pio.formats.weight_format import WeightFormat
@@ -33,6 +36,28 @@ def test_settling_codes_and_taking_them_along_are_inverse(name: str) -> None:
     codes, _ = kind.quantize(seeded(128, 64), GROUP)
     assert torch.equal(kind.portable(kind.settled(codes)), codes)
     assert torch.equal(kind.settled(kind.settled(codes)), kind.settled(codes))
+
+
+class Counting(TorchDispatchMode):
+    """How many operations torch is asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@EACH_FORMAT
+def test_shapes_without_values_cost_nothing(name: str) -> None:
+    kind = format_named(name).linear
+    with Counting() as counting:
+        codes, scale = kind.quantize(torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta"), GROUP)
+    assert counting.count <= 6
+    assert codes.is_meta
+    assert scale.is_meta
+    real = kind.quantize(seeded(8, 4096).bfloat16(), GROUP)
+    assert [one.shape[-1] for one in real] == [codes.shape[-1], *real[1].shape[-1:]]
 
 
 @EACH_FORMAT

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from inference_pio.formats.compressed_experts import experts_layout
+from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
 from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
 from inference_pio.formats.int4 import Int4Experts, Int4Linear
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
@@ -17,7 +17,7 @@ from inference_pio.kernels.row_codes import group_of
 @dataclass(frozen=True)
 class LinearWeights:
     """`weight` [out, in], or codes with `scale`: one number a row (int8, or fp8 in uint8), or grids [groups, out, 2]
-    (int4, packed); and a `bias` [out]."""
+    (int4, in the words of a GPU); and a `bias` [out]."""
 
     weight: Tensor
     scale: Tensor | None
@@ -50,7 +50,7 @@ def linear_weights(layer: nn.Module) -> LinearWeights | None:
         return LinearWeights(layer.weight_int8, layer.weight_scale, layer._parameters["bias"])
     if isinstance(layer, Fp8Linear):
         return LinearWeights(layer.weight_fp8, layer.weight_scale, layer._parameters["bias"])
-    if isinstance(layer, Int4Linear):
+    if isinstance(layer, Int4Linear) and layer.weight_int4.dtype is torch.int32:
         return LinearWeights(layer.weight_int4, layer.weight_scale, layer._parameters["bias"])
     plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
     if not plain or hasattr(layer, "parametrizations"):
@@ -65,9 +65,9 @@ def expert_weights(experts: nn.Module) -> ExpertWeights | None:
         return ExpertWeights(experts.gate_up_int8, experts.down_int8, experts.gate_up_scale, experts.down_scale)
     if isinstance(experts, Fp8Experts):
         return ExpertWeights(experts.gate_up_fp8, experts.down_fp8, experts.gate_up_scale, experts.down_scale)
-    if isinstance(experts, Int4Experts):
+    if isinstance(experts, Int4Experts) and experts.down_int4.dtype is torch.int32:
         return ExpertWeights(experts.gate_up_int4, experts.down_int4, experts.gate_up_scale, experts.down_scale)
-    if experts_layout(experts) is not None:
+    if isinstance(experts, CompressedExperts) or experts_layout(experts) is not None:
         return None
     held = [experts._parameters[name] for name in ("gate_up_proj", "down_proj")]
     gate_up, down = held

@@ -45,6 +45,8 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scale = torch.empty(weight.shape[:-1], dtype=torch.bfloat16, device=weight.device)
+    if weight.is_meta:  # a plan needs shapes alone; each operation on them costs what one on numbers does
+        return q, scale
     matrices = [(weight, q, scale)] if weight.dim() == 2 else zip(weight, q, scale, strict=True)
     block = max(1, BLOCK_ELEMENTS // max(1, weight.shape[-1]))
     for matrix, codes, scales in matrices:

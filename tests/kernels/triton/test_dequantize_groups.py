@@ -75,12 +75,14 @@ def test_gpu_a_layer_multiplies_with_it() -> None:
 
     layer = torch.nn.Linear(256, 48)
     packed = Int4Linear.from_linear(layer, 64)
-    weight = packed.dequantize()
+    weight, bias = packed.dequantize(), layer.bias.detach().clone()
+    kept = packed.state_dict()["weight_int4"].clone()
     moved = packed.cuda()
     assert moved.weight_int4.dtype is torch.int32
     assert torch.equal(moved.dequantize().cpu(), weight)
     for rows in (1, 3, 20):  # few are multiplied with codes, many with weights
         x = torch.randn(rows, 256)
-        wanted = torch.nn.functional.linear(x, weight, layer.bias)
-        torch.testing.assert_close(moved(x.cuda()).cpu(), wanted, rtol=1e-4, atol=1e-4)
-    assert torch.equal(moved.cpu().state_dict()["weight_int4"], packed.state_dict()["weight_int4"])
+        wanted = torch.nn.functional.linear(x, weight, bias)
+        with torch.no_grad():
+            torch.testing.assert_close(moved(x.cuda()).cpu(), wanted, rtol=1e-4, atol=1e-4)
+    assert torch.equal(moved.cpu().state_dict()["weight_int4"], kept)

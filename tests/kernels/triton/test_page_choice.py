@@ -109,6 +109,8 @@ CASES = [
     Case((3000,), budget=1, sinks=2, local=3),
     Case((3000,), share=0.999, width=128, sinks=0, local=0),
     Case((200,), width=256),
+    Case((3000, 200), budget=4, share=DENSE),
+    Case((3000, 2000), budget=6, share=1.0, scorer="bounds", width=128),
     Case((131200,), heads=2, key_heads=1, capacity=131200, budget=64, share=0.5),
     Case((2945, 65), sinks=0, local=0, share=0.97),
 ]

@@ -15,6 +15,7 @@ import triton.language as tl
 from inference_pio.compat import triton_interprets
 from inference_pio.kernels.triton.decode import COLUMNS, DecodeScratch, join_kernel, share
 from inference_pio.kernels.triton.launch import PAGE, DecodeLaunch, choose_decode_launch, device_limits, on_device
+from inference_pio.kernels.triton.overlap import overlapping
 from inference_pio.kernels.triton.support import require, supports_coded_decode
 
 if TYPE_CHECKING:
@@ -137,5 +138,6 @@ def coded_decode(
         join_kernel[(heads, batch, width // block)](
             scratch.partial, scratch.weight, out, lengths, starts, None, out.stride(0), out.stride(1), length_step,
             heads, SPLIT_ROWS=max(2, triton.next_power_of_2(launch.splits)), BLOCK=block, LISTED=False, **flags,
+            **overlapping(False),
         )  # fmt: skip
     return out

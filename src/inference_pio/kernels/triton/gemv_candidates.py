@@ -104,7 +104,7 @@ def _of_groups(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
 
 def _by_matrix_units(problem: GemvProblem, limits: Limits) -> Iterator[GemvLaunch]:
     if problem.group == MATRIX_COLUMNS and problem.dtype is torch.bfloat16:
-        for stages, warps, rows in itertools.product((4, 6, 3), (4, 8, 2, 1), (MATRIX_ROWS, 2 * MATRIX_ROWS)):
+        for stages, warps, rows in itertools.product((4, 3, 6), (4, 2, 8, 1), (2 * MATRIX_ROWS, MATRIX_ROWS)):
             if MATRIX_COLUMNS * warps < 2 * problem.inputs:
                 yield GemvLaunch(rows, MATRIX_COLUMNS * warps, warps, stages)
     if problem.batch == 1 or problem.group or problem.dtype is not torch.bfloat16:

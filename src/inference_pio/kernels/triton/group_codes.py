@@ -63,12 +63,15 @@ def word_of(tile, which: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, 
             WORDS: tl.constexpr):  # fmt: skip
     """One of the words that a thread holds of each row."""
     if WORDS == 1:
-        return tl.reshape(tile, [BATCH, ROWS, UNITS])
-    if WORDS == 4:
-        first, second = halves(tile, BATCH, ROWS, UNITS, 4)
-        tile = first if which < 2 else second
-    even, odd = tl.split(tile)
-    return even if which % 2 == 0 else odd
+        word = tl.reshape(tile, [BATCH, ROWS, UNITS])
+    else:
+        pair = tile
+        if WORDS == 4:
+            first, second = halves(tile, BATCH, ROWS, UNITS, 4)
+            pair = first if which < 2 else second
+        even, odd = tl.split(pair)
+        word = even if which % 2 == 0 else odd
+    return word
 
 
 @triton.jit

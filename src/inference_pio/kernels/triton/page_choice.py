@@ -31,6 +31,7 @@ from inference_pio.kernels.triton.support import require, supports_decode
 LOG2_E = tl.constexpr(1.4426950408889634)
 UNIT = tl.constexpr(float(2**30))
 """Shares of the attention are told in so many parts: all of it fits into 32 bits."""
+MORE_THAN_ALL = tl.constexpr(float(2**30 + 128))
 HALF_OF_ALL = tl.constexpr(2**29)
 HIDDEN = tl.constexpr(-1.0e30)
 
@@ -136,7 +137,7 @@ def smallest_set(units, fixed, free, wanted, most):
     # The largest bound that leaves enough, if any does: 0 may not.
     over, level = ranked > least, ranked == least
     mass, count = tl.sum(tl.where(over, units, 0), 0), tl.sum(over.to(tl.int32), 0)
-    missing = tl.where(least > 0, tl.cdiv(wanted - held - mass, tl.maximum(least, 1)), most)
+    missing = tl.where(least > 0, (wanted - held - mass - 1) // tl.maximum(least, 1) + 1, most)
     missing = tl.minimum(missing, most - many - count)
     among = tl.cumsum(level.to(tl.int32), 0)
     done = (held >= wanted) | (many >= most)
@@ -168,8 +169,7 @@ def page_list_kernel(
     )  # fmt: skip
     first = seen_from // PAGE_SIZE
     fixed = visible & (((page >= first) & (page < first + sinks)) | (page >= used - local))
-    # what no choice reaches is more than all there is
-    wanted = tl.minimum(tl.ceil(share * UNIT), 2.0 * UNIT - 128.0).to(tl.int32)
+    wanted = tl.minimum(tl.ceil(share * UNIT), MORE_THAN_ALL).to(tl.int32)
     kept = smallest_set(units, fixed, visible & (fixed == 0), wanted, most).to(tl.int32)
     tl.store(counts + pair, tl.sum(kept, 0))
     tl.store(indices + pair * list_length + tl.cumsum(kept, 0) - 1, page, mask=kept != 0)
