@@ -12,22 +12,25 @@ from torch import nn
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.formats.compressed_linear import CompressedLinear
 from inference_pio.formats.compressed_module import portable_tensor
-from tests.formats.help import FORMATS, linear, linear_of, seeded
+from tests.formats.help import ALL_FORMATS, linear, linear_of, seeded
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=ALL_FORMATS)
 def layer(request: pytest.FixtureRequest) -> CompressedLinear:
     return linear_of(request.param, linear(64, 64))
 
 
+def rows_for(layer: CompressedLinear) -> torch.Tensor:
+    return seeded(3, 64).to(layer.bias.dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16])
 def test_casting_a_model_never_rounds_a_scale_or_a_code(layer: CompressedLinear, dtype: torch.dtype) -> None:
-    codes, scale = (tensor.clone() for tensor in layer.held("weight"))
+    held = [tensor.clone() for tensor in layer.held("weight")]
     model = nn.Sequential(layer).to(dtype)
-    assert torch.equal(layer.weight_scale, scale)
-    assert layer.weight_scale.dtype is torch.bfloat16
-    assert torch.equal(layer.held("weight")[0], codes)
-    assert layer.held("weight")[0].dtype is codes.dtype
+    for now, before in zip(layer.held("weight"), held, strict=True):
+        assert torch.equal(now, before)
+        assert now.dtype is before.dtype
     assert layer.bias.dtype is dtype
     assert model(torch.ones(2, 64, dtype=dtype)).dtype is dtype
 
@@ -40,12 +43,13 @@ def test_a_move_to_where_it_is_leaves_the_tensors_that_there_are(layer: Compress
 
 def test_moving_to_another_device_moves_all_of_it(layer: CompressedLinear) -> None:
     codes = layer.state_dict()[f"weight_{layer.format}"]
+    beside = [tensor.dtype for tensor in layer.held("weight")[1:]]
     layer.to("meta", torch.float16)
     assert all(tensor.is_meta for tensor in (*layer.held("weight"), layer.bias))
-    assert layer.weight_scale.dtype is torch.bfloat16
+    assert [tensor.dtype for tensor in layer.held("weight")[1:]] == beside
     assert layer.held("weight")[0].dtype is codes.dtype  # what goes to another device lies as every device reads it
     layer.to_empty(device="cpu")
-    assert layer.weight_scale.device.type == "cpu"
+    assert all(tensor.device.type == "cpu" for tensor in layer.held("weight"))
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -65,8 +69,9 @@ def test_asking_for_the_weight_says_what_there_is_instead(layer: CompressedLinea
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_its_state_comes_back_in_another_layer(layer: CompressedLinear, assign: bool) -> None:
-    other, x = linear_of(layer.format, nn.Linear(64, 64)), seeded(3, 64)
-    assert list(layer.state_dict()) == ["bias", f"weight_{layer.format}", "weight_scale"]
+    other, x = linear_of(layer.format, nn.Linear(64, 64)), rows_for(layer)
+    beside = [f"weight_{part}" for part in layer.beside]
+    assert list(layer.state_dict()) == ["bias", f"weight_{layer.format}", *beside]
     assert not torch.equal(layer(x), other(x))
     state = nn.Sequential(layer).state_dict()
     assert nn.Sequential(other).load_state_dict(state, assign=assign).missing_keys == []
@@ -81,7 +86,7 @@ def test_a_state_of_other_sizes_is_an_error_that_names_it(layer: CompressedLinea
 
 
 def test_copies_and_pickles_compute_the_same(layer: CompressedLinear) -> None:
-    x = seeded(3, 64)
+    x = rows_for(layer)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
         assert torch.equal(twin(x), layer(x))
     assert copy.deepcopy(layer).held("weight")[0].data_ptr() != layer.held("weight")[0].data_ptr()

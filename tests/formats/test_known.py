@@ -11,7 +11,7 @@ from inference_pio.formats.known import format_named, known_formats
 
 
 def test_each_format_has_a_linear_and_experts_of_its_name() -> None:
-    assert list(known_formats()) == ["fp8", "int4", "int8"]
+    assert list(known_formats()) == ["exponent12", "fp8", "int4", "int8"]
     for name, known in known_formats().items():
         assert known.linear.format == known.experts.format == name
         assert issubclass(known.linear, CompressedLinear)

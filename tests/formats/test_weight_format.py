@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference_pio.formats.known import format_named
 from inference_pio.formats.weight_format import WeightFormat
-from tests.formats.help import EACH_FORMAT, GROUP, STEP, seeded
+from tests.formats.help import ALL_FORMATS, EACH_FORMAT, GROUP, STEP, seeded
 
 
 @EACH_FORMAT
@@ -66,6 +66,11 @@ def test_a_backend_is_named_for_each_device(name: str) -> None:
     assert kind.backend(torch.device("cuda", 0), torch.float64) == "dequantize"
     assert kind.backend(torch.device("cpu"), torch.float64) == "dequantize"
     assert isinstance(kind.backend(torch.device("cpu"), torch.bfloat16), str)
+
+
+def test_what_stands_beside_codes_is_scales_unless_a_format_says_otherwise() -> None:
+    assert {name for name in ALL_FORMATS if format_named(name).linear.beside != ("scale",)} == {"exponent12"}
+    assert WeightFormat.why_not_module(torch.nn.Linear(1, 1)) is None
 
 
 def test_a_format_must_say_how_it_rounds_and_multiplies() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inference_pio.kernels.frozen_weights import cast, frozen_linear
+from inference_pio.kernels.frozen_weights import cast, frozen_linear, remade_linear
 
 
 def weights(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -52,3 +52,18 @@ def test_a_cast_to_the_same_dtype_is_the_tensor_itself() -> None:
     x = torch.ones(2)
     assert cast(x, torch.float32) is x
     assert cast(x, torch.bfloat16).dtype is torch.bfloat16
+
+
+def test_weights_that_are_made_are_made_anew_for_a_backward() -> None:
+    made = []
+
+    def make(dtype: torch.dtype) -> torch.Tensor:
+        made.append(dtype)
+        return torch.ones(4, 3, dtype=dtype)
+
+    x = torch.ones(2, 3, requires_grad=True)
+    y = remade_linear(x, make)
+    assert made == [torch.float32]
+    y.sum().backward()
+    assert made == [torch.float32, torch.float32]
+    assert x.grad.tolist() == [[4.0] * 3] * 2

@@ -17,7 +17,7 @@ from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.contract.site import Site
 from inference_pio.errors import ArtifactError, InferencePioError, VaultError
 from inference_pio.files import sha256_of
-from inference_pio.formats.compressed_module import portable_tensor
+from inference_pio.formats.compressed_module import is_sized_by_data, portable_tensor
 from inference_pio.manager.adopt import adopt
 from inference_pio.manager.manager import ModularOptimizationManager, get_optimization_manager
 from inference_pio.plan.make import check_model
@@ -114,7 +114,7 @@ def _fill(bones: nn.Module, tensors: dict[str, torch.Tensor], manifest: Manifest
         first = manifest.ties.get(name, name)
         if first not in filled:
             old, new = owner.__dict__[table][key], tensors[first]
-            if old.shape != new.shape:
+            if old.shape != new.shape and not is_sized_by_data(owner, key):
                 raise ArtifactError(f"{name} is saved as {tuple(new.shape)}, but this model has {tuple(old.shape)}.")
             is_parameter = isinstance(old, nn.Parameter)
             filled[first] = nn.Parameter(new, requires_grad=first in trainable) if is_parameter else new

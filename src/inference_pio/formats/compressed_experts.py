@@ -63,7 +63,7 @@ class CompressedExperts(CompressedModule):
     @classmethod
     def from_experts(
         cls, experts: nn.Module, group: int = GROUP,
-        quantize: Callable[[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        quantize: Callable[[str, torch.Tensor], tuple[torch.Tensor, ...]] | None = None,
     ) -> Self:  # fmt: skip
         """The compressed form of fused experts; on the meta device, a module of the right shapes and no values.
 
@@ -71,8 +71,8 @@ class CompressedExperts(CompressedModule):
         rounding to nearest. Raises InvalidModel for a layout that `experts_layout` refuses, and for weights that the
         format cannot hold.
         """
-        reason = experts_layout(experts) or cls.why_not_experts(experts, group)
-        if reason:
+        of_them = None if next(experts.parameters()).is_meta else cls.why_not_module(experts)
+        if reason := experts_layout(experts) or cls.why_not_experts(experts, group) or of_them:
             raise InvalidModel(f"{type(experts).__name__} has no {cls.format} form: {reason}.")
         module = cls()
         module.experts_class = type(experts)  # its gating function is called on this module, which has its settings
@@ -124,7 +124,7 @@ class CompressedExperts(CompressedModule):
         return self.product(hidden, down[expert], down_scale[expert])
 
     def extra_repr(self) -> str:
-        codes, scale = self.held("down")
+        codes, scale = self.held("down")[:2]
         experts, hidden, intermediate = codes.shape[0], codes.shape[1], inputs_of(codes, scale)
         group = f", group={intermediate // scale.shape[1]}" if self.grouped else ""
         return f"experts={experts}, hidden={hidden}, intermediate={intermediate}{group}"

@@ -22,15 +22,15 @@ class CompressedLinear(CompressedModule):
 
     original_weights = ("weight",)
 
-    def __init__(self, codes: Tensor, scale: Tensor, bias: nn.Parameter | None) -> None:
+    def __init__(self, codes: Tensor, *beside: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.out_features, self.in_features = codes.shape[0], inputs_of(codes, scale)
-        self.hold("weight", codes, scale)
+        self.out_features, self.in_features = codes.shape[0], inputs_of(codes, beside[0])
+        self.hold("weight", codes, *beside)
         self.register_parameter("bias", bias)
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Module, group: int = GROUP, quantize: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+        cls, linear: nn.Module, group: int = GROUP, quantize: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     ) -> Self:
         """The compressed form of an `nn.Linear` or of transformers' `Conv1D`, which keeps its weight as [in, out].
 
@@ -42,9 +42,10 @@ class CompressedLinear(CompressedModule):
             raise InvalidModel(f"{type(linear).__name__} has no {cls.format} form: an nn.Linear or a Conv1D is needed.")
         weight = linear.weight.detach()
         weight = weight if isinstance(linear, nn.Linear) else weight.t()
-        if reason := cls.why_not(weight.shape[1], group):
+        of_it = None if weight.is_meta else cls.why_not_module(linear)  # a skeleton's dtype may be another
+        if reason := cls.why_not(weight.shape[1], group) or of_it:
             raise InvalidModel(f"{type(linear).__name__} has no {cls.format} form: {reason}.")
-        layer = cls(*(quantize(weight) if quantize else cls.quantize(weight, group)), linear.bias)
+        layer = cls(*(quantize(weight) if quantize else cls.quantize(weight, group)), bias=linear.bias)
         return layer.train(linear.training)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -52,8 +53,7 @@ class CompressedLinear(CompressedModule):
         return self.dequantized(*self.held("weight"), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        codes, scale = self.held("weight")
-        return self.product(x, codes, scale, self._parameters["bias"])
+        return self.product(x, *self.held("weight"), self._parameters["bias"])
 
     def extra_repr(self) -> str:
         group = f", group={self.in_features // self.held('weight')[1].shape[0]}" if self.grouped else ""

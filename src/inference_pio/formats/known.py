@@ -26,7 +26,7 @@ def known_formats() -> dict[str, KnownFormat]:
     """All formats by name, in alphabetic order.
 
     >>> sorted(known_formats())
-    ['fp8', 'int4', 'int8']
+    ['exponent12', 'fp8', 'int4', 'int8']
     """
     for module in pkgutil.iter_modules(formats.__path__):
         importlib.import_module(f"{formats.__name__}.{module.name}")

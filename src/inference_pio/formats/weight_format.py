@@ -1,12 +1,12 @@
-"""What a format of weights is: codes and scales made from weights, what they stand for, and their product."""
+"""What a format of weights is: codes made from weights, what stands beside them, what both stand for, their product."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class WeightFormat:
@@ -20,10 +20,16 @@ class WeightFormat:
     """What a layer holds instead of its weights, in words."""
     grouped: ClassVar[bool] = False
     """Whether weights share scales in groups along their inputs; `group` is then how many, else it says nothing."""
+    beside: ClassVar[tuple[str, ...]] = ("scale",)
+    """The tensors that stand beside codes, in order."""
+    sized_by_data: ClassVar[tuple[str, ...]] = ()
+    """Those of them that hold as much as the weights ask for, and nothing on the meta device."""
+    exact: ClassVar[bool] = False
+    """Whether every bit of the weights comes back."""
 
     @staticmethod
-    def quantize(weight: Tensor, group: int, /) -> tuple[Tensor, Tensor]:
-        """Codes and scales of weights, each rounded to the nearest; on the meta device, shapes without values."""
+    def quantize(weight: Tensor, group: int, /) -> tuple[Tensor, ...]:
+        """Codes of weights, each rounded to the nearest, and what stands beside; on the meta device without values."""
         raise NotImplementedError
 
     @staticmethod
@@ -35,13 +41,13 @@ class WeightFormat:
         raise NotImplementedError
 
     @staticmethod
-    def dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype, /) -> Tensor:
-        """The weights that codes and scales stand for."""
+    def dequantized(*given: Any, **named: Any) -> Tensor:
+        """Given codes, what stands beside them, and a dtype: the weights that they stand for."""
         raise NotImplementedError
 
     @staticmethod
-    def product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = None, /) -> Tensor:
-        """`x` [..., K] times what codes and scales stand for, [..., N]."""
+    def product(*given: Any, **named: Any) -> Tensor:
+        """Given `x` [..., K], codes, what stands beside them, and perhaps a bias: the product [..., N]."""
         raise NotImplementedError
 
     @staticmethod
@@ -69,4 +75,9 @@ class WeightFormat:
     @classmethod
     def why_not(cls, columns: int, group: int) -> str | None:
         """Why weights of so many inputs have no such form, and the way out; None where they have one."""
+        return None
+
+    @classmethod
+    def why_not_module(cls, module: nn.Module) -> str | None:
+        """Why a module has no such form for what it is or holds; None where it has one. Reads values where they are."""
         return None

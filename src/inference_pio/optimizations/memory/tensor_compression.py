@@ -83,6 +83,8 @@ class TensorCompressionParameters(Settings):
     def _fits(self) -> TensorCompressionParameters:
         if self.group_size is not None and not any(known.linear.grouped for known in self.formats):
             raise ValueError(f"group_size={self.group_size} is for formats with groups (int4), not for {self.format}")
+        if self.calibration != "none" and format_named(self.format).linear.exact:
+            raise ValueError(f"{self.format} rounds nothing, so there is nothing to calibrate: leave calibration out")
         if self.text is not None and self.calibration == "none":
             raise ValueError("a calibration text is given and calibration is 'none': choose calibration='gptq'")
         return self
@@ -106,7 +108,7 @@ class TensorCompression(OptimizationInterface):
     name = "tensor_compression"
     optimization_type = OptimizationType.MEMORY
     stage = Stage.STORAGE
-    summary = "weights as int8, int4 or fp8: Linears and fused experts"
+    summary = "weights as int8, int4, fp8, or exactly in 12 bits: Linears and fused experts"
     exactness = "approximate"
     changes_state_dict = True
     Parameters: ClassVar[type[Settings]] = TensorCompressionParameters
@@ -154,6 +156,7 @@ class TensorCompression(OptimizationInterface):
         if self.parameters.calibration == "none":
             return decision
         forms = {site.path: _form(model.get_submodule(site.path), site.path, decision) for site in sites}
+        forms = {path: form for path, form in forms.items() if not form.kind.exact}
         asked, window = self.parameters, min(WINDOW, max_positions(model) or WINDOW)
         source = calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window)
         with share_bar("rounding weights", model_bytes(model) > LONG_BYTES) as progress:
@@ -168,7 +171,7 @@ class TensorCompression(OptimizationInterface):
             if site.path in cache["layers"]:
                 continue
             module = model.get_submodule(site.path)
-            found = made.modules.pop(site.path) if made is not None else None
+            found = made.modules.pop(site.path, None) if made is not None else None
             self.journal.replace(module, found or _form(module, site.path, decision).nearest(module))
         if cache["layers"]:
             code_the_cache(self.journal, model, cache)
@@ -185,6 +188,8 @@ class TensorCompression(OptimizationInterface):
         dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.bfloat16)
         kind = format_named(self.step.decision["format"]).linear
         self.say(backend=kind.backend(self.device, dtype), note=kind.cost(self.device, dtype))
+        if kind.exact:
+            self.say(note=f"{kind.format} holds every bit of the weights: what is computed with them is what it was.")
         if "coverage" in self.step.decision:
             self.say(note=_told(self.step.decision["coverage"]))
         if lost := Chosen(self.parameters.targets, self.parameters.skip).unmatched(roles_of(model)):
@@ -276,9 +281,10 @@ def _why_not_in(module: nn.Module, role: str, asked: TensorCompressionParameters
     known = format_named(asked.head_format if role == "head" and asked.head_format else asked.format)
     if _is_linear(module):
         weight: Any = module.weight
-        return known.linear.why_not(weight.shape[1 if isinstance(module, nn.Linear) else 0], asked.group)
+        columns = weight.shape[1 if isinstance(module, nn.Linear) else 0]
+        return known.linear.why_not(columns, asked.group) or known.linear.why_not_module(module)
     kind: type[CompressedExperts] = known.experts
-    return experts_layout(module) or kind.why_not_experts(module, asked.group)
+    return experts_layout(module) or kind.why_not_experts(module, asked.group) or kind.why_not_module(module)
 
 
 def _users_of_weights(model: nn.Module) -> dict[int, int]:

@@ -1,0 +1,241 @@
+"""bfloat16 weights in 12 bits, to the bit: eight for sign and mantissa, four for the exponent; the plain truth first.
+
+A row's exponents are counted from its largest one down: 15 have an index, the few below them are listed one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inference_pio.kernels.frozen_weights import remade_linear
+
+INDEXED = 15
+LISTED = 0
+"""The index of weights that are listed. It stands for less than any weight of the row that has one of its own, so that
+whoever multiplies codes without asking is off by what is small."""
+COLUMNS = 16
+"""Indices are packed in runs of so many along a row: byte j of eight holds that of column j, and that 8 places on."""
+ROWS = 16
+"""So many rows begin together in the lists."""
+MOST_ELEMENTS = 2**31 - 1
+BLOCK_ELEMENTS = 2**20
+SIGN_AND_MANTISSA = -0x7F81  # 0x807F
+MANTISSA_BITS = 7
+LARGEST_EXPONENT = 255
+
+
+class Packed(NamedTuple):
+    """A matrix [N, K], or a stack of them [E, N, K]; all tensors but the last three have those dimensions in front."""
+
+    codes: Tensor
+    """uint8 [..., N, K]: the sign in the highest bit, the mantissa below; 0 for weights that are listed."""
+    indices: Tensor
+    """uint8 [..., N, K / 2]: two indices a byte. An exponent is its row's lowest one, plus its index, less 1."""
+    lowest: Tensor
+    """uint8 [..., N]."""
+    starts: Tensor
+    """int32 [..., N / 16 + 1], rounded up: where the listed weights of each 16 rows begin, and where the last end."""
+    places: Tensor
+    """int32: row * K + column of each listed weight within its matrix, in order."""
+    values: Tensor
+    """bfloat16: the listed weights."""
+
+
+def naive_weights(packed: Packed) -> Tensor:
+    """The matrix [N, K] that packed tensors stand for, bfloat16, weight by weight from the definition."""
+    codes, lowest = packed.codes.tolist(), packed.lowest.tolist()
+    bits = torch.zeros(packed.codes.shape, dtype=torch.int32)
+    for row, of_row in enumerate(codes):
+        for column, code in enumerate(of_row):
+            byte = int(packed.indices[row, column // COLUMNS * 8 + column % 8])
+            index = byte >> 4 if column % COLUMNS >= 8 else byte & 15
+            exponent = max(lowest[row] + index - 1, 0)
+            bits[row, column] = (code >> 7) << 15 | exponent << MANTISSA_BITS | code & 0x7F
+    weights = bits.to(torch.int16).view(torch.bfloat16)
+    for place, value in zip(packed.places.tolist(), packed.values, strict=True):
+        weights[divmod(place, len(codes[0]))] = value
+    return weights
+
+
+def naive_exponent12_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """`x` [..., K] times the matrix that packed tensors stand for, in float32: [..., N]."""
+    return F.linear(x.float(), naive_weights(packed).float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+# ---------------------------------------------------------------- packing
+
+
+def lowest_exponents(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The exponents of bfloat16 weights [..., K], as int16, and the lowest of each row that has an index [...].
+
+    >>> lowest_exponents(torch.tensor([[1.0, -0.5, 2.0**-14, 2.0**-15]], dtype=torch.bfloat16))
+    (tensor([[127, 126, 113, 112]], dtype=torch.int16), tensor([113], dtype=torch.int16))
+    """
+    exponents = weight.view(torch.int16) >> MANTISSA_BITS & LARGEST_EXPONENT
+    return exponents, (exponents.amax(-1) - (INDEXED - 1)).clamp(min=0)
+
+
+def listed_share(weight: Tensor) -> float:
+    """Which share of bfloat16 weights [..., N, K] would have to be listed."""
+    rows = weight.detach().reshape(-1, weight.shape[-1])
+    listed = sum(int((exponents < lowest[:, None]).sum()) for exponents, lowest in map(lowest_exponents, _blocks(rows)))
+    return listed / max(rows.numel(), 1)
+
+
+@torch.no_grad()
+def pack(weight: Tensor) -> Packed:
+    """bfloat16 weights [N, K] or [E, N, K], K a multiple of 16, packed. On the meta device nothing is listed.
+
+    >>> packed = pack(torch.ones(2, 16, dtype=torch.bfloat16))
+    >>> packed.codes.unique().tolist(), packed.lowest.tolist(), packed.places.numel()
+    ([0], [113, 113], 0)
+    """
+    made = _empty(weight)
+    if weight.is_meta:
+        return made
+    rows, columns = weight.shape[-2:]
+    counts = made.lowest.new_empty(made.lowest.numel(), dtype=torch.int32)
+    into = (made.codes.view(-1, columns), made.indices.view(-1, columns // 2), made.lowest.view(-1), counts)
+    places, values = [made.places], [made.values]
+    start = 0
+    for block in _blocks(weight.reshape(-1, columns)):
+        *parts, listed = _packed_rows(block)
+        for whole, part in zip(into, (*parts, listed.sum(-1)), strict=True):
+            whole[start : start + len(block)] = part
+        row, column = listed.nonzero(as_tuple=True)
+        places.append(((row + start) % rows * columns + column).to(torch.int32))
+        values.append(block[row, column])
+        start += len(block)
+    starts = _starts(counts.view(-1, rows)).view(made.starts.shape)
+    return made._replace(starts=starts, places=torch.cat(places), values=torch.cat(values))
+
+
+def _empty(weight: Tensor) -> Packed:
+    """What a weight becomes, without values, and with nothing listed."""
+    *outer, rows, columns = weight.shape
+    shapes = ((rows, columns), (rows, columns // 2), (rows,), (-(-rows // ROWS) + 1,))
+    dtypes = (torch.uint8, torch.uint8, torch.uint8, torch.int32)
+    parts = (
+        torch.empty(*outer, *shape, dtype=dtype, device=weight.device)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    )
+    lists = (torch.empty(0, dtype=dtype, device=weight.device) for dtype in (torch.int32, torch.bfloat16))
+    return Packed(*parts, *lists)
+
+
+def _packed_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes, indices and lowest exponents of rows [n, K], and where weights are to be listed."""
+    exponents, lowest = lowest_exponents(rows)
+    listed = exponents < lowest[:, None]
+    index = (exponents - lowest[:, None] + 1).masked_fill_(listed, LISTED).to(torch.uint8)
+    low, high = index.unflatten(-1, (-1, 2, COLUMNS // 2)).unbind(-2)
+    bits = rows.view(torch.int16)
+    code = ((bits >> 8 & 0x80) | (bits & 0x7F)).masked_fill_(listed, 0)
+    return code.to(torch.uint8), (low | high << 4).flatten(-2), lowest.to(torch.uint8), listed
+
+
+def _starts(counts: Tensor) -> Tensor:
+    """Where the listed weights of each run of rows begin [E, runs + 1], given how many each row has [E, N]."""
+    of_runs = F.pad(counts, (0, -counts.shape[-1] % ROWS)).unflatten(-1, (-1, ROWS)).sum(-1)
+    ends = of_runs.flatten().cumsum(0, dtype=torch.int32).view_as(of_runs)
+    first = F.pad(ends[:-1, -1:], (0, 0, 1, 0))
+    return torch.cat([first, ends], -1)
+
+
+def _blocks(rows: Tensor) -> Iterator[Tensor]:
+    return iter(rows.split(max(ROWS, BLOCK_ELEMENTS // max(1, rows.shape[-1]))))
+
+
+# ---------------------------------------------------------------- unpacking
+
+
+def unpack(packed: Packed, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The weights that packed tensors stand for, [..., N, K], every bit as it was; exact in bfloat16 and wider."""
+    weights = _by_codes(packed)
+    if packed.places.numel():
+        weights.view(-1)[_places_in_stack(packed)] = packed.values
+    return weights.to(dtype)
+
+
+def unpack_one(packed: Packed, number: int) -> Tensor:
+    """Matrix `number` of a stack, bfloat16 [N, K]; no other one is unpacked."""
+    starts = packed.starts[number]
+    listed = slice(*starts[[0, -1]].tolist())
+    parts = (part[number] for part in packed[:3])
+    return unpack(Packed(*parts, starts - starts[0], packed.places[listed], packed.values[listed]))
+
+
+def _by_codes(packed: Packed) -> Tensor:
+    """The weights that have an index; what stands at those that have none is without meaning."""
+    codes, indices = packed.codes.flatten(0, -2), packed.indices.flatten(0, -2)
+    bits = torch.empty(codes.shape, dtype=torch.int16, device=codes.device)
+    rows = max(1, BLOCK_ELEMENTS // max(1, codes.shape[-1]))
+    blocks = (tensor.split(rows) for tensor in (bits, codes, indices, packed.lowest.flatten()))
+    for made, code, index, lowest in zip(*blocks, strict=True):
+        exponents = _indices(index).add_(lowest.to(torch.int16).sub_(1)[:, None]).bitwise_left_shift_(MANTISSA_BITS)
+        # signed bytes bring their sign along, and it stays where bfloat16 has it
+        torch.bitwise_or(code.view(torch.int8).to(torch.int16).bitwise_and_(SIGN_AND_MANTISSA), exponents, out=made)
+    return bits.view(torch.bfloat16).view(packed.codes.shape)
+
+
+def _indices(packed: Tensor) -> Tensor:
+    """Indices [n, K] as int16 of packed ones [n, K / 2]."""
+    runs = packed.unflatten(-1, (-1, COLUMNS // 2))
+    return torch.stack([runs & 15, runs >> 4], -2).flatten(-3).to(torch.int16)
+
+
+def _places_in_stack(packed: Packed) -> Tensor:
+    places = packed.places.long()
+    if packed.codes.dim() == 2:
+        return places
+    first, end = packed.starts[:, 0], packed.starts[:, -1]
+    number = torch.arange(len(first), device=places.device).repeat_interleave((end - first).long())
+    return places + number * packed.codes[0].numel()
+
+
+# ---------------------------------------------------------------- products
+
+
+def exponent12_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """`x` [..., K] times the weights [N, K], by the very call that a linear layer makes: the same bits come out.
+
+    Gradients flow to `x` and `bias`; the weights are frozen.
+    """
+    return remade_linear(x, lambda dtype: unpack(packed, dtype), bias)
+
+
+def gemv_by_parts(x: Tensor, packed: Packed) -> Tensor:
+    """The same product in float32 as kernels take it: codes and indices alone, a power of two a row, what is listed.
+
+    `x` [M, K] -> [M, N]. With lowest exponents left out, an index gives powers of two from 2**-14 to 2.
+    """
+    bare = _by_codes(packed._replace(lowest=torch.full_like(packed.lowest, NEUTRAL_LOWEST)))
+    return F.linear(x.float(), bare.float()) * row_powers(packed.lowest) + listed_products(x, packed)
+
+
+NEUTRAL_LOWEST = 114
+FLOAT32_BIAS = 127
+UNLISTED = 2.0**-14
+"""What a code of 0 with an index of 0 stands for where lowest exponents are left out."""
+
+
+def row_powers(lowest: Tensor) -> Tensor:
+    """What products with codes and indices alone are multiplied by, float32 [N]."""
+    return (lowest.to(torch.int32) + (FLOAT32_BIAS - NEUTRAL_LOWEST) << 23).view(torch.float32)
+
+
+def listed_products(x: Tensor, packed: Packed) -> Tensor:
+    """What listed weights add to the products of `x` [M, K] with codes alone, float32 [M, N].
+
+    Each adds its value less what its code of 0 and its index of 0 stand for. The weights of a run of rows lie in
+    `places` from one of `starts` to the next, so that a program that makes some of these rows finds its own there.
+    """
+    rows, columns = packed.codes.shape
+    row, column = packed.places // columns, packed.places % columns
+    missing = packed.values.float() - row_powers(packed.lowest)[row] * UNLISTED
+    return x.new_zeros(len(x), rows, dtype=torch.float32).index_add_(1, row, x.float()[:, column] * missing)
