@@ -19,7 +19,10 @@ LISTED = 0
 """The index of weights that are listed. It stands for less than any weight of the row that has one of its own, so that
 whoever multiplies codes without asking is off by what is small."""
 COLUMNS = 16
-"""Indices are packed in runs of so many along a row: byte j of eight holds that of column j, and that 8 places on."""
+"""A row is made of so many, so that a thread may read their codes in 16 bytes and their indices in eight."""
+PAIRS = (0, 2, 1, 3)
+"""Of eight columns, the pairs of neighbours whose indices lie in a byte each, the first in its low bits. So four bytes
+read as one number hold indices in both of its halves where four codes hold what goes with them."""
 ROWS = 16
 """So many rows begin together in the lists."""
 MOST_ELEMENTS = 2**31 - 1
@@ -52,8 +55,8 @@ def naive_weights(packed: Packed) -> Tensor:
     bits = torch.zeros(packed.codes.shape, dtype=torch.int32)
     for row, of_row in enumerate(codes):
         for column, code in enumerate(of_row):
-            byte = int(packed.indices[row, column // COLUMNS * 8 + column % 8])
-            index = byte >> 4 if column % COLUMNS >= 8 else byte & 15
+            byte = int(packed.indices[row, column // 8 * 4 + PAIRS.index(column % 8 // 2)])
+            index = byte >> 4 if column % 2 else byte & 15
             exponent = max(lowest[row] + index - 1, 0)
             bits[row, column] = (code >> 7) << 15 | exponent << MANTISSA_BITS | code & 0x7F
     weights = bits.to(torch.int16).view(torch.bfloat16)
@@ -133,10 +136,10 @@ def _packed_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     exponents, lowest = lowest_exponents(rows)
     listed = exponents < lowest[:, None]
     index = (exponents - lowest[:, None] + 1).masked_fill_(listed, LISTED).to(torch.uint8)
-    low, high = index.unflatten(-1, (-1, 2, COLUMNS // 2)).unbind(-2)
+    low, high = index.unflatten(-1, (-1, 2, 2, 2)).transpose(-3, -2).unbind(-1)
     bits = rows.view(torch.int16)
     code = ((bits >> 8 & 0x80) | (bits & 0x7F)).masked_fill_(listed, 0)
-    return code.to(torch.uint8), (low | high << 4).flatten(-2), lowest.to(torch.uint8), listed
+    return code.to(torch.uint8), (low | high << 4).flatten(-3), lowest.to(torch.uint8), listed
 
 
 def _starts(counts: Tensor) -> Tensor:
@@ -185,8 +188,8 @@ def _by_codes(packed: Packed) -> Tensor:
 
 def _indices(packed: Tensor) -> Tensor:
     """Indices [n, K] as int16 of packed ones [n, K / 2]."""
-    runs = packed.unflatten(-1, (-1, COLUMNS // 2))
-    return torch.stack([runs & 15, runs >> 4], -2).flatten(-3).to(torch.int16)
+    pairs = packed.unflatten(-1, (-1, 2, 2)).transpose(-2, -1)
+    return torch.stack([pairs & 15, pairs >> 4], -1).flatten(-4).to(torch.int16)
 
 
 def _places_in_stack(packed: Packed) -> Tensor:
@@ -212,15 +215,16 @@ def exponent12_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> 
 def gemv_by_parts(x: Tensor, packed: Packed) -> Tensor:
     """The same product in float32 as kernels take it: codes and indices alone, a power of two a row, what is listed.
 
-    `x` [M, K] -> [M, N]. With lowest exponents left out, an index gives powers of two from 2**-14 to 2.
+    `x` [M, K] -> [M, N]. With lowest exponents left out, an index gives powers of two from 2**-15 to 1: exponents of
+    112 and more, whose last four bits are the index, so that nothing has to be added.
     """
     bare = _by_codes(packed._replace(lowest=torch.full_like(packed.lowest, NEUTRAL_LOWEST)))
     return F.linear(x.float(), bare.float()) * row_powers(packed.lowest) + listed_products(x, packed)
 
 
-NEUTRAL_LOWEST = 114
+NEUTRAL_LOWEST = 113
 FLOAT32_BIAS = 127
-UNLISTED = 2.0**-14
+UNLISTED = 2.0**-15
 """What a code of 0 with an index of 0 stands for where lowest exponents are left out."""
 
 
