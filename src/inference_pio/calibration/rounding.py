@@ -44,20 +44,28 @@ class Form:
 class Rounded:
     """The compressed form of every layer, and how it was come by."""
 
-    modules: dict[str, CompressedModule]
+    modules: dict[str, Any]
+    """Compressed forms by path; and norms and routers that a method puts other weights into."""
     kept: dict[str, bool] = field(default_factory=dict)
     """By group of layers: whether the calibrated rounding was kept."""
     unseen_experts: int = 0
     divergence: tuple[float, float] = (0.0, 0.0)
     """On held-out text, of rounding to nearest and of what was kept."""
     source: dict[str, Any] = field(default_factory=dict)
+    method: str = "gptq"
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By what makes and reads channels: how their scales were come by."""
+    left: dict[str, str] = field(default_factory=dict)
+    """The channels that are not scaled, and why."""
 
     def to_json(self) -> dict[str, Any]:
         nearest, kept = self.divergence
+        scaled = {"scales": self.scales, "not_scaled": self.left} if self.method == "awq" else {}
         return {
-            "method": "gptq", "source": self.source, "kept": [name for name, kept in self.kept.items() if kept],
+            "method": self.method, "source": self.source, "kept": [name for name, kept in self.kept.items() if kept],
             "rounded_to_nearest": [name for name, kept in self.kept.items() if not kept],
             "held_out_divergence": {"nearest": nearest, "kept": kept}, "unseen_experts": self.unseen_experts,
+            **scaled,
         }  # fmt: skip
 
 
@@ -88,24 +96,25 @@ def round_calibrated(
     candidates: dict[str, CompressedModule] = {}
     watched = list(groups_within(watched_layers(model, list(forms)), True, budget_bytes))
     for number, group in enumerate(watched):
-        part = _part(progress, "calibration", number, len(watched))
+        part = part_of(progress, "calibration", number, len(watched))
         paths = [one.path for one in group]
-        statistics = _by_reader(collect_inputs(model, learned, paths, budget_bytes=budget_bytes, progress=part))
+        statistics = by_reader(collect_inputs(model, learned, paths, budget_bytes=budget_bytes, progress=part))
         for one in group:
             candidates[one.path], unseen = _candidate(one, forms[one.path], statistics)
             found.unseen_experts += unseen
-    _choose(model, found, candidates, HeldOut(model, judged), progress)
+    choose_by_layer(model, found, candidates, HeldOut(model, judged), progress)
     return found
 
 
-def _by_reader(statistics: Iterator[InputStatistics]) -> dict[str, InputStatistics]:
+def by_reader(statistics: Iterator[InputStatistics]) -> dict[str, InputStatistics]:
     return {reader: one for one in statistics for reader in one.readers}
 
 
-def _choose(
-    model: nn.Module, found: Rounded, candidates: Mapping[str, CompressedModule], held_out: HeldOut,
+def choose_by_layer(
+    model: nn.Module, found: Rounded, candidates: Mapping[str, nn.Module], held_out: HeldOut,
     progress: Progress | None,
 ) -> None:  # fmt: skip
+    """Take the candidates of each decoder layer into `found` if they lessen the divergence, given those before."""
     groups: dict[str, list[str]] = {}
     for path in candidates:
         groups.setdefault(layer_of(path), []).append(path)
@@ -174,7 +183,7 @@ def _gram(seen: InputStatistics, like: Tensor) -> Tensor:
     return seen.gram.to(like.device)
 
 
-def _part(progress: Progress | None, stage: str, number: int, count: int) -> Progress | None:
+def part_of(progress: Progress | None, stage: str, number: int, count: int) -> Progress | None:
     if progress is None:
         return None
     return lambda _, share: progress(stage, (number + share) / count)

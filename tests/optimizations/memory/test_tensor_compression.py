@@ -321,7 +321,7 @@ def test_less_than_the_share_that_was_asked_for_is_an_error_before_anything_star
         ({"format": "int4", "group_size": 48}, "group_size"),
         ({"text": ["a"]}, "choose calibration='gptq'"),
         ({"least_share": 1.5}, "least_share"),
-        ({"calibration": "awq"}, "calibration"),
+        ({"calibration": "qat"}, "calibration"),
     ],
 )
 def test_wrong_settings_are_told(asked: dict[str, Any], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,8 @@ from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.walk import experts, linears
 from inference_pio.cache.kv_format import NONE, kv_format_named
 from inference_pio.calibration.rounding import Form, Rounded, round_calibrated
+from inference_pio.calibration.scaled_layer import replace_parameters
+from inference_pio.calibration.scaling import scale_calibrated
 from inference_pio.calibration.source import calibration_source, token_windows
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
@@ -46,8 +49,10 @@ class TensorCompressionParameters(Settings):
     """`format` is how weights are stored, in groups of `group_size` inputs where it has groups.
 
     `targets` are roles or path patterns, `skip` path patterns; `head` is compressed on request, in int8 or the format
-    named. Where less than `least_share` of the parameters can be compressed, nothing is. `calibration="gptq"` rounds
-    with inputs in mind, learned from `tokens` tokens of `text`. `kv_cache` is how `generate` keeps keys and values.
+    named. Where less than `least_share` of the parameters can be compressed, nothing is. `calibration` rounds with
+    inputs in mind, learned from `tokens` tokens of `text`: "gptq" makes up for what is lost column by column, "awq"
+    gives large inputs finer steps by scales that norms and neighbours take in. `kv_cache` is how `generate` keeps keys
+    and values.
     """
 
     format: str = "int8"
@@ -56,7 +61,7 @@ class TensorCompressionParameters(Settings):
     skip: list[str] = Field(default_factory=list)
     head: bool | str = False
     least_share: float = Field(default=0.0, ge=0, le=1)
-    calibration: Literal["none", "gptq"] = "none"
+    calibration: Literal["none", "gptq", "awq"] = "none"
     text: list[str] | list[list[int]] | None = None
     tokens: int = Field(default=32768, ge=1)
     kv_cache: str = NONE
@@ -86,7 +91,9 @@ class TensorCompressionParameters(Settings):
         if self.calibration != "none" and format_named(self.format).linear.exact:
             raise ValueError(f"{self.format} rounds nothing, so there is nothing to calibrate: leave calibration out")
         if self.text is not None and self.calibration == "none":
-            raise ValueError("a calibration text is given and calibration is 'none': choose calibration='gptq'")
+            raise ValueError(
+                "a calibration text is given and calibration is 'none': choose calibration='gptq' or 'awq'"
+            )
         return self
 
     @property
@@ -160,7 +167,8 @@ class TensorCompression(OptimizationInterface):
         asked, window = self.parameters, min(WINDOW, max_positions(model) or WINDOW)
         source = calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window)
         with share_bar("rounding weights", model_bytes(model) > LONG_BYTES) as progress:
-            self._rounded = round_calibrated(model, forms, source, progress)
+            calibrated = scale_calibrated if asked.calibration == "awq" else round_calibrated
+            self._rounded = calibrated(model, forms, source, progress)
         return {**decision, "rounding": self._rounded.to_json()}
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -173,6 +181,8 @@ class TensorCompression(OptimizationInterface):
             module = model.get_submodule(site.path)
             found = made.modules.pop(site.path, None) if made is not None else None
             self.journal.replace(module, found or _form(module, site.path, decision).nearest(module))
+        for path, twin in made.modules.items() if made is not None else ():  # norms and routers that took scales in
+            replace_parameters(self.journal, model.get_submodule(path), twin)
         if cache["layers"]:
             code_the_cache(self.journal, model, cache)
             self.say(backend=f"{cache['format']} cache, weights as they are", note=said_of(cache))
@@ -202,6 +212,8 @@ class TensorCompression(OptimizationInterface):
                 note=f"calibrated rounding is kept in {kept} of {all_groups} layers: on held-out text the divergence "
                 f"falls from {before:.3g} to {after:.3g}."
             )
+            for reason, count in Counter(rounding.get("not_scaled", {}).values()).items():
+                self.say(note=f"channels are not scaled in {count} places: {reason}")
         elif self.parameters.calibration != "none":
             self.say(note="which layers keep the calibrated rounding is decided when it is applied, by held-out text.")
 
