@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inference_pio.anatomy.call_guards import library_forward, serves, why_not_replaced
+from inference_pio.anatomy.first_tokens import kept
 from inference_pio.anatomy.fused_norm import eps_of, is_readable, why_no_rms_norm
 from inference_pio.anatomy.merged_linears import Multiply, merged_linear
 from inference_pio.anatomy.names import ATTENTION_TABLE
@@ -159,7 +160,7 @@ def _attend(
     query, key = _turned(module, query, key, *positions)
     value = value.transpose(1, 2)
     if cache is not None:
-        key, value = cache.update(key, value, module.layer_idx)
+        key, value = kept(cache, key, value, module.layer_idx)
     table, plain, window = _library_of(type(module))  # type: ignore[arg-type]
     if window is not None:
         rest[WINDOW] = getattr(module if window == "module" else module.config, WINDOW, None)

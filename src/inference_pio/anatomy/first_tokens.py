@@ -1,0 +1,41 @@
+"""The first tokens of a cache of the library: kept as they were computed, where it would write them a second time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, DynamicLayer
+
+
+def kept(cache: Any, key: Tensor, value: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """`cache.update(key, value, index)`; an empty layer of a plain DynamicCache takes the tensors themselves.
+
+    The library joins them with nothing, which copies both (0.44 of 27 ms a layer, Qwen3-4B at 32K tokens on an H100).
+
+    >>> import torch
+    >>> cache, key = DynamicCache(), torch.ones(1, 2, 3, 4)
+    >>> cache.layers.append(DynamicLayer())
+    >>> kept(cache, key, key + 1, 0)[0] is key, cache.get_seq_length()
+    (True, 3)
+    """
+    if not _takes_all(cache, index):
+        return cache.update(key, value, index)  # type: ignore[no-any-return]
+    layer = cache.layers[index]
+    if not layer.is_initialized:
+        layer.lazy_initialization(key, value)
+    layer.keys, layer.values = _own(key), _own(value)
+    return layer.keys, layer.values
+
+
+def _takes_all(cache: Any, index: int) -> bool:
+    if type(cache) is not DynamicCache or cache.offloading or index >= len(cache.layers):
+        return False
+    layer = cache.layers[index]
+    return type(layer) is DynamicLayer and layer.get_seq_length() == 0
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A tensor that holds no memory but its own: a part of a larger one would keep all of that alive."""
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.contiguous()
