@@ -57,10 +57,10 @@ def compressed(format: str) -> Callable[[nn.Module, Room], Decoder]:
     """Level graph over weights in a format, each rounded to the nearest; int4 in groups of 128."""
 
     def make(model: nn.Module, room: Room) -> Decoder:
-        given: dict[str, dict[str, Any]] = {
-            "tensor_compression": {"format": format},
-            "kernel_fusion": {"level": "graph"},
-        }
+        how: dict[str, Any] = {"format": format}
+        if format == "int4":
+            how["group_size"] = 32 if room.smoke else 128
+        given: dict[str, dict[str, Any]] = {"tensor_compression": how, "kernel_fusion": {"level": "graph"}}
         names = ["tensor_compression", "flash_attention", "kernel_fusion"]
         manager = inference_pio.get_optimization_manager()
         manager.apply_optimizations(model, names, parameters=given)

@@ -22,6 +22,7 @@ from inference_pio.kernels.block_sparse import BlockList
 from inference_pio.kernels.triton.launch import choose_flash_launch, device_limits
 from inference_pio.sparsity.audited_prefill import AuditedPrefill, PrefillSettings
 from inference_pio.sparsity.backend import TRITON, choose_backend
+from inference_pio.sparsity.coverage_control import CoverageTarget
 
 MODEL = Path(__file__).parents[2] / "tests" / "models" / "qwen3"
 DENSITY = 0.125
@@ -29,6 +30,8 @@ SINKS, WINDOW = 128, 2048
 COVERAGE = 0.95
 KEY_BLOCK, QUERY_BLOCK = 128, 128
 RECORDED_TOKENS = 8192
+LOOKED_AT, STEPS = 12, 501
+"""Blocks of queries, and shares of their attention from a half on, of which the least density is told."""
 
 
 class Selector:
@@ -156,10 +159,41 @@ def _error(kind: str) -> Any:
     return error
 
 
+def least_density(query: Tensor, key: Tensor, floor: float, query_block: int, key_block: int = KEY_BLOCK) -> float:
+    """The least share of visible blocks that holds what `CoverageTarget` asks for, by the true weights of some blocks
+    of queries, sorted: what no choice can go below. The mean over the heads."""
+    target, heads, blocks, least = CoverageTarget(floor), query.shape[1], query.shape[2] // query_block, 0.0
+    rows = torch.linspace(max(0, blocks // 4), max(0, blocks - 2), LOOKED_AT).long().unique()
+    for head in range(heads):
+        shared = key[0, head * key.shape[1] // heads]
+        kept = [_kept_at_shares(query[0, head], shared, int(row), query_block, key_block) for row in rows]
+        coverage, density = (torch.stack(each) for each in zip(*kept, strict=True))
+        holds = (coverage.mean(0) >= target.mean) & ((coverage < floor).float().mean(0) <= target.exceptions)
+        least += float(density.mean(0)[holds].min()) if bool(holds.any()) else 1.0
+    return least / heads
+
+
+def _kept_at_shares(query: Tensor, key: Tensor, row: int, query_block: int, key_block: int) -> tuple[Tensor, Tensor]:
+    """The true attention that one block of queries keeps, and its share of the blocks, for each share asked for."""
+    first, last = row * query_block, (row + 1) * query_block
+    blocks = -(-last // key_block)
+    scores = query[first:last].float() @ key[:last].float().T / math.sqrt(query.shape[-1])
+    places = torch.arange(last, device=key.device)
+    weights = torch.softmax(scores.masked_fill(places > places[first:last, None], float("-inf")), -1)
+    mass = torch.nn.functional.pad(weights.mean(0), (0, blocks * key_block - last)).view(blocks, key_block).sum(1)
+    held = mass.sort(descending=True).values.cumsum(0)
+    shares = torch.linspace(0.5, 1.0, STEPS, device=key.device)
+    count = torch.searchsorted(held, shares).clamp(max=blocks - 1)
+    return held[count].cpu(), (count + 1).cpu() / blocks
+
+
 def _facts(kind: str) -> Any:
     def facts(problem: Problem, inputs: Inputs) -> Mapping[str, Any]:
         lists = _lists_of(kind, problem, inputs)
-        return {"density": density_of(lists, problem["length"]), "coverage": coverage_of(lists, *inputs[:2])}
+        told = {"density": density_of(lists, problem["length"]), "coverage": coverage_of(lists, *inputs[:2])}
+        if kind == "selected":
+            told["least density"] = least_density(*inputs[:2], COVERAGE, lists.query_block, lists.key_block)
+        return told
 
     return facts
 

@@ -89,7 +89,7 @@ ARMS: dict[str, Arm] = {
     "graph-inductor": Arm("CUDA graph over inductor", _graph(FULL)),
     "graph-inductor-tuned": Arm("CUDA graph over inductor, coordinate descent", _graph(TUNED)),
     "graph-inductor-batched-mm": Arm("CUDA graph over inductor, experts batched_mm", _graph(FULL), build=BATCHED),
-    "torchao-int8": Arm("torchao int8 + CUDA graph over inductor", quantized.torchao("int8"), "int8", "torchao"),
+    "torchao-int8": Arm("torchao int8 + CUDA graph, inductor as it is", quantized.torchao("int8"), "int8", "torchao"),
     "torchao-int8-tuned": Arm(
         "torchao int8, its own inductor settings", quantized.torchao("int8", tuned=True), "int8", "torchao", True
     ),

@@ -200,6 +200,18 @@ def test_selected_lists_cover_and_the_last_ones_are_remembered() -> None:
     assert select.last(other, key, 0.95) is not lists
 
 
+def test_the_least_density_is_what_the_true_weights_need() -> None:
+    key = torch.zeros(1, 1, 1024, 4)
+    even = sparse_attention.least_density(torch.zeros(1, 2, 1024, 4), key, 0.95, 64, 64)
+    assert 0.95 <= even <= 1.0  # all keys weigh the same, those of the last block are seen by half: 98% are asked for
+    key[:, :, :64, 0] = 40.0
+    query = torch.ones(1, 2, 1024, 4)
+    peaked = sparse_attention.least_density(query, key, 0.95, 64, 64)
+    assert peaked <= 0.15  # one block of 4 to 15
+    half = torch.cat([torch.zeros(1, 1, 1024, 4), query[:, :1]], 1)
+    assert abs(sparse_attention.least_density(half, key, 0.95, 64, 64) - (even + peaked) / 2) < 0.01
+
+
 def test_recorded_inputs_have_the_scores_of_the_model() -> None:
     query, key, value = sparse_attention.recorded_inputs(200, (4, 2, 128), True, CPU)
     assert (query.shape, key.shape, value.shape) == ((1, 4, 200, 128), (1, 2, 200, 128), (1, 2, 200, 128))
