@@ -330,3 +330,22 @@ def test_hooks_on_all_modules_of_the_process_are_seen() -> None:
         assert compat.has_global_hooks()
         handle.remove()
     assert not compat.has_global_hooks()
+
+
+def test_tensors_go_under_the_names_of_the_hub_whatever_their_dtype() -> None:
+    model = tiny.build("qwen3_moe")
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    codes = torch.arange(8 * 96).view(8, 96, 1).expand(8, 96, 64).to(torch.int16)
+    found = compat.hub_tensors(model, {name: codes, "lm_head.weight": torch.ones(1)})
+    assert found["lm_head.weight"].tolist() == [1]
+    assert torch.equal(found["model.layers.1.mlp.experts.3.gate_proj.weight"], codes[3, :48])
+    assert torch.equal(found["model.layers.1.mlp.experts.3.up_proj.weight"], codes[3, 48:])
+    assert len(found) == 17
+
+
+def test_a_twin_names_tensors_as_the_model_was_loaded() -> None:
+    twin, loaded = SimpleNamespace(), SimpleNamespace(_weight_conversions=["one"])
+    compat.take_hub_names(twin, SimpleNamespace())
+    assert vars(twin) == {}
+    compat.take_hub_names(twin, loaded)
+    assert twin._weight_conversions == ["one"]

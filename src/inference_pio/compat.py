@@ -250,6 +250,23 @@ def meta_model(folder: Any, class_name: str) -> Any:
     return model
 
 
+def hub_tensors(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors under the names, and cut as, a checkpoint on the hub has them: fused experts one by one.
+
+    Whatever has the shape of a weight along all dimensions but the last goes the way of that weight.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return dict(revert_weight_conversion(model, dict(tensors)))
+
+
+def take_hub_names(twin: Any, model: Any) -> None:
+    """Let a model of the same class name its tensors as the checkpoint did that this one was loaded from."""
+    loaded = getattr(model, "_weight_conversions", None)
+    if loaded is not None:
+        twin._weight_conversions = loaded
+
+
 PACKED_COLUMNS = 32
 """Columns of an int8 matrix come in multiples of this for the packed matmul; off 16 it reads past the rows' ends."""
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import inference_pio
 from inference_pio.cli import app
 
-COMMANDS = ["list", "plan", "optimize", "generate", "compare", "doctor", "migrate"]
+COMMANDS = ["list", "plan", "optimize", "generate", "export", "compare", "doctor", "migrate"]
 PIO = "import sys; from inference_pio.cli import main; main()"
 HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 """A run of the tests in the background is started with the signal ignored, and children inherit that."""

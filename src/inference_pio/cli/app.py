@@ -10,6 +10,7 @@ import inference_pio
 from inference_pio.cli.border import Command
 from inference_pio.cli.compare import compare
 from inference_pio.cli.doctor import doctor
+from inference_pio.cli.export import export
 from inference_pio.cli.generate import generate
 from inference_pio.cli.list import show_list
 from inference_pio.cli.migrate import migrate
@@ -26,6 +27,7 @@ app.command("list", cls=Command)(show_list)
 app.command("plan", cls=Command)(plan)
 app.command("optimize", cls=Command)(optimize)
 app.command("generate", cls=Command)(generate)
+app.command("export", cls=Command)(export)
 app.command("compare", cls=Command)(compare)
 app.command("doctor", cls=Command)(doctor)
 app.command("migrate", cls=Command)(migrate)

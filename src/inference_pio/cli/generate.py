@@ -22,6 +22,7 @@ from inference_pio.cli.options import (
     Quiet,
     Trust,
     ask,
+    given,
 )  # fmt: skip
 from inference_pio.cli.output import Output
 from inference_pio.errors import InvalidSetting
@@ -52,12 +53,12 @@ def generate(
     from inference_pio.integration.saved import is_saved
 
     if is_saved(model):
-        if given := _given(context, (*APPLYING, *OPENING)):
-            raise InvalidSetting(f"{model} holds a model that runs as it was saved: leave {', '.join(given)} out.")
+        if said := given(context, (*APPLYING, *OPENING)):
+            raise InvalidSetting(f"{model} holds a model that runs as it was saved: leave {', '.join(said)} out.")
         opened, report = _saved(model, device, quiet)
     else:
-        if plain and (given := _given(context, APPLYING)):
-            raise typer.BadParameter(f"it applies nothing: leave {', '.join(given)} out.", param_hint="--plain")
+        if plain and (said := given(context, APPLYING)):
+            raise typer.BadParameter(f"it applies nothing: leave {', '.join(said)} out.", param_hint="--plain")
         asked = ask(model, profile, enable, disable, assign, dtype, device, trust_remote_code)
         opened, report = _prepared(asked, plain, quiet)
     found = generate_text(opened, prompt, max_new_tokens=length, chat=chat, say=output.stream)
@@ -65,13 +66,6 @@ def generate(
     rate = f", {found.decode_tokens_per_s:.1f} tokens/s after it" if found.decode_tokens_per_s else ""
     output.show(f"({found.new_tokens} tokens, the first after {found.time_to_first_token_s:.2f} s{rate})")
     output.finish(report.to_json() | {"prompt": prompt, **found.to_json()})
-
-
-def _given(context: typer.Context, names: tuple[str, ...]) -> list[str]:
-    """Those of some options that stand on the command line: none is passed over in silence."""
-    sources = {one.opts[0]: context.get_parameter_source(one.name or "") for one in context.command.params
-               if one.name in names}  # fmt: skip
-    return [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _prepared(asked: Asked, plain: bool, quiet: bool) -> tuple[OpenedModel, Report]:

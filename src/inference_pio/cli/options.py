@@ -88,6 +88,13 @@ def ask(
     )  # fmt: skip
 
 
+def given(context: typer.Context, names: tuple[str, ...]) -> list[str]:
+    """Those of some options that stand on the command line: none is passed over in silence."""
+    sources = {one.opts[0]: context.get_parameter_source(one.name or "") for one in context.command.params
+               if one.name in names}  # fmt: skip
+    return [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 def assignments(given: list[str]) -> dict[str, dict[str, Any]]:
     """`name.key=value` as parameters by name; a value is read as JSON where it is JSON, else as a word.
 

@@ -113,6 +113,15 @@ def require_savable(folder: Path) -> None:
         _try_to_write(folder)
 
 
+def require_exportable(folder: Path) -> None:
+    """Raise unless a checkpoint could be written to `folder`; nothing is left there."""
+    from inference_pio.artifact.export import refuse_filled
+
+    refuse_filled(folder)
+    with storage_errors(folder):
+        _try_to_write(folder)
+
+
 def _try_to_write(path: Path) -> None:
     there = path.absolute().parent
     while not there.exists():
