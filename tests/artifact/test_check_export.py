@@ -71,7 +71,7 @@ def test_the_check_tells_how_near_the_answers_are(
 @OTHERS
 def test_an_export_that_transformers_does_not_read_is_told(tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors", reason=REASON)
-    model = compressed(reference_models.load("qwen3"), format="int4")
+    model = compressed(reference_models.load("qwen3_moe"), format="int4")
     made = export(model, tmp_path / "out", int4="asymmetric")
     with pytest.raises(ArtifactError, match="transformers does not read"):
         check_export(model, made.folder, reference_models.draw(1, 1, 64))

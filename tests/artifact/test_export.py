@@ -67,7 +67,7 @@ def test_what_int4_becomes_is_told_with_how_far_the_weights_moved(
     assert made.weights_moved is not None
     assert low < made.weights_moved < high
     assert told in made.notes[0]
-    assert made.readable == (int4 != "asymmetric")
+    assert made.has_zeros == (int4 == "asymmetric")
     found = weights_of(made.folder)
     key = "model.layers.1.mlp.down_proj.weight"
     now = model.get_submodule(key.removesuffix(".weight")).dequantize()
