@@ -48,6 +48,32 @@ def test_a_part_of_a_larger_tensor_is_copied() -> None:
         assert one.untyped_storage().nbytes() == one.nbytes
 
 
+def test_so_is_one_that_happens_to_be_contiguous() -> None:
+    whole = some(1, 2, 4, 3)
+    key = whole[:, :1]
+    found, _ = kept(with_layer(), key, key, 0)
+    assert found.untyped_storage().nbytes() == found.nbytes
+
+
+def test_who_listens_to_updates_hears_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, heard = some(1, 2, 3, 4), []
+    cache = with_layer()
+    update = cache.layers[0].update
+    monkeypatch.setattr(cache.layers[0], "update", lambda *given, **how: heard.append("layer") or update(*given, **how))
+    kept(cache, key, key, 0)
+    whole = DynamicLayer.update
+    monkeypatch.setattr(DynamicLayer, "update", lambda *given, **how: heard.append("class") or whole(*given, **how))
+    kept(with_layer(), key, key, 0)
+    assert heard == ["layer", "class"]
+
+
+def test_dtypes_that_differ_are_the_librarys_to_join() -> None:
+    key, value = some(1, 2, 3, 4), some(1, 2, 3, 4).bfloat16()
+    ours, theirs = with_layer(), with_layer()
+    found, expected = kept(ours, key, value, 0), theirs.update(key, value, 0)
+    assert [one.dtype for one in found] == [one.dtype for one in expected]
+
+
 @pytest.mark.parametrize("kind", ["offloaded", "without layers", "static", "filled"])
 def test_other_caches_are_asked_as_before(kind: str) -> None:
     key = some(1, 2, 3, 4)

@@ -90,12 +90,14 @@ def code_the_cache(journal: Journal, model: nn.Module, decision: Mapping[str, An
     """From now on, `model.generate` makes its caches in the format; the journal gives the library's back."""
     own = model.__dict__.get(CACHE_DOOR)
     kind: Any = type(model)
-    inner = own.__func__ if isinstance(own, types.MethodType) and own.__self__ is model else getattr(kind, CACHE_DOOR)
+    bound = own is None or (isinstance(own, types.MethodType) and own.__self__ is model)
+    inner: Any = own if not bound else getattr(kind, CACHE_DOOR) if own is None else own.__func__
 
     @functools.wraps(inner)
     def prepare(self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = model_kwargs.get(CACHE_ARGUMENT)
-        made = inner(self, generation_config, model_kwargs, *args, **kwargs)
+        itself = (self,) if bound else ()  # a function of the user's own knows its model by itself
+        made = inner(*itself, generation_config, model_kwargs, *args, **kwargs)
         _put_ours(self, generation_config, model_kwargs, given)
         return made
 

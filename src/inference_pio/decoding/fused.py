@@ -170,7 +170,7 @@ def _dependent_by_rule(x: Tensor, weights: Sequence[Tensor], group: int, gated: 
     rows = sum(map(len, weights))
     return choose_gemv_launch(
         device_limits(x.device), len(x), rows, x.shape[1], weight_bytes(weights[0], group), gated=gated, group=group,
-        dependent=True,        bfloat16=x.dtype is torch.bfloat16,
+        dependent=True, bfloat16=x.dtype is torch.bfloat16,
     )  # fmt: skip
 
 
@@ -185,6 +185,8 @@ def _shared(mixture: Mixture) -> dict[str, dict[str, Any]] | None:
     assert gate is not None
     assert up is not None
     assert down is not None
+    if gate.kind != up.kind:
+        return None
     scales = None if gate.scale is None or up.scale is None else (gate.scale, up.scale)
     return {
         "up": {"shared": (gate.weight, up.weight), "shared_scales": scales},

@@ -55,7 +55,13 @@ class CompressedModule(WeightFormat, nn.Module):
         before, lying = dict(self._buffers), dict(self.codes())
         for name, codes in lying.items():
             before[name] = self._buffers[name] = self.portable(codes)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        except BaseException:  # codes must not stay as no device reads them
+            for name, codes in lying.items():
+                if self._buffers[name] is before[name]:
+                    self._buffers[name] = codes
+            raise
         for name, old in before.items():
             moved = self._buffers[name]
             if old is not None and moved is not None and moved.dtype is not old.dtype:
@@ -84,9 +90,10 @@ class CompressedModule(WeightFormat, nn.Module):
         for name in self._sized_by_data():
             if (given := state_dict.get(prefix + name)) is not None:
                 self._buffers[name] = self._buffers[name].new_empty(given.shape)  # type: ignore[union-attr]
-        settled = {name: codes for name, codes in self.codes() if self.portable(codes) is not codes}
-        for name in settled.keys() & {key.removeprefix(prefix) for key in state_dict}:
-            state_dict[prefix + name] = self.settled(self.portable(state_dict[prefix + name]))
+        for name, lying in self.codes():
+            given = state_dict.get(prefix + name)
+            if isinstance(given, Tensor) and (self.portable(lying) is not lying or self.portable(given) is not given):
+                state_dict[prefix + name] = self.settled(self.portable(given).to(lying.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

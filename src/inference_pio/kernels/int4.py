@@ -246,7 +246,7 @@ def _on_gpu(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     rows = x.detach().reshape(-1, x.shape[-1])
     if 1 <= len(rows) <= MOST_ROWS and rows.stride(-1) == 1:
         return gemv(rows, [packed], scales=[scale]).view(*x.shape[:-1], -1)
-    return F.linear(x, made(packed, scale, x.dtype))
+    return cast(F.linear(x, made(packed, scale, x.dtype)), x.dtype)  # autocast would choose another
 
 
 @torch.compiler.assume_constant_result

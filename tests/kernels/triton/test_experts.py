@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -171,6 +174,27 @@ def check_mixed() -> None:
             torch.testing.assert_close(one, its, rtol=1e-5, atol=1e-5)
 
 
+def nothing_is_read_behind_the_tokens() -> None:
+    """Of three experts four vectors are taken, of which the last one is not there."""
+    from inference_pio.kernels.triton.experts import expert_down
+    from tests.kernels.triton.test_gemv import at_the_end_of_memory
+
+    for case in (Case(1, 64, 5, 3, 1024, coded=True, group=32), Case(1, 64, 5, 3, 1024, coded=True)):
+        given = made(replace(case, dtype=torch.float32), "cpu")
+        hidden = torch.randn(1, 3 * case.inner)
+        how = {"scales": given["scales"]["down"]}
+        wanted = naive_expert_down(hidden, given["down"], given["index"], given["weight"], **how)
+        got = expert_down(at_the_end_of_memory(hidden), given["down"], given["index"], given["weight"], **how)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+def test_nothing_is_read_behind_the_tokens() -> None:
+    code = f"from {__name__} import *; nothing_is_read_behind_the_tokens()"  # where it is, the process ends
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
 @needs_triton
 def test_codes_stand_beside_weights(interpreted: Callable[..., None]) -> None:
     interpreted(check_mixed)
@@ -194,6 +218,12 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         expert_down(x[:, :60], given["down"], index, weight, scales=scales["down"])
     with pytest.raises(InvalidSetting, match="do not go with an index"):
         expert_down(x, given["down"], index, weight[:, :1], scales=scales["down"])
+    shared, both = torch.zeros(2, 64, 64, dtype=torch.int8), torch.ones(2, 64, dtype=torch.bfloat16)
+    with pytest.raises(InvalidSetting, match="codes of two kinds"):
+        expert_gate_up(
+            x, given["gate_up"], index, scales=scales["gate_up"], shared=(shared[0], shared[1].view(torch.uint8)),
+            shared_scales=(both[0], both[1]),
+        )  # fmt: skip
     with pytest.raises(InvalidSetting, match="all alike"):
         expert_gate_up(x.half(), given["gate_up"].bfloat16(), index)
 

@@ -125,8 +125,8 @@ def expert_down_kernel(
         grids = scales + here[:, None] * (HEIGHT * INNER // GROUP) + rows[None, :]
         found = tl.trans(
             rows_by_groups(
-                hidden + slots * INNER, places, grids, tl.trans(read), HEIGHT, SLOTS, ROWS, INNER, COLUMNS, WORDS,
-                GROUP, INTERPRETED,
+                hidden + tl.minimum(slots, TOP_K - 1) * INNER, places, grids, tl.trans(read), HEIGHT, SLOTS, ROWS,
+                INNER, COLUMNS, WORDS, GROUP, INTERPRETED,
             )
         )  # fmt: skip
     else:
@@ -186,6 +186,8 @@ def expert_gate_up(
     the device. A `dependent` launch begins before the kernel in front of it has ended. Raises InvalidSetting for what
     `supports_rows` refuses."""
     (gate, up), (gate_scales, up_scales) = two(shared), two(shared_scales)
+    if gate is not None and up is not None and _kind(gate, gate_scales) != _kind(up, up_scales):
+        raise InvalidSetting("gate and up of a shared expert are codes of two kinds: give both in one.")
     _check(x, index, inputs_of(gate_up, scales), ((gate_up, scales), (gate, gate_scales), (up, up_scales)))
     (tokens, width), (experts, both, _), top_k = x.shape, gate_up.shape, index.shape[1]
     group, shared_group = group_of(gate_up, scales), 0 if gate is None else group_of(gate, gate_scales)
@@ -242,6 +244,12 @@ def expert_down(
             num_warps=launch.warps, **overlapping(dependent),
         )  # fmt: skip
     return out
+
+
+def _kind(weight: torch.Tensor, scales: torch.Tensor | None) -> tuple[object, ...]:
+    """What gate and up have in common, the steps of their grids among it."""
+    group = group_of(weight, scales)
+    return weight.dtype, group, scales.stride(0) if scales is not None and group else 0
 
 
 def _words(scales: torch.Tensor | None, group: int) -> torch.Tensor | None:

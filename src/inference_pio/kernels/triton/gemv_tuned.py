@@ -16,7 +16,7 @@ from inference_pio.kernels.triton.gemv_launch import GemvLaunch
 from inference_pio.kernels.triton.gemv_tuning import Tuning
 
 FORMAT = 1
-SOURCES = ("gemv.py", "gemv_launch.py", "group_codes.py", "group_units.py", "row_codes.py")
+SOURCES = ("gemv.py", "gemv_launch.py", "group_codes.py", "group_units.py", "overlap.py", "row_codes.py")
 """What the kernel is made of: times of another kernel tell nothing of this one."""
 
 

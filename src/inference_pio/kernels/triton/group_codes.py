@@ -201,7 +201,7 @@ def rows_by_groups(
     COLUMNS: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Products [BATCH, ROWS] of rows of matrices, at `places` and with `grids` [BATCH, ROWS], with vectors at `x`
-    [BATCH], where they are `here`: of other rows nothing is read."""
+    [BATCH], where they are `here`: of other rows nothing is read, of vectors all."""
     UNITS: tl.constexpr = COLUMNS // (8 * WORDS)
     unit, one, eighth = tl.arange(0, UNITS), tl.arange(0, WORDS), tl.arange(0, 8)
     sums = tl.zeros([BATCH, ROWS, UNITS], tl.float32)

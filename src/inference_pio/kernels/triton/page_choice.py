@@ -204,6 +204,11 @@ def choose_pages(
         require(supports_decode(query, written, written, lengths, starts))
     capped = pages if budget is None else min(max(budget, sinks + local), pages)
     lists = lists or empty_lists(batch, key_heads, capped, query.device)
+    if lists.indices.shape[-1] < capped or (scratch and scratch.scores.shape != (batch, heads, pages)):
+        raise InvalidSetting(
+            f"lists of {lists.indices.shape[-1]} pages, or what stands beside them, are not for up to {capped} of "
+            f"{pages} pages: make them by empty_lists and PageScratch.of."
+        )
     scratch = scratch or PageScratch.of(batch, heads, pages, query.device)
     group, padded = heads // key_heads, max(16, triton.next_power_of_2(pages))
     tile = max(1, PAGES_SCORED * 128 // max(width, 128))
