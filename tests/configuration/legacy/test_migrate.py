@@ -187,7 +187,7 @@ def test_an_unknown_flag_is_told() -> None:
         migrate({"use_quantisation": True}, today())
 
 
-@pytest.mark.parametrize("old", ["sparsity_ratio", "compression_ratio", "pruning_ratio", "adaptive_strategy"])
+@pytest.mark.parametrize("old", ["sparsity_ratio", "pruning_ratio", "adaptive_strategy"])
 def test_an_old_parameter_that_its_optimization_has_not_is_told_never_dropped(old: str) -> None:
     member = {"name": "tensor_compression", "parameters": {old: 0.5}}
     migration = migrate({"model_family": "qwen", "optimizations": [member]}, today())
@@ -195,3 +195,13 @@ def test_an_old_parameter_that_its_optimization_has_not_is_told_never_dropped(ol
     (unmatched,) = migration.unmatched
     assert (unmatched.key, unmatched.value) == (f"optimizations.0.parameters.{old}", 0.5)
     assert unmatched.reason == "tensor_compression has no such parameter here"
+
+
+def test_an_old_compression_ratio_is_the_share_of_the_bytes_that_is_saved() -> None:
+    member = {"name": "tensor_compression", "parameters": {"compression_ratio": 0.5}}
+    migration = migrate({"model_family": "other", "optimizations": [member]}, today())
+    assert migration.document["defaults"] == {"tensor_compression": {"compression_ratio": 0.5}}
+    assert not migration.unmatched
+    registry = today()
+    optimization = registry.create("tensor_compression", migration.document["defaults"]["tensor_compression"])
+    assert optimization.parameters.format == "mixed"

@@ -15,10 +15,13 @@ from inference_pio.anatomy.coverage import coverage_of
 from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.walk import experts, linears
 from inference_pio.cache.kv_format import NONE, kv_format_named
+from inference_pio.calibration.allocation import KEPT, Choice
+from inference_pio.calibration.candidates import MIXED, choices_of, form_of, forms_in, is_one_matrix
+from inference_pio.calibration.mixed import bounds_of, foretold, mix_formats, told_of
 from inference_pio.calibration.rounding import Form, Rounded, round_calibrated
 from inference_pio.calibration.scaled_layer import replace_parameters
 from inference_pio.calibration.scaling import scale_calibrated
-from inference_pio.calibration.source import calibration_source, token_windows
+from inference_pio.calibration.source import CalibrationSource, calibration_source, token_windows
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -42,6 +45,7 @@ ON_REQUEST = frozenset({"head", "vision"})
 """Kept roles that are compressed where the targets name them."""
 HEAD = "int8"
 """The format of a head that is asked for without one."""
+TARGETS = ("target_bytes", "compression_ratio")
 WINDOW = 1024
 
 
@@ -52,7 +56,8 @@ class TensorCompressionParameters(Settings):
     named. Where less than `least_share` of the parameters can be compressed, nothing is. `calibration` rounds with
     inputs in mind, learned from `tokens` tokens of `text`: "gptq" makes up for what is lost column by column, "awq"
     gives large inputs finer steps by scales that norms and neighbours take in. `kv_cache` is how `generate` keeps keys
-    and values.
+    and values. "mixed" gives each layer a format by what it loses on that text, so that all weights of the model take
+    at most `target_bytes`, or that `compression_ratio` of the bytes of those that are compressed is saved.
     """
 
     format: str = "int8"
@@ -65,6 +70,15 @@ class TensorCompressionParameters(Settings):
     text: list[str] | list[list[int]] | None = None
     tokens: int = Field(default=32768, ge=1)
     kv_cache: str = NONE
+    target_bytes: int | None = Field(default=None, ge=1)
+    compression_ratio: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixed_by_target(cls, given: Any) -> Any:
+        """A target without a format asks for the only one that keeps to it."""
+        asks = isinstance(given, dict) and any(given.get(name) is not None for name in TARGETS)
+        return {"format": MIXED, **given} if asks else given
 
     @field_validator("kv_cache")
     @classmethod
@@ -78,7 +92,7 @@ class TensorCompressionParameters(Settings):
     @classmethod
     def _known(cls, name: bool | str) -> bool | str:
         try:
-            if isinstance(name, str):
+            if isinstance(name, str) and name != MIXED:
                 format_named(name)
         except UnknownName as error:
             raise ValueError(str(error)) from None
@@ -86,23 +100,48 @@ class TensorCompressionParameters(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> TensorCompressionParameters:
+        if reason := self._why_not_mixed():
+            raise ValueError(reason)
         if self.group_size is not None and not any(known.linear.grouped for known in self.formats):
             raise ValueError(f"group_size={self.group_size} is for formats with groups (int4), not for {self.format}")
-        if self.calibration != "none" and format_named(self.format).linear.exact:
+        if self.calibration != "none" and self.main.linear.exact:
             raise ValueError(f"{self.format} rounds nothing, so there is nothing to calibrate: leave calibration out")
-        if self.text is not None and self.calibration == "none":
+        if self.text is not None and self.calibration == "none" and not self.mixed:
             raise ValueError(
                 "a calibration text is given and calibration is 'none': choose calibration='gptq' or 'awq'"
             )
         return self
 
+    def _why_not_mixed(self) -> str | None:
+        targets = [name for name in TARGETS if getattr(self, name) is not None]
+        if self.head == MIXED:
+            return f"a head is {MIXED} where the format is: format={MIXED!r}, head=true"
+        if not self.mixed:
+            return f"{targets[0]} is what format={MIXED!r} keeps to, not {self.format}" if targets else None
+        if len(targets) != 1:
+            given = "both are given" if targets else "none is given"
+            return f"format={MIXED!r} keeps to target_bytes or to compression_ratio, and {given}"
+        if self.group_size is not None:
+            return f"format={MIXED!r} chooses groups by itself: leave group_size out"
+        return None
+
+    @property
+    def mixed(self) -> bool:
+        return self.format == MIXED
+
+    @property
+    def main(self) -> KnownFormat:
+        """The format of what is not named apart; of mixed ones, that which holds every layer."""
+        return format_named(HEAD if self.mixed else self.format)
+
     @property
     def head_format(self) -> str | None:
-        return HEAD if self.head is True else self.head or None
+        """The format that a head has to itself; where formats are mixed, only one that is named."""
+        return self.head or None if isinstance(self.head, str) else HEAD if self.head and not self.mixed else None
 
     @property
     def formats(self) -> list[KnownFormat]:
-        return [format_named(name) for name in (self.format, self.head_format) if name]
+        return [self.main, *([format_named(self.head_format)] if self.head_format else [])]
 
     @property
     def group(self) -> int:
@@ -138,8 +177,8 @@ class TensorCompression(OptimizationInterface):
                 f"tensor_compression would compress {covered}, and least_share asks for {asked.least_share:.1%} of the "
                 "parameters: the plan tells why the others are kept. Name more targets, or a smaller least_share."
             )
-        main = format_named(asked.format).linear
-        decision: dict[str, Any] = {"format": asked.format, "scale": "group" if main.grouped else "row"}
+        grouped = asked.mixed or asked.main.linear.grouped
+        decision: dict[str, Any] = {"format": asked.format, "scale": "group" if grouped else "row"}
         if any(known.linear.grouped for known in asked.formats):
             decision["group_size"] = asked.group
         others = {site.path: asked.head_format for site in sites if site.role == "head" and asked.head_format}
@@ -147,6 +186,9 @@ class TensorCompression(OptimizationInterface):
             decision["formats"] = others
         if caches:
             decision["kv_cache"] = kv_decision(model, caches, asked.kv_cache)
+        if asked.mixed and sites:
+            choices = _choices(model, sites, decision)
+            decision["mixed"] = bounds_of(model, choices, asked.target_bytes, asked.compression_ratio)
         return {**decision, "coverage": covered.to_json()}
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
@@ -160,27 +202,45 @@ class TensorCompression(OptimizationInterface):
 
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
         self._rounded, sites = None, _of_weights(sites)
-        if self.parameters.calibration == "none":
+        asked = self.parameters
+        if not sites or (asked.calibration == "none" and not asked.mixed):
             return decision
-        forms = {site.path: _form(model.get_submodule(site.path), site.path, decision) for site in sites}
-        forms = {path: form for path, form in forms.items() if not form.kind.exact}
-        asked, window = self.parameters, min(WINDOW, max_positions(model) or WINDOW)
+        window = min(WINDOW, max_positions(model) or WINDOW)
         source = calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window)
+        if asked.mixed:
+            decision = self._mixed(model, sites, decision, source)
+        if asked.calibration == "none":
+            return decision
+        every = {site.path: _form(model.get_submodule(site.path), site.path, decision) for site in sites}
+        forms = {path: form for path, form in every.items() if form and not form.kind.exact}
         with share_bar("rounding weights", model_bytes(model) > LONG_BYTES) as progress:
             calibrated = scale_calibrated if asked.calibration == "awq" else round_calibrated
             self._rounded = calibrated(model, forms, source, progress)
         return {**decision, "rounding": self._rounded.to_json()}
 
+    def _mixed(
+        self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any], source: CalibrationSource
+    ) -> dict[str, Any]:
+        with share_bar("mixing formats", model_bytes(model) > LONG_BYTES) as progress:
+            choices, budget = _choices(model, sites, decision), decision["mixed"]["budget_bytes"]
+            found = mix_formats(model, choices, budget, source, progress)
+        return {**decision, **forms_in(found.chosen), "mixture": found.to_json(model)}
+
     def apply(self, model: nn.Module) -> nn.Module:
         made, self._rounded = self._rounded, None
         decision = self.step.decision
         cache = decision.get("kv_cache", {"layers": ()})
+        if "mixed" in decision and "mixture" not in decision:  # on a plan
+            choices = _choices(model, _of_weights(self.step.sites), decision)
+            decision = {**decision, **foretold(choices, decision["mixed"]["budget_bytes"])}
         for site in self.step.sites:
             if site.path in cache["layers"]:
                 continue
             module = model.get_submodule(site.path)
+            form = _form(module, site.path, decision)
             found = made.modules.pop(site.path, None) if made is not None else None
-            self.journal.replace(module, found or _form(module, site.path, decision).nearest(module))
+            if form is not None:
+                self.journal.replace(module, found or form.nearest(module))
         for path, twin in made.modules.items() if made is not None else ():  # norms and routers that took scales in
             replace_parameters(self.journal, model.get_submodule(path), twin)
         if cache["layers"]:
@@ -196,12 +256,15 @@ class TensorCompression(OptimizationInterface):
 
     def _tell(self, model: nn.Module) -> None:
         dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.bfloat16)
-        kind = format_named(self.step.decision["format"]).linear
+        mixed = self.step.decision["format"] == MIXED
+        kind = self.parameters.main.linear
         self.say(backend=kind.backend(self.device, dtype), note=kind.cost(self.device, dtype))
+        for note in told_of(self.step.decision) if mixed else ():
+            self.say(note=note)
         if kind.exact:
             self.say(note=f"{kind.format} holds every bit of the weights: what is computed with them is what it was.")
         if "coverage" in self.step.decision:
-            self.say(note=_told(self.step.decision["coverage"]))
+            self.say(note=_told(self.step.decision.get("mixture", self.step.decision)["coverage"]))
         if lost := Chosen(self.parameters.targets, self.parameters.skip).unmatched(roles_of(model)):
             self.say(note=f"nothing in this model is meant by {', '.join(map(repr, lost))}.")
         rounding = self.step.decision.get("rounding")
@@ -232,14 +295,23 @@ def _told(coverage: Mapping[str, Any]) -> str:
     return f"{of_parameters:.1%} of the parameters and {of_bytes:.1%} of the bytes are compressed: {', '.join(parts)}."
 
 
-def _form(module: nn.Module, path: str, decision: Mapping[str, Any]) -> Form:
-    known = format_named(decision.get("formats", {}).get(path, decision["format"]))
-    return Form(known.linear if _is_linear(module) else known.experts, decision.get("group_size", GROUP))
+def _form(module: nn.Module, path: str, decision: Mapping[str, Any]) -> Form | None:
+    """What a layer is to become; None for one that a mixture keeps."""
+    name = decision.get("formats", {}).get(path, decision["format"])
+    group = decision.get("groups", {}).get(path, decision.get("group_size", GROUP))
+    return None if name == KEPT else form_of(name, group, module)
 
 
-def _is_linear(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, torch.Tensor) and weight.dim() == 2
+def _choices(model: nn.Module, sites: Sequence[Site], decision: Mapping[str, Any]) -> dict[str, list[Choice]]:
+    """What each layer may become; one that is named apart, that alone."""
+    apart = decision.get("formats", {})
+    return {
+        site.path: choices_of(
+            model.get_submodule(site.path),
+            (apart[site.path], decision.get("group_size", 0)) if site.path in apart else None,
+        )
+        for site in sites
+    }
 
 
 def _of_weights(sites: Sequence[Site]) -> list[Site]:
@@ -290,8 +362,8 @@ def _why_not(path: str, module: nn.Module, role: str, asked: TensorCompressionPa
 
 def _why_not_in(module: nn.Module, role: str, asked: TensorCompressionParameters) -> str | None:
     """Why the format asked for cannot hold this layer."""
-    known = format_named(asked.head_format if role == "head" and asked.head_format else asked.format)
-    if _is_linear(module):
+    known = format_named(asked.head_format) if role == "head" and asked.head_format else asked.main
+    if is_one_matrix(module):
         weight: Any = module.weight
         columns = weight.shape[1 if isinstance(module, nn.Linear) else 0]
         return known.linear.why_not(columns, asked.group) or known.linear.why_not_module(module)
