@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference_pio.calibration.left_as_found import left_as_found
 from inference_pio.errors import InvalidSetting
 from inference_pio.measure.target import input_device, vocab_size
 from inference_pio.measure.text import calibration_text
@@ -149,7 +150,8 @@ def _sampled(model: nn.Module, tokens: int, window: int, seed: int) -> tuple[Bat
     """Windows that the model writes itself from one random token each; the caller's random state stays as it is."""
     device, count = input_device(model), max(1, tokens // window)
     start = torch.randint(vocab_size(model) or 1, (count, 1), generator=torch.Generator().manual_seed(seed))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with left_as_found(model), forked, torch.no_grad():
         torch.manual_seed(seed)
         rows = model.generate(  # type: ignore[operator]
             input_ids=start.to(device), attention_mask=torch.ones_like(start).to(device), do_sample=True, top_k=0,

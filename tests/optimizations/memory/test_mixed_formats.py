@@ -150,6 +150,8 @@ def test_what_is_kept_is_told_as_kept() -> None:
 def test_a_head_is_mixed_only_where_it_is_asked_for(head: bool | str, forms: set[str | None]) -> None:
     case, receipt = applied("llama", head=head)
     assert receipt.decision["formats"].get("lm_head") in forms
+    settled = plan_of(tiny.build("llama"), **asked("llama", head=head)).steps[0].decision.get("formats", {})
+    assert settled == ({"lm_head": head} if isinstance(head, str) else {})  # all else the text decides
     assert receipt.weight_bytes_after <= sum(receipt.decision["mixed"][key] for key in ("budget_bytes", "beside_bytes"))
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
