@@ -106,3 +106,14 @@ def test_what_files_hold_is_the_same_on_every_machine(layer: CompressedLinear) -
     assert torch.equal(layer.settled(held), codes)
     assert portable_tensor(layer, "bias", layer.bias) is layer.bias
     assert portable_tensor(nn.Linear(2, 2), f"weight_{layer.format}", codes) is codes
+
+
+def test_a_move_that_fails_leaves_codes_as_their_device_reads_them(layer: CompressedLinear) -> None:
+    before = dict(layer.codes())
+
+    def failing(tensor: torch.Tensor) -> torch.Tensor:
+        raise MemoryError("no room there")
+
+    with pytest.raises(MemoryError):
+        layer._apply(failing)
+    assert all(codes is before[each] for each, codes in layer.codes())

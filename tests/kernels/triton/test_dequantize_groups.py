@@ -85,4 +85,12 @@ def test_gpu_a_layer_multiplies_with_it() -> None:
         wanted = torch.nn.functional.linear(x, weight, bias)
         with torch.no_grad():
             torch.testing.assert_close(moved(x.cuda()).cpu(), wanted, rtol=1e-4, atol=1e-4)
+    other = Int4Linear.from_linear(torch.nn.Linear(256, 48), 64)
+    on_gpu = {name: tensor.cuda() for name, tensor in moved.state_dict().items()}
+    other.load_state_dict(on_gpu)  # codes of one device go into a layer on another
+    assert torch.equal(other.dequantize(), weight)
+    again = Int4Linear.from_linear(torch.nn.Linear(256, 48), 64).cuda()
+    again.load_state_dict({name: tensor.cpu() for name, tensor in on_gpu.items()})
+    assert again.weight_int4.dtype is torch.int32
+    assert torch.equal(again.dequantize().cpu(), weight)
     assert torch.equal(moved.cpu().state_dict()["weight_int4"], kept)
