@@ -333,10 +333,11 @@ def test_so_do_they_with_fp8(batch: int, capability: int, compiler: Compiler) ->
 @pytest.mark.parametrize("batch", [1, 2, 8])
 @pytest.mark.parametrize("name", ["qkv", "gate_up", "down"])
 def test_codes_in_groups_cost_few_instructions(name: str, batch: int, compiler: Compiler) -> None:
-    case = replace(REAL[name], batch=batch, group=128)
+    """By threads, which take groups of 32 and 64."""
+    case = replace(REAL[name], batch=batch, group=64)
     code = compiled(compiler, 90, case)
     code.assert_it_fits(MACHINES[90])
-    launch = choose_gemv_launch(MACHINES[90], batch, sum(case.outputs), case.inputs, 0.5, gated=case.gated)
+    launch = choose_gemv_launch(MACHINES[90], batch, sum(case.outputs), case.inputs, 0.5, gated=case.gated, group=64)
     together = 2 if case.gated else 1
     held = launch.rows * together * launch.columns // (32 * launch.warps)  # codes of a thread in one step
     assert code.counts["LDG 128" if held // launch.rows // together >= 32 else "LDG 64"] >= 2 * launch.rows * together
@@ -364,13 +365,14 @@ def test_a_dependent_kernel_waits_after_its_first_weights_and_before_all_else(
     case = replace(REAL[name], batch=batch)
     code = compiled(compiler, 90, case, dependent=True)
     code.assert_it_fits(MACHINES[90])
+    launch = choose_gemv_launch(MACHINES[90], batch, sum(case.outputs), case.inputs, 2, gated=case.gated)
+    if launch.stages:  # waiting programs would take the memory of those that work
+        assert "ACQBULK" not in code.order
+        return
     wait = code.order.index("ACQBULK")
     before, after = code.order[:wait], code.order[wait:]
     assert "PREEXIT" in before
-    launch = choose_gemv_launch(MACHINES[90], batch, sum(case.outputs), case.inputs, 2, gated=case.gated)
     tile_loads = launch.rows * max(1, launch.columns // (256 * launch.warps)) * (2 if case.gated else 1)
-    if launch.stages:
-        tile_loads = launch.rows * launch.columns // (256 * launch.warps) * (2 if case.gated else 1)
     assert sum(kind.startswith("LDG") for kind in before) == tile_loads
     assert not any(kind.startswith("STG") for kind in before)
     assert any(kind.startswith("STG") for kind in after)

@@ -128,6 +128,9 @@ def sums_by_matrix_units(
     added = read_residual(residual_places, stored, BATCH, ROWS, ADDED)
     for start in tl.range(0, inputs, COLUMNS, num_stages=STAGES):
         tile = read_once(places, column[None, :], start, inputs, EVEN)
+        up_tile = tile
+        if GATED:
+            up_tile = read_once(up_places, column[None, :], start, inputs, EVEN)
         vector = read_often(x_places, column[None, :], start, inputs, EVEN)
         if NORMED:
             squares += vector * vector
@@ -135,7 +138,6 @@ def sums_by_matrix_units(
         vector = tl.trans(vector.to(TYPE))
         sums = tl.dot(operand(tile, TYPE), vector, sums)
         if GATED:
-            up_tile = read_once(up_places, column[None, :], start, inputs, EVEN)
             up_sums = tl.dot(operand(up_tile, TYPE), vector, up_sums)
     return tl.trans(sums), tl.trans(up_sums), tl.sum(squares, 1)[:, None], added
 
