@@ -11,6 +11,10 @@ SHORT = 10
 """Characters of a commit's name."""
 
 
+MOST_SHARE = 1.1
+"""Of a ceiling: more than that is the dense work of a system that does not do all of it."""
+
+
 def tables(found: Iterable[Results]) -> str:
     """All suites, the CPU's last; a sentence where nothing was recorded."""
     rows = [table(one) for one in ordered(found)]
@@ -67,7 +71,7 @@ def _lengths(found: Results) -> tuple[list[str], list[list[str]]]:
             continue
         cells = [_figure(arm["cases"].get(length)) for length in lengths]
         best = max((row["share"]["value"] for row in arm["cases"].values() if "share" in row), default=None)
-        share = "" if best is None else f"{best:.0%}"
+        share = "" if best is None else f"{best:.0%}" if best <= MOST_SHARE else "work is left out"
         rows.append([_name(name, arm), *cells, share, f"{arm['set_up_s']:.0f} s", _size(arm["bytes"]["peak"])])
     return head, rows
 

@@ -73,6 +73,8 @@ def test_lengths_become_columns_and_a_missing_one_is_told() -> None:
     assert "| generate | 50 | failed | 10% | 40 s | 9.0 GB |" in tables.table(found)
     assert "1K, tokens/s" in tables.table(found)
     assert "1024 tokens" in plots.draw(found)
+    found["arms"]["plain"]["cases"]["1024"]["share"]["value"] = 4.27  # dense work over the time of less
+    assert "| generate | 50 | failed | work is left out | 40 s | 9.0 GB |" in tables.table(found)
 
 
 def test_kernels_have_a_row_a_size_and_a_column_a_system() -> None:
