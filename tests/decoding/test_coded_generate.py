@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from typing import Any
 
 import pytest
@@ -66,6 +68,25 @@ def test_generate_is_given_back_exactly(name: str) -> None:
     assert before.differences(fingerprint(model)) != []
     take_back(journal, frame)
     assert before.differences(fingerprint(model)) == []
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_door_of_the_users_own_is_gone_through_and_comes_back(bound: bool) -> None:
+    model, heard = tiny.build("qwen3"), []
+    inner = type(model)._prepare_cache_for_generation
+
+    def listening(self: Any, *given: Any, **options: Any) -> Any:
+        heard.append(1)
+        return inner(self, *given, **options)
+
+    own = types.MethodType(listening, model) if bound else functools.partial(listening, model)
+    model._prepare_cache_for_generation = own
+    journal, frame = coded(model)
+    found = say(model, prompt(1, 150), return_dict_in_generate=True)
+    assert isinstance(found.past_key_values, CodedCache)
+    assert heard == [1]
+    take_back(journal, frame)
+    assert model._prepare_cache_for_generation is own
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("pages", [1024, 2048, 4096])
+@pytest.mark.parametrize("pages", [1024, 4096, pytest.param(2048, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("scorer", "width"), [("mean", 128), ("both", 128), ("both", 256)])
 def test_it_compiles_to_wide_loads_without_spilling(
     capability: int, pages: int, scorer: str, width: int, compiler: Compiler

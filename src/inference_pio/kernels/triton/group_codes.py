@@ -19,10 +19,7 @@ ABOVE_MIDDLE = tl.constexpr(136.0)
 def eight(word, INTERPRETED: tl.constexpr):
     """The codes of a word, in the order of the inputs, each plus 128."""
     if INTERPRETED:
-        return (
-            nibble(word, 0), nibble(word, 8), nibble(word, 16), nibble(word, 24),
-            nibble(word, 4), nibble(word, 12), nibble(word, 20), nibble(word, 28),
-        )  # fmt: skip
+        return nibbles(word)
     else:
         return tl.inline_asm_elementwise(
             """
@@ -45,6 +42,15 @@ def eight(word, INTERPRETED: tl.constexpr):
             dtype=(tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32),
             is_pure=True, pack=1,
         )  # fmt: skip
+
+
+@triton.jit
+def nibbles(word):
+    """The same without a GPU's instructions."""
+    return (
+        nibble(word, 0), nibble(word, 8), nibble(word, 16), nibble(word, 24),
+        nibble(word, 4), nibble(word, 12), nibble(word, 20), nibble(word, 28),
+    )  # fmt: skip
 
 
 @triton.jit

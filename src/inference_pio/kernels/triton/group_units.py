@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from inference_pio.kernels.triton.group_codes import ABOVE_MIDDLE, nibble
+from inference_pio.kernels.triton.group_codes import ABOVE_MIDDLE, nibbles
 from inference_pio.kernels.triton.overlap import wait_for_others
 
 WORDS = tl.constexpr(16)
@@ -22,10 +22,7 @@ NARROW = tl.constexpr(8)
 def planes(words, INTERPRETED: tl.constexpr):
     """Eight tensors: the first codes of all words, the second ones, and so on, each code plus 128."""
     if INTERPRETED:
-        return (
-            nibble(words, 0), nibble(words, 8), nibble(words, 16), nibble(words, 24),
-            nibble(words, 4), nibble(words, 12), nibble(words, 20), nibble(words, 28),
-        )  # fmt: skip
+        return nibbles(words)
     else:
         return tl.inline_asm_elementwise(
             """
