@@ -21,6 +21,7 @@ from inference_pio.kernels.int4 import (
     settled_codes,
     unpack_codes,
 )
+from inference_pio.kernels.triton import support
 
 CPU = torch.device("cpu")
 # rows, inputs, group, outputs: below and above the packed limit, outputs that fill blocks and that do not
@@ -183,9 +184,15 @@ def test_the_backend_is_named_for_each_device_and_dtype() -> None:
     assert choose_int4_backend(CPU, torch.bfloat16) == packed
     assert choose_int4_backend(CPU, torch.float64) == "dequantize"
     assert choose_int4_backend(torch.device("meta"), torch.bfloat16) == "dequantize"
-    assert choose_int4_backend(torch.device("cuda", 0), torch.bfloat16) == (
-        "triton" if compat.has_triton() else "dequantize"
-    )
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_gpu_that_cannot_run_our_kernels_has_torchs(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int4, "_CHOSEN", {})
+    reason = support.YES if runs else support.Support(support.Cause.DEVICE, "it needs compute capability 8.0")
+    monkeypatch.setattr(int4, "supports_device", lambda device: reason)
+    assert choose_int4_backend(torch.device("cuda", 0), torch.bfloat16) == ("triton" if runs else "dequantize")
+    assert choose_int4_backend(torch.device("cuda", 0), torch.float64) == "dequantize"
 
 
 @pytest.mark.parametrize("settle", [False, True])

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference_pio.compat import has_fast_bfloat16_matmul, has_triton, int4_packed_matmul, int4_packed_order
+from inference_pio.compat import has_fast_bfloat16_matmul, int4_packed_matmul, int4_packed_order
 from inference_pio.kernels.frozen_weights import cast, frozen_linear
+from inference_pio.kernels.triton.support import supports_device
 
 LARGEST_CODE = 15
 MIDDLE_CODE = 8
@@ -200,13 +201,14 @@ def choose_int4_backend(device: torch.device, dtype: torch.dtype) -> str:
     """What multiplies int4 weights for activations of a dtype on a device: said in receipts, decided here alone.
 
     "cpu-int4pack": torch's packed product, bfloat16 inside whatever the activations are, for few rows and for weights
-    whose rows fill its blocks. "triton": our kernels, which multiply codes with few rows, and for more make weights in
-    the activations' dtype in one launch. "dequantize": such weights by torch's operations, block by block.
+    whose rows fill its blocks. "triton", on GPUs that run them: our kernels, which multiply codes with few rows, and
+    for more make weights in the activations' dtype in one launch. "dequantize": such weights by torch's operations,
+    block by block.
     """
     chosen = _CHOSEN.get((device, dtype))
     if chosen is None:
         packed = device.type == "cpu" and dtype in CPU_DTYPES and int4_packed_order() is not None
-        ours = device.type == "cuda" and has_triton() and dtype in CPU_DTYPES
+        ours = device.type == "cuda" and dtype in CPU_DTYPES and bool(supports_device(device))
         chosen = _CHOSEN[device, dtype] = "cpu-int4pack" if packed else "triton" if ours else "dequantize"
     return chosen
 
