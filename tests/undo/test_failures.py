@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from torch import nn
 
 from inference_pio.undo.fingerprint import fingerprint
 from inference_pio.undo.journal import Journal
+from inference_pio.undo.parked import View
 from inference_pio.undo.slots import Write
 from inference_pio.undo.transaction import Transaction
 from inference_pio.undo.vault import KeepOriginals, Vault
@@ -110,6 +112,22 @@ def test_ctrl_c_at_any_moment_leaves_the_model_edited_or_as_it_was(tmp_path: Pat
         take_back(journal, *journal.frames)
         assert before.differences(fingerprint(model)) == []
     assert outcomes["as before"] > 0
+
+
+def test_a_ctrl_c_while_a_tensor_is_made_again_leaves_no_gradient_mode_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, enter, entered = View.of(torch.ones(2)), torch.inference_mode.__enter__, []
+
+    def struck(mode: torch.inference_mode) -> None:
+        enter(mode)
+        entered.append(mode.mode)
+        if len(entered) == 2:  # the one inside of `no_grad`
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(torch.inference_mode, "__enter__", struck)
+    with pytest.raises(KeyboardInterrupt):
+        view.on(torch.ones(2).untyped_storage())
+    gc.collect()
+    assert torch.is_grad_enabled()
 
 
 def _step(journal: Journal) -> None:

@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 import torch
 
 from inference_pio.errors import VaultError
+from inference_pio.undo.interrupts import held_back
 
 
 @dataclass(frozen=True)
 class View:
-    """How one tensor looks at its storage."""
+    """How one tensor looks at its storage.
+
+    A Ctrl-C waits while one is made: an `inference_mode` it cut short would set torch's gradient mode back to what it
+    was inside, whenever its traceback dies.
+    """
 
     dtype: torch.dtype
     device: torch.device
@@ -27,11 +32,13 @@ class View:
         shape, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
         return View(tensor.dtype, tensor.device, shape, stride, offset, tensor.is_inference())
 
+    @held_back()
     def empty(self) -> torch.Tensor:
         """A tensor of this kind without bytes; the mode of the caller must not make an inference tensor of it."""
         with torch.inference_mode(self.inference):
             return torch.empty(0, dtype=self.dtype, device=self.device)
 
+    @held_back()
     def on(self, storage: torch.UntypedStorage) -> torch.Tensor:
         """The tensor that looks so at a storage."""
         with torch.inference_mode(self.inference), torch.no_grad():
