@@ -362,6 +362,34 @@ def has_fast_bfloat16_matmul() -> bool:
 
 
 @functools.cache
+def has_fast_int8_matmul(device: Any) -> bool:
+    """Whether a device multiplies matrices of int8 by its own instructions: NVIDIA GPUs do, and CPUs with VNNI."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.version.hip is None
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return device.type == "cpu" and supported is not None and bool(supported())
+
+
+@functools.cache
+def has_fp8_matmul(device: Any) -> bool:
+    """Whether a device multiplies matrices of fp8 with a scale for each row and each column."""
+    import torch
+
+    if device.type != "cuda" or torch.version.hip is not None or not hasattr(torch, "_scaled_mm"):
+        return False
+    return bool(torch.cuda.get_device_capability(device) >= (8, 9))
+
+
+def fp8_matmul(rows: Any, columns: Any, of_rows: Any, of_columns: Any) -> Any:
+    """fp8 [M, K] times fp8 [K, N], which lies transposed, times float32 scales [M, 1] and [1, N], in bfloat16."""
+    import torch
+
+    return torch._scaled_mm(rows, columns, of_rows, of_columns, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+@functools.cache
 def bmm_widens(device_type: str, dtype: Any) -> bool:
     """Whether torch multiplies batches of 16-bit matrices straight into float32 on a kind of device."""
     import torch

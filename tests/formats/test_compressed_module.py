@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from inference_pio.compat import has_fast_int8_matmul
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.formats.compressed_linear import CompressedLinear
 from inference_pio.formats.compressed_module import portable_tensor
+from inference_pio.formats.int8 import Int8Linear
+from inference_pio.kernels.dynamic_linear import naive_dynamic_linear
+from inference_pio.kernels.int8 import int8_linear
 from tests.formats.help import ALL_FORMATS, linear, linear_of, seeded
 
 
@@ -117,3 +121,16 @@ def test_a_move_that_fails_leaves_codes_as_their_device_reads_them(layer: Compre
     with pytest.raises(MemoryError):
         layer._apply(failing)
     assert all(codes is before[each] for each, codes in layer.codes())
+
+
+def test_activations_are_coded_only_where_asked_and_only_in_long_products() -> None:
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    layer = Int8Linear.from_linear(nn.Linear(64, 48))
+    plain, codes, scale = layer(x), *layer.held("weight")
+    layer.codes_activations = True
+    coded = naive_dynamic_linear(x, codes, scale, layer.bias)
+    if has_fast_int8_matmul(x.device):
+        torch.testing.assert_close(layer(x), coded, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(layer(x), plain)
+        assert copy.deepcopy(layer).codes_activations
+    assert torch.equal(layer(x[:4]), int8_linear(x[:4], codes, scale, layer.bias))

@@ -15,6 +15,7 @@ from scripts.reference.corpus import documents
 
 from inference_pio.calibration import mixed
 from inference_pio.calibration.sensitivity import with_losses
+from inference_pio.compat import has_fast_int8_matmul
 from inference_pio.formats.compressed_module import CompressedModule
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.measure import Quality, Reference, compare
@@ -71,6 +72,7 @@ def calibration_tokens() -> list[list[int]]:
 
 
 WHATS: dict[str, dict[str, Any]] = {
+    "int8 with activations": {"activations": "int8"},
     "fp8": {"format": "fp8"},
     "int4 in groups of 32": {"format": "int4", "group_size": 32},
     "experts in groups of 32": {"format": "int4", "group_size": 32, "targets": ["experts"]},
@@ -120,6 +122,16 @@ def test_fp8_loses_no_more_than_naive_rounding_on_the_same_draw(
     naive = judged(originals[name], by_naive_fp8(originals[name]), number)
     found = judged(originals[name], once(name, "fp8"), number)
     assert found.kl_nats_per_token <= 1.3 * naive.kl_nats_per_token
+
+
+@pytest.mark.skipif(not has_fast_int8_matmul(torch.device("cpu")), reason="this CPU multiplies no int8 matrices")
+@EACH_DRAW
+@pytest.mark.parametrize("name", in_turn("qwen3", "qwen3_moe"))
+def test_weights_and_activations_in_int8_lose_less_than_weights_in_fp8(
+    name: str, number: int, originals: dict[str, Any]
+) -> None:
+    found = judged(originals[name], once(name, "int8 with activations"), number)
+    assert found.kl_nats_per_token < judged(originals[name], once(name, "fp8"), number).kl_nats_per_token
 
 
 @EACH_DRAW
@@ -236,13 +248,13 @@ def test_bytes_given_to_the_layers_that_need_them_least_fail_that_bar(
 def test_a_broken_layer_fails_the_bar_of_each_format(what: str, originals: dict[str, Any]) -> None:
     """The proof that those tests can fail: the scales of one matrix, shifted by a row."""
     original, name = originals["qwen3_moe"], "qwen3_moe"
-    fp8 = what == "fp8"
-    plain = by_naive_fp8(original) if fp8 else reference_models.by_baseline(original, "int4_group32")
-    bar = (1.3 if fp8 else 1.0) * judged(original, plain, 0).kl_nats_per_token
+    by_rows = what in ("fp8", "int8 with activations")
+    plain = by_naive_fp8(original) if by_rows else reference_models.by_baseline(original, "int4_group32")
+    bar = (1.3 if by_rows else 1.0) * judged(original, plain, 0).kl_nats_per_token
     broken = compressed(name, **WHATS[what])
     damaged = next(module for module in broken.modules() if isinstance(module, CompressedModule))
     scale = next(buffer for key, buffer in damaged.named_buffers() if key.endswith("_scale"))
-    scale.copy_(scale.roll(1, 0 if fp8 else -2))
+    scale.copy_(scale.roll(1, 0 if by_rows else -2))
     assert judged(original, broken, 0).kl_nats_per_token > bar
 
 

@@ -120,8 +120,8 @@ class CompressedExperts(CompressedModule):
 
     def _expert(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
         (gate_up, gate_up_scale), (down, down_scale) = self.held("gate_up"), self.held("down")
-        hidden = self.experts_class._apply_gate(self, self.product(rows, gate_up[expert], gate_up_scale[expert]))
-        return self.product(hidden, down[expert], down_scale[expert])
+        hidden = self.experts_class._apply_gate(self, self.multiply(rows, gate_up[expert], gate_up_scale[expert]))
+        return self.multiply(hidden, down[expert], down_scale[expert])
 
     def extra_repr(self) -> str:
         codes, scale = self.held("down")[:2]

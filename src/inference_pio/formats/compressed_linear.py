@@ -53,7 +53,7 @@ class CompressedLinear(CompressedModule):
         return self.dequantized(*self.held("weight"), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, *self.held("weight"), self._parameters["bias"])
+        return self.multiply(x, *self.held("weight"), bias=self._parameters["bias"])
 
     def extra_repr(self) -> str:
         group = f", group={self.in_features // self.held('weight')[1].shape[0]}" if self.grouped else ""

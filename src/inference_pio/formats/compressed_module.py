@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.formats.weight_format import WeightFormat
+from inference_pio.kernels.dynamic_linear import dynamic_linear, serves_dynamic
 
 
 class CompressedModule(WeightFormat, nn.Module):
@@ -21,6 +22,8 @@ class CompressedModule(WeightFormat, nn.Module):
 
     original_weights: tuple[str, ...] = ()
     """The names under which the original module kept its weights."""
+    codes_activations: bool = False
+    """Whether activations are coded too, token by token, in products of many of them."""
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).original_weights:
@@ -40,6 +43,12 @@ class CompressedModule(WeightFormat, nn.Module):
         """Codes of one weight and what stands beside them: scales, in most formats."""
         buffers = self._buffers  # a look-up here costs 0.1 us, by attribute 0.6; a token passes hundreds of layers
         return buffers[f"{name}_{self.format}"], buffers[f"{name}_scale"]  # type: ignore[return-value]
+
+    def multiply(self, x: Tensor, codes: Tensor, *beside: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x` [..., K] times one matrix of codes, with what stands beside it: [..., N]."""
+        if self.codes_activations and serves_dynamic(x, codes):
+            return dynamic_linear(x, codes, beside[0], bias)
+        return self.product(x, codes, *beside, bias)
 
     def codes(self) -> Iterator[tuple[str, Tensor]]:
         """The names and values of the buffers that hold codes."""

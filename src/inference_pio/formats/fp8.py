@@ -31,7 +31,7 @@ GRID = Grid(
 class Fp8(WeightFormat):
     """Buffers `*_fp8` [..., N, K], the bits of e4m3 in uint8, and `*_scale` [..., N]."""
 
-    format = "fp8"
+    format = activations = "fp8"
     told = "fp8 codes with a scale a row"
     dequantized = staticmethod(dequantize_rows_fp8)
     product = staticmethod(fp8_linear)

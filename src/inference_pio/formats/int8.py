@@ -30,7 +30,7 @@ GRID = Grid(
 class Int8(WeightFormat):
     """Buffers `*_int8` [..., N, K] and `*_scale` [..., N]."""
 
-    format = "int8"
+    format = activations = "int8"
     told = "int8 codes with a scale a row"
     dequantized = staticmethod(dequantize_rows)
     product = staticmethod(int8_linear)

@@ -24,6 +24,8 @@ class WeightFormat:
     """The tensors that stand beside codes, in order."""
     sized_by_data: ClassVar[tuple[str, ...]] = ()
     """Those of them that hold as much as the weights ask for, and nothing on the meta device."""
+    activations: ClassVar[str | None] = None
+    """What activations may become beside these weights, token by token, where a prompt is long enough."""
     exact: ClassVar[bool] = False
     """Whether every bit of the weights comes back."""
 

@@ -391,3 +391,48 @@ def test_compression_works_and_is_undone_on_a_gpu(name: str) -> None:
     assert (tiny.logits(model, name) - before).float().pow(2).mean() < 0.1 * before.float().pow(2).mean()
     manager.remove_optimizations(model)
     assert torch.equal(tiny.logits(model, name), before)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "glm4_moe"])
+def test_activations_in_int8_go_with_weights_in_int8_and_come_back_from_a_file(name: str, tmp_path: Path) -> None:
+    asked = {"activations": "int8"}
+    case = Case(name)
+    case.manager.apply_optimizations(case.model, ["tensor_compression"], parameters={"tensor_compression": asked})
+    made = [module for module in case.model.modules() if isinstance(module, CompressedModule)]
+    assert made
+    assert all(module.codes_activations for module in made)
+    receipt = case.manager.get_receipts(case.model)[0]
+    assert receipt.decision["activations"] == ["int8"]
+    assert any("each token by itself" in note for note in receipt.notes)
+    ids = torch.randint(0, 90, (2, 24), generator=torch.Generator().manual_seed(0))
+    found = case.model(input_ids=ids).logits
+    save(case.model, tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert torch.equal(again(input_ids=ids).logits, found)
+    case.manager.remove_optimizations(case.model, ["tensor_compression"])
+    case.check_untouched()
+
+
+def test_other_formats_leave_activations_alone() -> None:
+    case = Case("qwen3")
+    case.apply("tensor_compression")
+    assert not any(module.codes_activations for module in case.model.modules() if isinstance(module, CompressedModule))
+
+
+def test_activations_of_another_kind_than_the_weights_are_refused() -> None:
+    with pytest.raises(InvalidSetting, match="format='fp8'"):
+        TensorCompressionParameters.read({"activations": "fp8"}, "tensor_compression")
+    with pytest.raises(InvalidSetting, match="format='int8'"):
+        TensorCompressionParameters.read({"format": "int4", "activations": "int8"}, "tensor_compression")
+    mixed = TensorCompressionParameters.read({"compression_ratio": 0.6, "activations": "int8"}, "tensor_compression")
+    assert (mixed.format, mixed.activations) == ("mixed", "int8")
+
+
+def test_activations_in_fp8_are_refused_where_nothing_multiplies_them() -> None:
+    case = Case("qwen3")
+    with pytest.raises(PlanError, match=r"compute capability 8\.9"):
+        case.manager.apply_optimizations(
+            case.model, ["tensor_compression"],
+            parameters={"tensor_compression": {"format": "fp8", "activations": "fp8"}},
+        )  # fmt: skip
+    assert not case.manager.get_receipts(case.model)

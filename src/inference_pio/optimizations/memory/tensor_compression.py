@@ -31,6 +31,8 @@ from inference_pio.errors import InvalidModel, PlanError, UnknownName
 from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
 from inference_pio.formats.compressed_linear import GROUP
 from inference_pio.formats.known import KnownFormat, format_named
+from inference_pio.kernels.dynamic_linear import FEWEST_ROWS, STEP, why_not_dynamic
+from inference_pio.kernels.fp8 import FP8
 from inference_pio.measure.target import max_positions
 from inference_pio.sources.progress import share_bar
 
@@ -46,6 +48,7 @@ ON_REQUEST = frozenset({"head", "vision"})
 HEAD = "int8"
 """The format of a head that is asked for without one."""
 TARGETS = ("target_bytes", "compression_ratio")
+DYNAMIC = {"int8": torch.int8, "fp8": FP8}
 WINDOW = 1024
 
 
@@ -56,8 +59,10 @@ class TensorCompressionParameters(Settings):
     named. Where less than `least_share` of the parameters can be compressed, nothing is. `calibration` rounds with
     inputs in mind, learned from `tokens` tokens of `text`: "gptq" makes up for what is lost column by column, "awq"
     gives large inputs finer steps by scales that norms and neighbours take in. `kv_cache` is how `generate` keeps keys
-    and values. "mixed" gives each layer a format by what it loses on that text, so that all weights of the model take
-    at most `target_bytes`, or that `compression_ratio` of the bytes of those that are compressed is saved.
+    and values. `activations` become eight bits too, token by token, where a prompt is long enough to be faster so;
+    they go with weights of the same kind. "mixed" gives each layer a format by what it loses on that text, so that all
+    weights of the model take at most `target_bytes`, or that `compression_ratio` of the bytes of those that are
+    compressed is saved.
     """
 
     format: str = "int8"
@@ -69,6 +74,7 @@ class TensorCompressionParameters(Settings):
     calibration: Literal["none", "gptq", "awq"] = "none"
     text: list[str] | list[list[int]] | None = None
     tokens: int = Field(default=32768, ge=1)
+    activations: Literal["none", "int8", "fp8"] = "none"
     kv_cache: str = NONE
     target_bytes: int | None = Field(default=None, ge=1)
     compression_ratio: float | None = Field(default=None, gt=0, lt=1)
@@ -106,6 +112,11 @@ class TensorCompressionParameters(Settings):
             raise ValueError(f"group_size={self.group_size} is for formats with groups (int4), not for {self.format}")
         if self.calibration != "none" and self.main.linear.exact:
             raise ValueError(f"{self.format} rounds nothing, so there is nothing to calibrate: leave calibration out")
+        if self.activations not in ("none", *(known.linear.activations for known in self.formats)):
+            raise ValueError(
+                f"activations={self.activations!r} are multiplied with weights in {self.activations}, and format is "
+                f"{self.format!r}: choose format={self.activations!r}, or leave activations out"
+            )
         if self.text is not None and self.calibration == "none" and not self.mixed:
             raise ValueError(
                 "a calibration text is given and calibration is 'none': choose calibration='gptq' or 'awq'"
@@ -184,6 +195,10 @@ class TensorCompression(OptimizationInterface):
         others = {site.path: asked.head_format for site in sites if site.role == "head" and asked.head_format}
         if others:
             decision["formats"] = others
+        if asked.activations != "none":
+            if reason := why_not_dynamic(self.device, DYNAMIC[asked.activations]):
+                raise PlanError(f"tensor_compression cannot code activations in {asked.activations} here: {reason}.")
+            decision["activations"] = [asked.activations]
         if caches:
             decision["kv_cache"] = kv_decision(model, caches, asked.kv_cache)
         if asked.mixed and sites:
@@ -240,7 +255,9 @@ class TensorCompression(OptimizationInterface):
             form = _form(module, site.path, decision)
             found = made.modules.pop(site.path, None) if made is not None else None
             if form is not None:
-                self.journal.replace(module, found or form.nearest(module))
+                made_one = found or form.nearest(module)
+                made_one.codes_activations = made_one.activations in decision.get("activations", ())
+                self.journal.replace(module, made_one)
         for path, twin in made.modules.items() if made is not None else ():  # norms and routers that took scales in
             replace_parameters(self.journal, model.get_submodule(path), twin)
         if cache["layers"]:
@@ -259,6 +276,9 @@ class TensorCompression(OptimizationInterface):
         mixed = self.step.decision["format"] == MIXED
         kind = self.parameters.main.linear
         self.say(backend=kind.backend(self.device, dtype), note=kind.cost(self.device, dtype))
+        for asked in self.step.decision.get("activations", ()):
+            reason = why_not_dynamic(self.device, DYNAMIC[asked])
+            self.say(note=f"activations stay as they are: {reason}." if reason else _told_of_activations(asked))
         for note in told_of(self.step.decision) if mixed else ():
             self.say(note=note)
         if kind.exact:
@@ -279,6 +299,13 @@ class TensorCompression(OptimizationInterface):
                 self.say(note=f"channels are not scaled in {count} places: {reason}")
         elif self.parameters.calibration != "none":
             self.say(note="which layers keep the calibrated rounding is decided when it is applied, by held-out text.")
+
+
+def _told_of_activations(kind: str) -> str:
+    return (
+        f"activations become {kind} beside weights in {kind}, each token by itself, in products of {FEWEST_ROWS} "
+        f"tokens or more whose sizes are multiples of {STEP}; fewer keep theirs."
+    )
 
 
 LONG_BYTES = 64 * 2**20
