@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig
 
-from inference_pio.cache import CodedCache
-from inference_pio.decoding.prepare import Asked, first_positions, most_tokens, why_not_cache, why_not_this_call
+from inference_pio.decoding.prepare import Asked, first_positions, most_tokens, why_not_this_call
 from tests import tiny
 
 REASONS: dict[str, dict[str, Any]] = {
@@ -50,14 +49,6 @@ def test_the_first_word_counts() -> None:
     asked = Asked({"num_beams": 1}, GenerationConfig(num_beams=4), GenerationConfig(num_beams=5))
     assert why_not_this_call(asked) is None
     assert asked.no_such_name is None
-
-
-def test_a_cache_of_codes_is_left_to_the_library() -> None:
-    coded = CodedCache.of(tiny.build("qwen3"), "int4")
-    assert why_not_cache({"past_key_values": coded}) == (
-        "its cache is kept as int4 codes, which recorded steps do not read"
-    )
-    assert why_not_cache({"past_key_values": DynamicCache()}) is why_not_cache({}) is None
 
 
 def test_the_prompt_may_come_as_embeddings() -> None:

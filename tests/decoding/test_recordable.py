@@ -32,7 +32,7 @@ def test_it_never_asks_how_long_the_cache_is(name: str, monkeypatch: pytest.Monk
         monkeypatch.setattr(torch.Tensor, reader, lambda self, o=original, r=reader: asked.append(r) or o(self))
     one = taken(name, operations=RecordableOperations())
     one.model.generate(**prompt(), max_new_tokens=2, do_sample=False, pad_token_id=0)  # builds and checks
-    (runner,) = one.engine._buckets[2].runners.values()
+    (runner,) = one.engine._buckets[2, None].runners.values()
     asked.clear()
     runner.run()
     reads = {reader for reader in asked if reader != "tolist"}

@@ -36,7 +36,8 @@ class CodedPages:
     def append(self, states: Tensor) -> None:
         """Code states `[batch, heads, tokens, width]` of whole pages behind the others."""
         pages = states.view(*states.shape[:2], -1, PAGE, states.shape[3])
-        self._reserve(self.count + pages.shape[2], pages)
+        if self.count + pages.shape[2] > self.capacity:
+            self.reserve(max(self.count + pages.shape[2], self.count + max(FIRST_PAGES, self.count // 8)), pages)
         for first, last in _blocks(pages):
             for held, made in zip(self.parts, self._code(pages[:, :, first:last]), strict=True):
                 held[:, :, self.count + first : self.count + last].copy_(made)
@@ -68,10 +69,10 @@ class CodedPages:
 
     @torch.inference_mode(False)  # what is made in inference mode could not be written outside of it
     @torch.no_grad()
-    def _reserve(self, count: int, pages: Tensor) -> None:
-        if count <= self.capacity:
+    def reserve(self, room: int, pages: Tensor) -> None:
+        """Room for so many pages like `pages` `[batch, heads, any, 64, width]`; all move where there is less."""
+        if room <= self.capacity:
             return
-        room = max(count, self.count + max(FIRST_PAGES, self.count // 8))
         one = torch.zeros((*pages.shape[:2], 1, *pages.shape[3:]), dtype=pages.dtype, device=pages.device)
         grown = tuple(part.expand(-1, -1, room, -1, -1).contiguous() for part in self._code(one))
         for fresh, part in zip(grown, self.parts, strict=False):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache, DynamicCache
 
 from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.decoder_attention import LatentHeads
@@ -38,6 +39,16 @@ class Bucket:
     @property
     def nbytes(self) -> int:
         return self.cache.nbytes + self.cos.nbytes + self.sin.nbytes
+
+    @property
+    def starts(self) -> Tensor | None:
+        """The first true token of each row, int32 [B]; None where no row is padded."""
+        return self.cache.span.starts
+
+    @property
+    def written(self) -> Tensor:
+        """int32 [1]: behind the token that a step writes, counted where `store` begins."""
+        return self.slots.lengths
 
     @property
     @torch.inference_mode(False)
@@ -96,6 +107,27 @@ class Bucket:
             heads = self.store(0).kind.key_heads
             ahead = self.slots.given.shape[1]
             self.pages = PageLists(modules, self.batch, heads, self.capacity, ahead, self.device)
+
+    def prompt_cache(self, given: dict[str, Any]) -> Any:
+        """What the library reads a prompt into."""
+        return self.cache
+
+    def seat(self, cache: Any) -> int:
+        """Take over what the library has read; how many of its tokens are kept as codes."""
+        return 0
+
+    def before_run(self, held: int, ahead: int) -> None:
+        """What the host does before `ahead` steps that come behind `held` tokens."""
+        if self.pages is not None:
+            self.pages.refresh(held, ahead)
+
+    def handed_out(self, model: Any, held: int) -> Cache:
+        """A cache of the first `held` tokens that is the caller's to keep."""
+        cache = DynamicCache(config=model.config)
+        for number in range(len(self.decoder.layers)):
+            keys, values = self.store(number).views(held)
+            cache.update(keys.clone(), values.clone(), number)
+        return cache
 
     def grow(self, capacity: int, held: int) -> None:
         """Room for more tokens, of which `held` are there already."""

@@ -17,7 +17,7 @@ from inference_pio.decoding.counts import Counts
 from inference_pio.decoding.flights import IN_FLIGHT, Flights
 from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.page_lists import fixed_heads_of
-from inference_pio.decoding.prepare import first_positions, handed_out, most_tokens
+from inference_pio.decoding.prepare import first_positions, most_tokens
 from inference_pio.decoding.progress import Progress
 from inference_pio.decoding.runner import Runner, record
 from inference_pio.decoding.sampling import Recipe, draw, recipe_of
@@ -92,14 +92,14 @@ class Call:
 
     def run(self) -> Any:
         """The rest of the call."""
-        self.given["past_key_values"] = self.bucket.cache
+        cache = self.given["past_key_values"] = self.bucket.prompt_cache(self.given)
         outputs, self.given = library_prefill(self.model, self.prompt, self.settled, self.given)
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=self.prompt.device)
         del outputs
-        held = self.bucket.cache.get_seq_length()
+        held = cache.get_seq_length()
         ended = self._choose_here(logits)
         if not ended:
-            self._begin(held)
+            self._begin(held, cache)
             for tokens in self._device_chooses(held) if self.recipe is not None else self._host_chooses(held):
                 if self.progress.accept(tokens):
                     break
@@ -107,7 +107,7 @@ class Call:
         self.counts.calls += 1
         self.counts.new_tokens += self.progress.new * len(self.prompt)
         self._tell_patterns(self.progress.new - 1)
-        return self._result(held + self.progress.new - 1)
+        return self._result(held + self.progress.new - 1, cache if ended else None)
 
     def _tell_patterns(self, steps: int) -> None:
         """Patterns that recorded steps do not ask hear of it: those steps attend to every token."""
@@ -117,12 +117,12 @@ class Call:
             if self.bucket.pages is None or fixed_heads_of(layer.attention.module) is None:
                 tell_passed_over(layer.attention.module, RECORDED, steps)
 
-    def _begin(self, held: int) -> None:
+    def _begin(self, held: int, cache: Any) -> None:
         """Stand behind the prompt and the first token chosen."""
         tokens = self.progress.tokens
         positions = first_positions(self.model, tokens, self.given, held)
-        slots, cache = self.bucket.slots, self.bucket.cache
-        slots.begin(tokens[:, -1], positions, length=held, made=1, starts=cache.span.starts)
+        slots, coded = self.bucket.slots, self.bucket.seat(cache)
+        slots.begin(tokens[:, -1], positions, length=held, made=1, starts=self.bucket.starts, coded=coded)
         if self.recipe is not None and self.recipe.marks:
             slots.mark(tokens, self.vocabulary, self.recipe.unmarked)
         self._lead = max(0, int(positions.max()) - held)
@@ -158,12 +158,11 @@ class Call:
         return draw(scores, sampled=self.settled.do_sample)
 
     def _begin_run(self, held: int) -> None:
-        """Room for one run more behind `held` tokens, and for the positions that those have; pages told."""
+        """Room for one run more behind `held` tokens, and for the positions that those have; then the bucket's own."""
         wanted = held + self._lead + self.ahead
         if wanted > self.bucket.capacity:
             self.bucket.grow(wanted, held)
-        if self.bucket.pages is not None:
-            self.bucket.pages.refresh(held, self.ahead)
+        self.bucket.before_run(held, self.ahead)
 
     def _steps(self) -> Callable[[], None]:
         bucket, operations, recipe, ahead = self.bucket, self.operations, self.recipe, self.ahead
@@ -181,14 +180,18 @@ class Call:
 
         return logits_alone if recipe is None else chosen_on_the_device
 
-    def _result(self, held: int) -> Any:
+    def _result(self, held: int, read: Any) -> Any:
+        """Tokens, or all that was asked for; `read` is the cache of a prompt behind which no step was taken."""
         tokens = self.progress.tokens
         if not self.detailed:
             return tokens
         return GenerateDecoderOnlyOutput(
             sequences=tokens, scores=_tuple(self.scores), logits=_tuple(self.raw),
-            past_key_values=handed_out(self.model, self.bucket, held),
+            past_key_values=self._kept(held, read),
         )  # fmt: skip
+
+    def _kept(self, held: int, read: Any) -> Any:
+        return self.bucket.handed_out(self.model, held) if read is None or read is self.bucket.cache else read
 
 
 def _tuple(found: list[Tensor] | None) -> tuple[Tensor, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.decoder import Decoder, decoder_of
+from inference_pio.cache import CodedCache
 from inference_pio.compat import library_decoding
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.call import AHEAD, Call
 from inference_pio.decoding.check import why_step_differs
+from inference_pio.decoding.coded_bucket import CodedBucket, why_not_coded_steps
 from inference_pio.decoding.counts import Counts
 from inference_pio.decoding.operations import Operations
-from inference_pio.decoding.prepare import most_tokens, why_not_cache
+from inference_pio.decoding.prepare import most_tokens
 from inference_pio.decoding.stamp import stamp_of, why_not_replaced
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import on_device
@@ -48,7 +50,7 @@ class Engine:
         self._turn = threading.Lock()
         self._inside: int | None = None
         self._built: Built | None = None
-        self._buckets: dict[int, Bucket] = {}
+        self._buckets: dict[tuple[int, str | None], Bucket] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         return Engine(self.operations)
@@ -102,7 +104,7 @@ class Engine:
                 self._my_turn(),
                 on_device(next(model.parameters())),
             ):  # events and recordings belong to the current GPU
-                reason = _why_not_these(input_ids) or why_not_cache(given) or self.why_not(model)
+                reason = _why_not_these(input_ids) or self.why_not(model) or self._why_not_codes(model, given)
                 call = None
                 if reason is None:
                     call = Call(
@@ -134,9 +136,10 @@ class Engine:
         wanted = prompt + min(most, FIRST_ROOM) + call.slack
         for _ in range(2):
             try:
-                call.prepare(
-                    self._bucket(model, self._built.decoder, len(call.prompt), wanted), self.operations, self.counts
-                )
+                call.prepare(  # a name for the bucket would keep its memory through the next try
+                    self._bucket(model, self._built.decoder, len(call.prompt), wanted, _format_of(call.given)),
+                    self.operations, self.counts,
+                )  # fmt: skip
             except torch.OutOfMemoryError:
                 call.let_go()
             except InvalidSetting as error:  # rows padded elsewhere than on the left
@@ -150,12 +153,21 @@ class Engine:
             self._empty()  # here, where no traceback holds what was tried
         return "there was not enough memory for a cache and recorded steps of its own"
 
-    def _bucket(self, model: nn.Module, decoder: Decoder, rows: int, tokens: int) -> Bucket:
-        if rows in self._buckets and self._buckets[rows].capacity < tokens:
-            self._buckets.pop(rows).close()
-        if rows not in self._buckets:
-            self._buckets[rows] = Bucket(model, decoder, rows, tokens, AHEAD)
-        return self._buckets[rows]
+    def _bucket(self, model: nn.Module, decoder: Decoder, rows: int, tokens: int, kv_format: str | None) -> Bucket:
+        key = (rows, kv_format)
+        if key in self._buckets and self._buckets[key].capacity < tokens:
+            self._buckets.pop(key).close()
+        if key not in self._buckets:
+            plain = Bucket(model, decoder, rows, tokens, AHEAD) if kv_format is None else None
+            self._buckets[key] = plain or CodedBucket(model, decoder, rows, tokens, AHEAD, str(kv_format))
+        return self._buckets[key]
+
+    def _why_not_codes(self, model: nn.Module, given: Mapping[str, Any]) -> str | None:
+        cache = given.get("past_key_values")
+        if not isinstance(cache, CodedCache):
+            return None
+        assert self._built is not None
+        return why_not_coded_steps(cache, self._built.decoder, next(model.parameters()).device)
 
     def _empty(self) -> None:
         while self._buckets:
@@ -164,6 +176,12 @@ class Engine:
     def _library(self, reason: str | None, model: Any, tokens: Tensor, **given: Any) -> Any:
         self.counts.left[str(reason)] += 1
         return library_decoding(model, given["generation_config"])(model, tokens, **given)
+
+
+def _format_of(given: Mapping[str, Any]) -> str | None:
+    """How a call's keys and values are kept as codes, if they are."""
+    cache = given.get("past_key_values")
+    return cache.kv_format if isinstance(cache, CodedCache) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHead
 from inference_pio.anatomy.decoder_mlp import Mixture
 from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.anatomy.latent_attention import readable_weight
+from inference_pio.cache.coded_store import CodedStore
 from inference_pio.cache.store import Store
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.launches import Launches
@@ -22,7 +23,12 @@ from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import LinearWeights, expert_weights, linear_weights
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, weight_bytes
 from inference_pio.kernels.triton.launch import DecodeLaunch, choose_decode_launch, device_limits, last_joins
-from inference_pio.kernels.triton.support import MOST_ROWS, supports_decode, supports_latent_decode
+from inference_pio.kernels.triton.support import (
+    MOST_ROWS,
+    supports_coded_decode,
+    supports_decode,
+    supports_latent_decode,
+)
 
 
 class FusedOperations(RecordableOperations):
@@ -69,24 +75,35 @@ class FusedOperations(RecordableOperations):
         from inference_pio.kernels.triton.decode import decode_attention
 
         slots, starts = bucket.slots, starts_of(bucket)
+        if isinstance(store, CodedStore):
+            return self._over_codes(attention, query, store, bucket)
         if not supports_decode(query, store.keys, store.values, slots.lengths, starts):
             return super()._over(attention, query, store, bucket)
-        launch, scratch = self._attention_of(query, store)
+        launch, scratch = self._attention_of(query, store.keys.shape[2], store.capacity, joins=True)
         pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
             query, store.keys, store.values, slots.lengths, starts, pages=pages, scale=attention.scale, launch=launch,
             scratch=scratch,
         )  # fmt: skip
 
-    def _attention_of(self, query: Tensor, store: Store) -> tuple[DecodeLaunch, Any]:
+    def _over_codes(self, attention: GroupedAttention, query: Tensor, store: CodedStore, bucket: Bucket) -> Tensor:
+        from inference_pio.kernels.triton.coded_decode import coded_decode
+
+        view, lengths, starts = store.view(bucket.coded_pages), bucket.slots.lengths, starts_of(bucket)  # type: ignore[attr-defined]
+        if not supports_coded_decode(query, view, lengths, starts):
+            return super()._over(attention, query, store, bucket)  # type: ignore[arg-type]
+        launch, scratch = self._attention_of(query, store.kind.key_heads, view.tokens, joins=False)
+        return coded_decode(query, view, lengths, starts, scale=attention.scale, launch=launch, scratch=scratch)
+
+    def _attention_of(self, query: Tensor, key_heads: int, capacity: int, *, joins: bool) -> tuple[DecodeLaunch, Any]:
         """Its scratch stays: the counters are zero after each launch, and layers follow one another."""
         from inference_pio.kernels.triton.decode import DecodeScratch
 
-        (rows, heads, width), (_, capacity, key_heads, _) = query.shape, store.keys.shape
-        key = (rows, heads, key_heads, width, capacity, query.device)
+        rows, heads, width = query.shape
+        key = (rows, heads, key_heads, width, capacity, joins, query.device)
         if key not in self._attention:
             launch = choose_decode_launch(device_limits(query.device), rows, key_heads, width, capacity)
-            counted = key_heads if self.joined and last_joins(launch, heads // key_heads) else 0
+            counted = key_heads if joins and self.joined and last_joins(launch, heads // key_heads) else 0
             made = DecodeScratch.of(rows, heads, width, launch, query.device, counted=counted)
             self._attention[key] = launch, made
         return self._attention[key]

@@ -92,7 +92,7 @@ class PlainOperations:
     def attend(self, attention: GroupedAttention, qkv: Tensor, bucket: Bucket, layer: int) -> Tensor:
         store, slots = bucket.store(layer), bucket.slots
         query = rotate_and_store(
-            qkv, store.keys, store.values, bucket.cos, bucket.sin, slots.positions, slots.lengths,
+            qkv, store.keys, store.values, bucket.cos, bucket.sin, slots.positions, bucket.written,
             heads=attention.heads, key_heads=attention.key_heads, **norms_of(attention),
         )  # fmt: skip
         return self._over(attention, query, store, bucket).reshape(len(qkv), -1)

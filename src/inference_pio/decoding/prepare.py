@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
-
-from inference_pio.cache import CodedCache
-from inference_pio.decoding.bucket import Bucket
+from transformers import GenerationConfig
 
 OUR_CACHES = (None, "dynamic", "static")
 """Caches that a call may ask for by name and be served with ours: they hold the same numbers."""
@@ -49,14 +46,6 @@ def why_not_this_call(asked: Asked) -> str | None:
     return None
 
 
-def why_not_cache(given: Mapping[str, Any]) -> str | None:
-    """Why the library must decode a call with the cache that was made for it, or None."""
-    cache = given.get("past_key_values")
-    if isinstance(cache, CodedCache):
-        return f"its cache is kept as {cache.kv_format} codes, which recorded steps do not read"
-    return None
-
-
 def most_tokens(settled: Any, input_ids: Tensor, given: dict[str, Any]) -> tuple[int, int]:
     """The tokens of the prompt, and the most that may follow it."""
     embeds = given.get("inputs_embeds")
@@ -72,12 +61,3 @@ def first_positions(model: Any, tokens: Tensor, given: dict[str, Any], held: int
         return torch.full((1,), held, device=tokens.device)
     last: Tensor = positions[..., -1]
     return last[-1] if last.dim() == 2 else last  # a token of text stands at one place in time, height and width
-
-
-def handed_out(model: Any, bucket: Bucket, held: int) -> DynamicCache:
-    """A cache of the library's own with the first `held` tokens, for a caller who asked for it."""
-    cache = DynamicCache(config=model.config)
-    for number in range(len(bucket.decoder.layers)):
-        keys, values = bucket.store(number).views(held)
-        cache.update(keys.clone(), values.clone(), number)
-    return cache

@@ -8,10 +8,12 @@ from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHead
 from inference_pio.anatomy.decoder_mlp import Mixture
 from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.anatomy.latent_attention import readable_weight
+from inference_pio.cache.coded_store import CodedStore
 from inference_pio.cache.store import Store
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.operations import PlainOperations
 from inference_pio.decoding.weights import expert_weights
+from inference_pio.kernels.coded_decode import coded_decode
 from inference_pio.kernels.decode_attention import decode_attention
 from inference_pio.kernels.experts import expert_down, expert_gate_up
 from inference_pio.kernels.latent_attention import latent_attention
@@ -25,6 +27,9 @@ class RecordableOperations(PlainOperations):
     attends_as_configured = False
 
     def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
+        if isinstance(store, CodedStore):
+            view = store.view(bucket.coded_pages)  # type: ignore[attr-defined]
+            return coded_decode(query, view, bucket.slots.lengths, starts_of(bucket), scale=attention.scale)
         pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
             query, store.keys, store.values, bucket.slots.lengths, starts_of(bucket), pages=pages,

@@ -10,8 +10,9 @@ class Slots:
     """For `batch` rows and up to `ahead` steps in one go.
 
     `tokens` int64 [B] go in next, at `positions` int32 [B]; `lengths` int32 [1] tokens are held, from `starts`
-    int32 [B] on; `made` int32 [1] counts new tokens; `given` int64 [B, ahead] are those that the steps of one go gave.
-    `seen` bool [B, vocabulary] marks the tokens that a row holds, where a penalty asks for it.
+    int32 [B] on, and `recent` int32 [1] of them are not kept as codes; `made` int32 [1] counts new tokens; `given`
+    int64 [B, ahead] are those that the steps of one go gave. `seen` bool [B, vocabulary] marks the tokens that a row
+    holds, where a penalty asks for it.
 
     >>> slots = Slots(2, 4, torch.device("cpu"))
     >>> slots.begin(torch.tensor([5, 6]), torch.tensor([9, 7]), length=9, made=1)
@@ -25,15 +26,20 @@ class Slots:
         self.given = torch.zeros(batch, ahead, dtype=torch.int64, device=device)
         self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
         self.starts = torch.zeros(batch, dtype=torch.int32, device=device)
-        self.lengths = torch.zeros(1, dtype=torch.int32, device=device)
+        self.counts = torch.zeros(2, dtype=torch.int32, device=device)
+        self.lengths, self.recent = self.counts[:1], self.counts[1:]
         self.made = torch.zeros(1, dtype=torch.int32, device=device)
         self.seen: Tensor | None = None
 
-    def begin(self, tokens: Tensor, positions: Tensor, *, length: int, made: int, starts: Tensor | None = None) -> None:
-        """Stand before a step that takes `tokens` in, behind `length` others."""
+    def begin(
+        self, tokens: Tensor, positions: Tensor, *, length: int, made: int, starts: Tensor | None = None,
+        coded: int = 0,
+    ) -> None:  # fmt: skip
+        """Stand before a step that takes `tokens` in, behind `length` others, of which `coded` are kept as codes."""
         self.tokens.copy_(tokens)
         self.positions.copy_(positions)
         self.lengths.fill_(length)
+        self.recent.fill_(length - coded)
         self.made.fill_(made)
         self.starts.zero_() if starts is None else self.starts.copy_(starts)
 
@@ -52,7 +58,7 @@ class Slots:
 
     def enter(self) -> None:
         """One more token is held: the one that goes in."""
-        self.lengths += 1
+        self.counts += 1
 
     def leave(self, chosen: Tensor, step: int) -> None:
         """A step gave these tokens, int64 [B]."""
@@ -65,6 +71,6 @@ class Slots:
 
     def kept(self) -> list[Tensor]:
         """Everything that steps change, to be put back after steps that were only tried."""
-        return [self.tokens, self.given, self.positions, self.lengths, self.made] + (
+        return [self.tokens, self.given, self.positions, self.counts, self.made] + (
             [] if self.seen is None else [self.seen]
         )
