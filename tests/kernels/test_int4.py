@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inference_pio import compat
-from inference_pio.kernels import int4
+from inference_pio.kernels import few_coded_rows, int4
 from inference_pio.kernels.int4 import (
     choose_int4_backend,
     dequantize_groups,
@@ -190,7 +190,7 @@ def test_the_backend_is_named_for_each_device_and_dtype() -> None:
 def test_a_gpu_that_cannot_run_our_kernels_has_torchs(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int4, "_CHOSEN", {})
     reason = support.YES if runs else support.Support(support.Cause.DEVICE, "it needs compute capability 8.0")
-    monkeypatch.setattr(int4, "supports_device", lambda device: reason)
+    monkeypatch.setattr(few_coded_rows, "supports_device", lambda device: reason)
     assert choose_int4_backend(torch.device("cuda", 0), torch.bfloat16) == ("triton" if runs else "dequantize")
     assert choose_int4_backend(torch.device("cuda", 0), torch.float64) == "dequantize"
 

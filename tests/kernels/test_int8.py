@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from inference_pio import compat
-from inference_pio.kernels import int8
+from inference_pio.kernels import few_coded_rows, int8
+from inference_pio.kernels.fp8 import choose_fp8_backend
 from inference_pio.kernels.int8 import (
     choose_int8_backend,
     dequantize_rows,
@@ -14,6 +15,7 @@ from inference_pio.kernels.int8 import (
     naive_int8_linear,
     quantize_rows,
 )
+from inference_pio.kernels.triton import support
 
 CPU = torch.device("cpu")
 # rows, inputs, outputs: below and above the packed limit, widths on which the packed matmul would read out of bounds
@@ -172,7 +174,16 @@ def test_the_backend_is_named_for_each_device_and_dtype() -> None:
     assert choose_int8_backend(CPU, torch.bfloat16) == packed
     assert choose_int8_backend(CPU, torch.float64) == "dequantize"
     assert choose_int8_backend(torch.device("meta"), torch.bfloat16) == "dequantize"
-    assert choose_int8_backend(torch.device("cuda", 0), torch.bfloat16) == "dequantize"
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_gpu_that_cannot_run_our_kernel_has_torchs(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "_CHOSEN", {})
+    reason = support.YES if runs else support.Support(support.Cause.DEVICE, "it needs compute capability 8.0")
+    monkeypatch.setattr(few_coded_rows, "supports_device", lambda device: reason)
+    for choose in (choose_int8_backend, choose_fp8_backend):
+        assert choose(torch.device("cuda", 0), torch.bfloat16) == ("triton" if runs else "dequantize")
+        assert choose(torch.device("cuda", 0), torch.float64) == "dequantize"
 
 
 @pytest.mark.parametrize("rows", [2, 20])

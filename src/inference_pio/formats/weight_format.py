@@ -70,8 +70,11 @@ class WeightFormat:
     @classmethod
     def cost(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         """What the format costs there, in words; None where it does not."""
-        if cls.backend(device, dtype) == "dequantize":
+        backend = cls.backend(device, dtype)
+        if backend == "dequantize":
             return f"{cls.format} weights are made anew at each product here: memory is saved, time is not."
+        if backend == "triton":
+            return f"{cls.format} codes are multiplied as they are by up to 8 tokens; for more, weights are made anew."
         return None
 
     @classmethod

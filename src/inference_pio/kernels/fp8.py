@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference_pio.compat import has_fast_bfloat16_matmul
+from inference_pio.kernels.few_coded_rows import few_coded_rows, runs_few_coded_rows
 from inference_pio.kernels.frozen_weights import cast, frozen_linear
 
 FP8 = torch.float8_e4m3fn
@@ -93,9 +94,12 @@ def bare(codes: Tensor, dtype: torch.dtype) -> Tensor:
 def choose_fp8_backend(device: torch.device, dtype: torch.dtype) -> str:
     """What multiplies fp8 weights for activations of a dtype on a device: said in receipts, decided here alone.
 
-    "cpu-fp8cast": codes cast block by block, products scaled. "dequantize": weights in the activations' dtype.
+    "cpu-fp8cast": codes cast block by block, products scaled. "triton", on GPUs that run it: our kernel for few rows,
+    and for more, weights in the activations' dtype. "dequantize": such weights always.
     """
-    return "cpu-fp8cast" if device.type == "cpu" and dtype is not torch.float64 else "dequantize"
+    if device.type == "cpu":
+        return "cpu-fp8cast" if dtype is not torch.float64 else "dequantize"
+    return "triton" if runs_few_coded_rows(device, dtype) else "dequantize"
 
 
 def fp8_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -107,7 +111,10 @@ def fp8_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None = No
 
 
 def _product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    if choose_fp8_backend(x.device, x.dtype) == "dequantize":
+    backend = choose_fp8_backend(x.device, x.dtype)
+    if backend == "triton" and (found := few_coded_rows(x, codes, scale)) is not None:
+        return found
+    if backend != "cpu-fp8cast":
         return F.linear(x, dequantize_rows_fp8(codes, scale, x.dtype))
     rows = cast(x, _matrix_dtype())
     parts = [F.linear(rows, bare(codes[block], rows.dtype)) for block in _blocks(codes)]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference_pio.compat import has_fast_bfloat16_matmul, int4_packed_matmul, int4_packed_order
+from inference_pio.kernels.few_coded_rows import few_coded_rows, runs_few_coded_rows
 from inference_pio.kernels.frozen_weights import cast, frozen_linear
-from inference_pio.kernels.triton.support import supports_device
 
 LARGEST_CODE = 15
 MIDDLE_CODE = 8
@@ -208,7 +208,7 @@ def choose_int4_backend(device: torch.device, dtype: torch.dtype) -> str:
     chosen = _CHOSEN.get((device, dtype))
     if chosen is None:
         packed = device.type == "cpu" and dtype in CPU_DTYPES and int4_packed_order() is not None
-        ours = device.type == "cuda" and dtype in CPU_DTYPES and bool(supports_device(device))
+        ours = runs_few_coded_rows(device, dtype)
         chosen = _CHOSEN[device, dtype] = "cpu-int4pack" if packed else "triton" if ours else "dequantize"
     return chosen
 
@@ -242,12 +242,9 @@ def _on_gpu(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     if not words or choose_int4_backend(packed.device, x.dtype) != "triton":
         return F.linear(x, dequantize_groups(packed, scale, x.dtype))
     from inference_pio.kernels.triton.dequantize_groups import dequantize_groups as made
-    from inference_pio.kernels.triton.gemv import gemv
-    from inference_pio.kernels.triton.support import MOST_ROWS
 
-    rows = x.detach().reshape(-1, x.shape[-1])
-    if 1 <= len(rows) <= MOST_ROWS and rows.stride(-1) == 1:
-        return gemv(rows, [packed], scales=[scale]).view(*x.shape[:-1], -1)
+    if (found := few_coded_rows(x, packed, scale)) is not None:
+        return found
     return cast(F.linear(x, made(packed, scale, x.dtype)), x.dtype)  # autocast would choose another
 
 

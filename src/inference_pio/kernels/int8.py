@@ -11,6 +11,7 @@ from inference_pio.compat import (
     has_int8_packed_matmul,
     int8_packed_matmul,
 )
+from inference_pio.kernels.few_coded_rows import few_coded_rows, runs_few_coded_rows
 from inference_pio.kernels.frozen_weights import cast, frozen_linear
 
 LARGEST_CODE = 127
@@ -86,12 +87,14 @@ def choose_int8_backend(device: torch.device, dtype: torch.dtype) -> str:
     """What multiplies int8 weights for activations of a dtype on a device: said in receipts, decided here alone.
 
     "cpu-int8pack": bfloat16 inside whatever the activations are; torch's packed matmul reads the codes for few rows,
-    many rows are multiplied with codes cast block by block. "dequantize": weights in the activations' dtype.
+    many rows are multiplied with codes cast block by block. "triton", on GPUs that run it: our kernel for few rows, and
+    for more, weights in the activations' dtype. "dequantize": such weights always.
     """
     chosen = _CHOSEN.get((device, dtype))
     if chosen is None:
         packed = device.type == "cpu" and dtype in CPU_DTYPES and has_int8_packed_matmul()
-        chosen = _CHOSEN[device, dtype] = "cpu-int8pack" if packed else "dequantize"
+        ours = runs_few_coded_rows(device, dtype)
+        chosen = _CHOSEN[device, dtype] = "cpu-int8pack" if packed else "triton" if ours else "dequantize"
     return chosen
 
 
@@ -106,7 +109,10 @@ def int8_linear(
 
 
 def _product(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    if choose_int8_backend(x.device, x.dtype) == "dequantize":
+    backend = choose_int8_backend(x.device, x.dtype)
+    if backend == "triton" and (found := few_coded_rows(x, q, scale)) is not None:
+        return found
+    if backend != "cpu-int8pack":
         return F.linear(x, dequantize_rows(q, scale, x.dtype))
     shape = x.shape
     columns = shape[-1]
