@@ -1,0 +1,180 @@
+"""MLPs and experts with fewer inner channels: which go, how many of each, what is refitted, judged by held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_pio.anatomy.mlp_channels import InnerChannels
+from inference_pio.calibration.forward import Progress
+from inference_pio.calibration.groups import groups_within
+from inference_pio.calibration.held_out import HeldOut, parted
+from inference_pio.calibration.input_pass import BUDGET_BYTES, collect_inputs, watched_layers
+from inference_pio.calibration.input_statistics import InputStatistics
+from inference_pio.calibration.rounding import STACK_BYTES, by_reader, part_of
+from inference_pio.calibration.source import CalibrationSource
+from inference_pio.calibration.stood_in import stood_in
+from inference_pio.calibration.twins import Weights, twin_of
+from inference_pio.calibration.widths import Curve, allocate_widths
+from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.channel_removal import refitted, removal_order
+
+UNIFORM, MEASURED = "uniform", "measured"
+
+
+@dataclass
+class Candidate:
+    """One way to narrow all modules: their new weights, the channels that stay, and the divergence on held-out text."""
+
+    weights: dict[str, Weights] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    divergence: float = float("inf")
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {path: kept.shape[-1] for path, kept in self.kept.items()}
+
+
+@dataclass
+class Narrowed:
+    """The candidate that was taken, and how it was come by."""
+
+    taken: Candidate
+    allocation: str
+    divergences: dict[str, float]
+    sensitivities: dict[str, float]
+    """Of each module narrowed alone, the divergence on held-out text."""
+    source: dict[str, Any]
+    unseen_experts: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "allocation": self.allocation, "widths": self.taken.widths, "held_out_divergence": self.divergences,
+            "sensitivities": self.sensitivities, "source": self.source, "unseen_experts": self.unseen_experts,
+            "kept": {path: kept.tolist() for path, kept in self.taken.kept.items()},
+        }  # fmt: skip
+
+
+def narrow(
+    model: nn.Module, channels: Mapping[str, InnerChannels], widths: Mapping[str, int], source: CalibrationSource, *,
+    ratio: float | None = None, align: Mapping[str, int] | None = None, progress: Progress | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+) -> Narrowed:  # fmt: skip
+    """Keep `widths[path]` channels of each module, those without which it loses most, and refit what reads them. With
+    `ratio`, that share of the parameters goes where it costs least instead, if held-out text then loses less.
+
+    What a module loses is measured: the divergence of the model with this module alone at its width; its channels
+    share it by their part in the error of its outputs. Nothing of the model is edited. Raises InvalidSetting for a
+    text with fewer tokens than the widest module has channels.
+    """
+    learned, judged = parted(source)
+    _check_length(source, learned, channels)
+    found = {UNIFORM: Candidate()}
+    orders: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
+    unseen = 0
+    for one, seen in _walk(model, channels, learned, "calibration", budget_bytes, progress):
+        orders[one.path], losses[one.path] = _orders(one, seen)
+        unseen += sum(part is None for part in seen)
+        _narrow_into(found[UNIFORM], one, seen, orders[one.path], widths[one.path])
+    held_out = HeldOut(model, judged)
+    sensitivities: dict[str, float] = {}
+    if ratio is not None and len(channels) > 1:
+        sensitivities = _sensitivities(model, channels, found[UNIFORM], held_out, progress)
+        curves = {
+            path: _curve(one, losses[path], widths[path], sensitivities[path], (align or {}).get(path, 1))
+            for path, one in channels.items()
+        }
+        allotted = allocate_widths(curves, ratio)
+        found[MEASURED] = Candidate()
+        for one, seen in _walk(model, channels, learned, "refit", budget_bytes, progress):
+            _narrow_into(found[MEASURED], one, seen, orders[one.path], allotted[one.path])
+    for candidate in found.values():
+        with stood_in(model, {path: twin_of(channels[path].module, made) for path, made in candidate.weights.items()}):
+            candidate.divergence = held_out.divergence(model)
+    name = min(found, key=lambda allocation: found[allocation].divergence)
+    told = {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest}
+    divergences = {allocation: candidate.divergence for allocation, candidate in found.items()}
+    return Narrowed(found[name], name, divergences, sensitivities, told, unseen)
+
+
+def _check_length(source: CalibrationSource, learned: CalibrationSource, channels: Mapping[str, InnerChannels]) -> None:
+    widest = max(one.width for one in channels.values())
+    if source.tokens and learned.tokens < widest:
+        raise InvalidSetting(
+            f"{source.name} leaves {learned.tokens} tokens to learn from, and the widest MLP has {widest} channels: "
+            f"give {widest - learned.tokens} tokens more at least (10 times as many are better)."
+        )
+
+
+def _walk(
+    model: nn.Module, channels: Mapping[str, InnerChannels], learned: CalibrationSource, stage: str, budget_bytes: int,
+    progress: Progress | None,
+) -> Iterator[tuple[InnerChannels, list[InputStatistics | None]]]:  # fmt: skip
+    """Every module with what each of its matrices that read inner channels was given, a few modules at a time."""
+    of_down = {one.down: one for one in channels.values()}
+    groups = list(groups_within(watched_layers(model, list(of_down)), True, budget_bytes))
+    for number, group in enumerate(groups):
+        told = part_of(progress, stage, number, len(groups))
+        paths = [one.path for one in group]
+        statistics = by_reader(collect_inputs(model, learned, paths, budget_bytes=budget_bytes, progress=told))
+        for path in paths:
+            one = of_down[path]
+            readers = [f"{path}.{one.down_name}[{expert}]" for expert in range(one.copies)] if one.stacked else [path]
+            yield one, [statistics.get(reader) for reader in readers]
+
+
+def _sensitivities(
+    model: nn.Module, channels: Mapping[str, InnerChannels], candidate: Candidate, held_out: HeldOut,
+    progress: Progress | None,
+) -> dict[str, float]:  # fmt: skip
+    found = {}
+    for number, (path, weights) in enumerate(candidate.weights.items()):
+        with stood_in(model, {path: twin_of(channels[path].module, weights)}):
+            found[path] = held_out.divergence(model)
+        if progress:
+            progress("held-out text", (number + 1) / len(candidate.weights))
+    return found
+
+
+def _curve(one: InnerChannels, losses: Tensor, width: int, sensitivity: float, align: int) -> Curve:
+    """Losses [copies, width] of a module in nats a token: those that go at `width` come to what was measured."""
+    together = losses.sum(0)
+    predicted = float(together[: one.width - width].sum())
+    parameters = sum(weight.numel() for weight in one.weights.values()) // one.width
+    return Curve(together * (max(sensitivity, 0.0) / predicted if predicted > 0 else 0.0), parameters, align)
+
+
+def _orders(one: InnerChannels, seen: Sequence[InputStatistics | None]) -> tuple[Tensor, Tensor]:
+    """The order in which channels go, and their losses, [copies, width]; of an expert that no token reached, by the
+    size of its weights, at no loss."""
+    down = one.down_weights
+    order = down.double().square().sum(1).argsort(1)
+    losses = torch.zeros(order.shape, dtype=torch.float64, device=order.device)
+    for places, grams in _stacks(seen, down):
+        order[places], losses[places] = removal_order(down[places], grams)
+    return order, losses
+
+
+def _narrow_into(
+    candidate: Candidate, one: InnerChannels, seen: Sequence[InputStatistics | None], order: Tensor, width: int
+) -> None:
+    kept, down = order[:, one.width - width :].sort(1).values, one.down_weights
+    narrow_down = down.gather(2, kept[:, None].expand(-1, down.shape[1], -1))
+    for places, grams in _stacks(seen, down):
+        narrow_down[places] = refitted(down[places], grams, kept[places])
+    candidate.weights[one.path] = one.narrowed(kept, narrow_down)
+    candidate.kept[one.path] = kept if one.stacked else kept[0]
+
+
+def _stacks(seen: Sequence[InputStatistics | None], down: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+    """Gram matrices [b, n, n] of the copies that were given something, as many at a time as memory is meant for."""
+    there = [(place, found.gram) for place, found in enumerate(seen) if found is not None and found.gram is not None]
+    together = max(1, STACK_BYTES // (down.shape[-1] ** 2 * 8))
+    for start in range(0, len(there), together):
+        places, grams = zip(*there[start : start + together], strict=True)
+        yield list(places), torch.stack(grams).to(down.device)

@@ -1,0 +1,168 @@
+"""structured_pruning: smaller matrices everywhere, exactly undone, told in the plan, refused where it cannot be."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from inference_pio.anatomy.mlp_channels import InnerChannels, inner_channels
+from inference_pio.artifact import load, save
+from inference_pio.contract.config import OptimizationConfig
+from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError
+from inference_pio.manager import ModularOptimizationManager
+from tests import tiny
+from tests.sweep import Case
+
+NAMES = ["llama", "qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "glm4_moe_lite"]
+
+
+def prune(model: nn.Module, **asked: Any) -> Any:
+    manager = ModularOptimizationManager()
+    settings = {"align": 8, "tokens": 512, **asked}
+    manager.apply_optimizations(model, ["structured_pruning"], parameters={"structured_pruning": settings})
+    return manager.get_receipts(model)[0]
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    return {one.path: one.width for one in inner_channels(model) if isinstance(one, InnerChannels)}
+
+
+@pytest.mark.parametrize("allocation", ["measured", "uniform"])
+@pytest.mark.parametrize("name", NAMES)
+def test_matrices_are_smaller_and_generate_works(name: str, allocation: str) -> None:
+    case = Case(name)
+    before = widths(case.model)
+    receipt = prune(case.model, pruning_ratio=0.5, allocation=allocation)
+    after = widths(case.model)
+    assert all(after[site.path] <= before[site.path] for site in receipt.acted)
+    assert any(after[site.path] < before[site.path] for site in receipt.acted)
+    assert receipt.weight_bytes_after < receipt.weight_bytes_before
+    given = tiny.inputs(name, case.model)
+    out = copy.deepcopy(case.model).generate(
+        **given, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0
+    )
+    assert out.shape[1] == given["input_ids"].shape[1] + 4
+    assert tiny.logits(case.model, name).isfinite().all()
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+@pytest.mark.parametrize("allocation", ["measured", "uniform"])
+@pytest.mark.parametrize("name", ["qwen3", "glm4_moe"])
+def test_what_is_saved_comes_back_without_a_text(name: str, allocation: str, tmp_path: Path) -> None:
+    model = tiny.build(name)
+    prune(model, allocation=allocation)
+    save(model, tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert widths(again) == widths(model)
+    assert torch.equal(tiny.logits(again, name), tiny.logits(model, name))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "glm4_moe"])
+def test_a_uniform_result_is_the_model_that_its_configuration_tells(name: str) -> None:
+    model = tiny.build(name)
+    prune(model, allocation="uniform", pruning_ratio=0.5)
+    assert model.config.to_dict() != tiny.build(name).config.to_dict()
+    again = AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).eval()
+    again.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(tiny.logits(again, name), tiny.logits(model, name))
+
+
+def test_a_measured_result_leaves_the_configuration_and_says_so() -> None:
+    model = tiny.build("llama")
+    before = copy.deepcopy(model.config.to_dict())
+    receipt = prune(model)
+    assert model.config.to_dict() == before
+    assert any("allocation='uniform'" in note for note in receipt.notes)
+    assert {"uniform", "measured"} == set(receipt.decision["chosen"]["held_out_divergence"])
+
+
+def test_a_plan_tells_the_widths_without_a_text() -> None:
+    model = tiny.build("llama")
+    manager = ModularOptimizationManager()
+    config = OptimizationConfig(name="structured_pruning", parameters={"align": 8})
+    manager.configure_optimization(config.name, config)
+    (step,) = manager.plan(model, ["structured_pruning"]).steps
+    assert set(step.decision["widths"].values()) == {72}
+    assert step.weight_bytes_after < sum(parameter.nbytes for parameter in model.parameters())
+    assert any("decided when it is applied" in note for note in step.notes)
+
+
+def test_units_targets_and_skips_are_kept_to() -> None:
+    model = tiny.build("glm4_moe")
+    before = widths(model)
+    prune(model, units=["expert_width"], allocation="uniform")
+    changed = {path for path, width in widths(model).items() if width != before[path]}
+    assert changed
+    assert all(path.endswith("experts") and "shared" not in path for path in changed)
+    other = tiny.build("llama")
+    receipt = prune(other, skip=["model.layers.1.*"], allocation="uniform")
+    assert len(set(widths(other).values())) == 2
+    assert [skip["reason"] for skip in receipt.to_json()["skipped"]] == ["`skip` names it ('model.layers.1.*')"]
+    assert other.config.intermediate_size == 100  # not all modules that it tells about have one new width
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"pruning_ratio": 0.99}, "no multiple of align=8"),
+        ({"align": 128}, "no multiple of align=128"),
+        ({"pruning_ratio": 0.01, "align": 1, "units": ["expert_width"]}, "leaves mlp out"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_plan(asked: dict[str, Any], told: str) -> None:
+    case = Case("llama")
+    with pytest.raises(NoEffect, match=told):
+        prune(case.model, **asked)
+    case.check_untouched()
+
+
+@pytest.mark.parametrize(
+    "asked", [{"pruning_ratio": 1.0}, {"pruning_ratio": 0}, {"units": ["head"]}, {"align": 0}, {"allocation": "best"}]
+)
+def test_settings_without_a_sense_are_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSetting):
+        prune(tiny.build("llama"), **asked)
+
+
+def test_a_loss_above_the_bar_is_refused_and_nothing_was_touched() -> None:
+    case = Case("llama")
+    with pytest.raises(PlanError, match="max_kl is 1e-09"):
+        prune(case.model, max_kl=1e-9)
+    case.check_untouched()
+
+
+def test_too_few_tokens_and_no_numbers_are_refused_before_any_edit() -> None:
+    case = Case("llama")
+    with pytest.raises(InvalidSetting, match="tokens more at least"):
+        prune(case.model, text=[[1, 2, 3, 4], [5, 6, 7, 8]])
+    case.check_untouched()
+    broken = tiny.build("llama")
+    with torch.no_grad():
+        broken.model.layers[0].mlp.up_proj.weight[3, 3] = float("nan")
+    with pytest.raises(InvalidModel, match="NaN or infinity"):
+        prune(broken)
+
+
+def test_shared_weights_are_kept_with_the_reason() -> None:
+    model = tiny.build("llama")
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    receipt = prune(model, allocation="uniform")
+    assert [site.path for site in receipt.acted] == ["model.layers.2.mlp"]
+    assert {skip["reason"] for skip in receipt.to_json()["skipped"]} == {"it shares its weights with another module"}
+
+
+def test_compression_and_fusion_follow_on_the_smaller_matrices() -> None:
+    case = Case("qwen3")
+    case.apply("structured_pruning", "tensor_compression", "kernel_fusion")
+    assert next(receipt.name for receipt in case.manager.get_receipts(case.model)) == "structured_pruning"
+    assert tiny.logits(case.model, "qwen3").isfinite().all()
+    case.manager.remove_optimizations(case.model, ["structured_pruning"])
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
