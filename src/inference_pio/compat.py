@@ -465,6 +465,38 @@ def attention_weights_wanted(given: dict[str, Any]) -> bool:
     return any(name.endswith("attentions") for name in (collector.get() if collector is not None else None) or ())
 
 
+COLLECTED = ("output_attentions", "output_hidden_states", "output_router_logits")
+"""What a forward may be asked to hand out of its inner parts, as an argument or in a configuration."""
+
+
+def collected_by(config: Any, given: dict[str, Any]) -> str | None:
+    """The first of them that a call asks for, or None."""
+    asked = (name for name in COLLECTED if given.get(name, getattr(config, name, None)))
+    return next(asked, None)
+
+
+def collects_outputs() -> bool:
+    """Whether the library, in this forward, collects what its inner parts give."""
+    from transformers.utils import output_capturing
+
+    collector = getattr(output_capturing, "_active_collector", None)
+    return bool(collector is not None and collector.get())
+
+
+LOSS = "_loss_function"
+"""Where a model keeps a function of its own in the place of the library's loss."""
+
+
+def library_loss(model: Any) -> Any:
+    """The library's loss of next tokens, if it is what a model makes of logits and labels; else None."""
+    if not hasattr(type(model), "loss_function") or LOSS in vars(model):
+        return None
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    known = LOSS_MAPPING.get(getattr(model, "loss_type", None), ForCausalLMLoss)  # the library's own default
+    return ForCausalLMLoss if known is ForCausalLMLoss else None
+
+
 def knows_names(kind: Any, name: str) -> bool:
     """Whether the forward of a class uses a name."""
     return name in inspect.unwrap(kind.forward).__code__.co_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,31 @@ def library_forward(module: nn.Module, *given: Any, **named: Any) -> Any:
 def put_forward(journal: Journal, module: nn.Module, forward: Callable[..., Any]) -> None:
     """Let a module compute by another function of it; a bound method follows a deepcopy to the new module."""
     journal.set(module, "forward", types.MethodType(forward, module))
+
+
+Around = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def put_around(journal: Journal, module: nn.Module, around: Around) -> None:
+    """Let a module compute by `around(module, inner, given, named)`: `inner` is what stood there, a function of it."""
+    own = module.__dict__.get("forward")
+    inner: Any = type(module).forward
+    if own is not None:
+        bound = isinstance(own, types.MethodType) and own.__self__ is module
+        inner = own.__func__ if bound else lambda _module, *given, **named: own(*given, **named)
+
+    @functools.wraps(inner)
+    def forward(self: nn.Module, *given: Any, **named: Any) -> Any:
+        return around(self, inner, given, named)
+
+    put_forward(journal, module, forward)
+
+
+def is_foreign(forward: Any) -> bool:
+    """Whether a forward that stands on an instance is not one of this package's own."""
+    function = getattr(forward, "__func__", forward)
+    written_in = getattr(function, "__globals__", {}).get("__name__", "")  # a wrapper's own, not that of the wrapped
+    return function is not None and not written_in.startswith("inference_pio.")
 
 
 def computes_by(module: nn.Module, forward: Callable[..., Any]) -> bool:

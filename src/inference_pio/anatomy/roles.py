@@ -29,7 +29,7 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
     {'0': 'embedding', '1': 'norm', '2': 'unknown'}
     """
     holders = {path: module for path, module in model.named_modules() if weights_of(module)}
-    known = dict(_told_by_their_place(model)) if _hidden_width(model) else {}
+    known = dict(_told_by_their_place(model)) if hidden_width(model) else {}
     known |= _ends(model)
     roles = {path: known.get(path) or _told_by_itself(module) for path, module in holders.items()}
     return roles | _in_towers(model, holders) | _of_adapters(model, holders)
@@ -58,7 +58,7 @@ def _ask(model: nn.Module, call: str) -> nn.Module | None:
     return answer if isinstance(answer, nn.Module) else None
 
 
-def _hidden_width(model: nn.Module) -> int | None:
+def hidden_width(model: nn.Module) -> int | None:
     """The width of the residual stream; None for what is not a decoder."""
     config = getattr(model, "config", None)
     text_config = getattr(config, "get_text_config", None)
@@ -67,7 +67,7 @@ def _hidden_width(model: nn.Module) -> int | None:
 
 
 def _told_by_their_place(model: nn.Module) -> Iterator[tuple[str, Role]]:
-    hidden = _hidden_width(model)
+    hidden = hidden_width(model)
     for path, module in model.named_modules():
         if runs_attention(module):
             yield from _with_base_paths(path, module, attention_children(module))

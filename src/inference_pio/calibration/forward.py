@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference_pio.anatomy.pieces import whole_calls
 from inference_pio.calibration.rows import Rows
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.measure.target import input_device, supported
@@ -36,10 +37,13 @@ def run_batches(
 
 
 def forward(model: nn.Module, batch: Mapping[str, Any], **wishes: Any) -> None:
-    """One forward without gradients, its tensors on the model's device; `wishes` are passed on where they are known."""
+    """One forward without gradients, its tensors on the model's device; `wishes` are passed on where they are known.
+
+    What works piece by piece works whole meanwhile: layers are watched call by call.
+    """
     device = input_device(model)
     given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-    with torch.no_grad():
+    with torch.no_grad(), whole_calls():
         model(**{**supported(model, use_cache=False, **wishes), **given})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from inference_pio.anatomy.attention_function import OF_PATTERN
+from inference_pio.anatomy.call_guards import is_foreign
 from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.fixed_heads import FIXED_HEADS
 from inference_pio.compat import attention_name
@@ -38,7 +39,7 @@ def why_not_replaced(model: nn.Module, decoder: Decoder, *, asks_patterns: bool 
         hooks = [hook for name in HOOKS for hook in own[name].values()]
         if any(asks_patterns or not hasattr(hook, OF_PATTERN) for hook in hooks):
             return f"{type(module).__name__} carries hooks, which a step of our own would not call"
-        if _is_foreign(own.get("forward")):
+        if is_foreign(own.get("forward")):
             return f"the forward of {type(module).__name__} is overridden"
     return None
 
@@ -55,10 +56,3 @@ def _marks(module: nn.Module) -> Iterator[Any]:
     if "config" in own:
         yield attention_name(own["config"])
         yield id(own.get(FIXED_HEADS))
-
-
-def _is_foreign(forward: Any) -> bool:
-    """Whether a forward that stands on an instance is not one of this package's own, which a step may stand in for."""
-    function = getattr(forward, "__func__", forward)
-    written_in = getattr(function, "__globals__", {}).get("__name__", "")  # a wrapper's own, not that of the wrapped
-    return function is not None and not written_in.startswith("inference_pio.")
