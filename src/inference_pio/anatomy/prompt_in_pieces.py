@@ -42,6 +42,8 @@ def prompt_in_pieces(
         pieces.left[reason] += 1
         return inner(self, *given, **named)
     each = max(1, pieces.tokens // rows)
+    if callable(reserve := getattr(cache, "reserve", None)):
+        reserve(held + tokens)
     whole, out = None, None
     for begin in range(0, tokens, each):
         part = cut(asked, held, begin, min(begin + each, tokens))

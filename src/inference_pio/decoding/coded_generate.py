@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import types
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import Cache
 
 from inference_pio.anatomy.attention_kind import word
 from inference_pio.anatomy.cached_layers import CachedLayer, cached_layers, why_no_cache
@@ -19,8 +15,8 @@ from inference_pio.cache import CodedCache
 from inference_pio.cache.coded_layer import RECENT
 from inference_pio.cache.kv_format import NONE, bits_of_token, why_not_coded
 from inference_pio.cache.store import Kind
-from inference_pio.compat import CACHE_ARGUMENT, CACHE_DOOR
 from inference_pio.contract.site import Site
+from inference_pio.decoding.cache_door import CacheCalls, put_caches
 from inference_pio.kernels.triton.launch import PAGE
 from inference_pio.undo.journal import Journal
 
@@ -31,20 +27,11 @@ CODED = "_inference_pio_coded_calls"
 """The attribute under which a model holds what its calls of `generate` are given."""
 
 
-@dataclass
-class CodedCalls:
-    """The format and the layers that it is for; `calls` counts those that got it, `left` the others by reason."""
+class CodedCalls(CacheCalls):
+    """Calls that are given a cache in a format."""
 
-    kv_format: str
-    layers: tuple[int, ...]
-    calls: int = 0
-    left: Counter[str] = field(default_factory=Counter)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CodedCalls:
-        return CodedCalls(self.kv_format, self.layers)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"format": self.kv_format, "calls": self.calls, "left_to_the_library": dict(self.left)}
+    def make(self, config: Any, but: tuple[int, ...]) -> Cache:
+        return CodedCache(config, self.told["format"], but=but)
 
 
 def kv_sites(model: nn.Module, kv_format: str) -> list[Site]:
@@ -88,52 +75,14 @@ def said_of(decision: Mapping[str, Any]) -> str:
 
 def code_the_cache(journal: Journal, model: nn.Module, decision: Mapping[str, Any]) -> None:
     """From now on, `model.generate` makes its caches in the format; the journal gives the library's back."""
-    own = model.__dict__.get(CACHE_DOOR)
-    kind: Any = type(model)
-    bound = own is None or (isinstance(own, types.MethodType) and own.__self__ is model)
-    inner: Any = own if not bound else getattr(kind, CACHE_DOOR) if own is None else own.__func__
-
-    @functools.wraps(inner)
-    def prepare(self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        given = model_kwargs.get(CACHE_ARGUMENT)
-        itself = (self,) if bound else ()  # a function of the user's own knows its model by itself
-        made = inner(*itself, generation_config, model_kwargs, *args, **kwargs)
-        _put_ours(self, generation_config, model_kwargs, given)
-        return made
-
-    journal.set(model, CODED, CodedCalls(decision["format"], tuple(decision["layers"].values())))
-    journal.set(model, CACHE_DOOR, types.MethodType(prepare, model))
+    told = {"format": decision["format"]}
+    put_caches(journal, model, CODED, CodedCalls(told, tuple(decision["layers"].values())))
 
 
 def coded_calls(model: nn.Module) -> CodedCalls | None:
     """What a model's calls of `generate` are given, if it is a cache in a format."""
     found = model.__dict__.get(CODED)
     return found if isinstance(found, CodedCalls) else None
-
-
-def _put_ours(model: Any, config: Any, arguments: dict[str, Any], given: Any) -> None:
-    """Replace the cache that the library made for a call by ours, if it is one that ours can stand in for."""
-    coded = coded_calls(model)
-    if coded is None:
-        return
-    if reason := _why_theirs(arguments.get(CACHE_ARGUMENT), given, config):
-        coded.left[reason] += 1
-        return
-    but = tuple(set(range(len(arguments[CACHE_ARGUMENT].layers))) - set(coded.layers))
-    cache = arguments[CACHE_ARGUMENT] = CodedCache(model.config, coded.kv_format, but=but)
-    if getattr(config, "is_assistant", False):
-        cache.activate_past_recording()
-    coded.calls += 1
-
-
-def _why_theirs(made: Any, given: Any, config: Any) -> str | None:
-    if given is not None:
-        return f"{CACHE_ARGUMENT} was given"
-    if made is None:
-        return "the call uses no cache"
-    if type(made) is not DynamicCache or made.offloading:
-        return f"cache_implementation={config.cache_implementation!r} was given"
-    return None
 
 
 def _kind(layer: CachedLayer, dtype: torch.dtype) -> Kind:

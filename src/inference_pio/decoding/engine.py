@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.decoder import Decoder, decoder_of
-from inference_pio.cache import CodedCache
+from inference_pio.cache import CodedCache, HostCache
 from inference_pio.compat import library_decoding
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.call import AHEAD, Call
@@ -104,7 +104,7 @@ class Engine:
                 self._my_turn(),
                 on_device(next(model.parameters())),
             ):  # events and recordings belong to the current GPU
-                reason = _why_not_these(input_ids) or self.why_not(model) or self._why_not_codes(model, given)
+                reason = _why_not_these(input_ids) or self.why_not(model) or self._why_not_cache(model, given)
                 call = None
                 if reason is None:
                     call = Call(
@@ -162,8 +162,11 @@ class Engine:
             self._buckets[key] = plain or CodedBucket(model, decoder, rows, tokens, AHEAD, str(kv_format))
         return self._buckets[key]
 
-    def _why_not_codes(self, model: nn.Module, given: Mapping[str, Any]) -> str | None:
+    def _why_not_cache(self, model: nn.Module, given: Mapping[str, Any]) -> str | None:
+        """Why the library must decode a call with the cache that was made for it, or None."""
         cache = given.get("past_key_values")
+        if isinstance(cache, HostCache):
+            return "its cache lies on the host, from which recorded steps do not read"
         if not isinstance(cache, CodedCache):
             return None
         assert self._built is not None

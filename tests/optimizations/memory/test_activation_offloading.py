@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
+from inference_pio.decoding import hosted_generate
 from inference_pio.errors import InvalidSetting, NoEffect, PlanError
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.measure.allocations import peak_allocated
@@ -16,6 +17,7 @@ from inference_pio.optimizations.memory.activation_offloading import (
     MASKED,
     ActivationOffloadingParameters,
 )
+from inference_pio.plan.target import Wanted
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
 from tests.cache.walks import prompt
@@ -176,3 +178,62 @@ def test_it_works_over_merged_and_compressed_weights(name: str) -> None:
     assert told["decoder"]["pieces"] == 6
     assert told["mlp"]["left_whole"] == {}
     assert torch.equal(*(model.generate(**given, max_new_tokens=5, do_sample=False) for model in (plain, cut)))
+
+
+@pytest.fixture
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The placement acts on the CPU as it would for a model on a GPU."""
+    monkeypatch.setattr(hosted_generate, "_why_not_from", lambda device: None)
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@pytest.mark.parametrize("name", tiny.HF_NAMES)
+def test_keys_and_values_lie_on_the_host_and_prompts_come_in_pieces(name: str) -> None:
+    case = Case(name)
+    given = prompt(2, 21, (0, 4))
+    with tiny._rope_deltas_kept(case.model):
+        wanted = case.model.generate(**given, max_new_tokens=5, do_sample=False)  # type: ignore[operator]
+    parameters = {NAME: {"prefill_chunk_size": 12, "kv_placement": "host", "resident_layers": 1}}
+    case.manager.apply_optimizations(case.model, [NAME], parameters=parameters)
+    with tiny._rope_deltas_kept(case.model):
+        assert torch.equal(case.model.generate(**given, max_new_tokens=5, do_sample=False), wanted)  # type: ignore[operator]
+    told = counted(case.manager, case.model)
+    assert told["kv_cache"] == {"placement": "host", "calls": 1, "left_to_the_library": {}}
+    assert told["decoder"]["pieces"] == 4
+    (receipt,) = case.manager.get_receipts(case.model)
+    assert "the first 1 layers stay on the device (resident_layers)" in {
+        skips["reason"] for skips in receipt.to_json()["skipped"]
+    }
+    assert any("buffers, in which layers come back one ahead" in note for note in receipt.notes)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_a_cache_in_a_format_keeps_its_place_and_the_plan_says_so() -> None:
+    model: Any = tiny.build("qwen3")
+    manager = ModularOptimizationManager()
+    parameters = {NAME: {"kv_placement": "host"}, "tensor_compression": {"kv_cache": "int8", "targets": []}}
+    plan = manager.plan(model, [Wanted(name, parameters[name], order=True) for name in parameters])
+    reasons = {site.skip for site in plan.steps[1].sites if site.role == "kv_cache"}
+    assert reasons == {"another optimization makes generate's caches, in a form that stays on the device"}
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_decoding_in_whole_steps_leaves_such_calls_to_the_library() -> None:
+    model: Any = tiny.build("qwen3")
+    given = prompt(1, 21)
+    wanted = model.generate(**given, max_new_tokens=5, do_sample=False)
+    manager = ModularOptimizationManager()
+    parameters = {NAME: {"kv_placement": "host"}, "kernel_fusion": {"level": "graph"}}
+    manager.apply_optimizations(model, ["kernel_fusion", NAME], parameters=parameters)
+    assert torch.equal(model.generate(**given, max_new_tokens=5, do_sample=False), wanted)
+    status = manager.get_optimization_status(model)
+    (fused,) = [one for one in status["applied_optimizations"] if one["name"] == "kernel_fusion"]
+    left = fused["counted"]["decoding"]["left_to_the_library"]
+    assert left == {"its cache lies on the host, from which recorded steps do not read": 1}
+
+
+def test_on_the_host_itself_a_placement_is_a_told_no_op() -> None:
+    with pytest.raises(NoEffect, match="the model is on the host itself, and so is its cache"):
+        apply(tiny.build("qwen3"), kv_placement="host", prefill_chunk_size=0, mlp_chunk_tokens=0, logits_chunk_tokens=0)

@@ -1,11 +1,11 @@
-"""`activation_offloading`: long prompts, wide MLPs and losses piece by piece, so that what lies between stays small."""
+"""`activation_offloading`: prompts, MLPs and losses piece by piece, and keys and values on the host."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import nn
@@ -26,6 +26,14 @@ from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
+from inference_pio.decoding.hosted_generate import (
+    KV_CACHE,
+    host_the_cache,
+    hosted_calls,
+    placement_decision,
+    placement_sites,
+    said_of_placement,
+)
 from inference_pio.errors import PlanError
 from inference_pio.measure.device_memory import device_bytes
 from inference_pio.undo.journal import Journal
@@ -44,7 +52,8 @@ class ActivationOffloadingParameters(Settings):
     back; `max_memory_ratio` the same as a share of the device's memory that the weights leave.
 
     Sizes of pieces, in tokens of all rows together, are planned from it, for texts of up to `text_tokens` (as many as
-    the model allows); each may be given, and 0 leaves whole.
+    the model allows); each may be given, and 0 leaves whole. `kv_placement` is where `generate` keeps keys and values:
+    on the host, those of the first `resident_layers` stay on the device.
     """
 
     max_activation_bytes: int | str | None = None
@@ -53,6 +62,8 @@ class ActivationOffloadingParameters(Settings):
     prefill_chunk_size: int | None = Field(default=None, ge=0)
     mlp_chunk_tokens: int | None = Field(default=None, ge=0)
     logits_chunk_tokens: int | None = Field(default=None, ge=0)
+    kv_placement: Literal["device", "host"] = "device"
+    resident_layers: int = Field(default=0, ge=0)
 
     @field_validator("max_activation_bytes")
     @classmethod
@@ -65,6 +76,8 @@ class ActivationOffloadingParameters(Settings):
     def _one_budget(self) -> ActivationOffloadingParameters:
         if self.max_activation_bytes is not None and self.max_memory_ratio is not None:
             raise ValueError("max_activation_bytes and max_memory_ratio are two budgets for one thing: give one")
+        if self.resident_layers and self.kv_placement == "device":
+            raise ValueError("resident_layers stay where kv_placement='host' moves the others: give both, or neither")
         return self
 
 
@@ -76,14 +89,22 @@ class ActivationOffloading(OptimizationInterface):
     name = "activation_offloading"
     optimization_type = OptimizationType.MEMORY
     stage = Stage.PLACEMENT
-    summary = "long prompts, wide MLPs and losses piece by piece, within so many bytes"
+    summary = "prompts, MLPs and losses piece by piece within so many bytes; keys and values on the host"
     exactness = "exact up to rounding"
     Parameters: ClassVar[type[Settings]] = ActivationOffloadingParameters
     on_small_models: ClassVar[Mapping[str, Any]] = {
-        "prefill_chunk_size": 6, "mlp_chunk_tokens": 3, "logits_chunk_tokens": 5,
+        "prefill_chunk_size": 6, "mlp_chunk_tokens": 3, "logits_chunk_tokens": 5, "kv_placement": "host",
     }  # fmt: skip
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
+        asked = self.parameters
+        hosted = asked.kv_placement == "host"
+        return [
+            *self._piece_sites(model),
+            *(placement_sites(model, self.device, asked.resident_layers) if hosted else ()),
+        ]
+
+    def _piece_sites(self, model: nn.Module) -> list[Site]:
         found = decoder_stack(model)
         if isinstance(found, str):
             return [Site("", PROMPT, skip=found, whole=False)]
@@ -100,19 +121,22 @@ class ActivationOffloading(OptimizationInterface):
         ]
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
-        found = decoder_stack(model)
-        assert not isinstance(found, str)
-        return self._plan(model, found[1]).to_json()
+        found, caches = decoder_stack(model), [site for site in sites if site.role == KV_CACHE]
+        pieces = {} if isinstance(found, str) else self._plan(model, found[1]).to_json()
+        return pieces | ({"kv_cache": placement_decision(model, caches)} if caches else {})
 
     def apply(self, model: nn.Module) -> nn.Module:
         decision = self.step.decision
-        for site in self.step.sites:
+        for site in [site for site in self.step.sites if site.role != KV_CACHE]:
             ACTS[site.role](self.journal, model.get_submodule(site.path), decision[SIZES[site.role]])
         roles = {site.role for site in self.step.sites}
         for note in _told(decision, roles):
             self.say(note=note)
         if PROMPT in roles and _reads_masks(model):
             self.say(note=MASKED)
+        if KV_CACHE in roles:
+            host_the_cache(self.journal, model, decision["kv_cache"])
+            self.say(note=said_of_placement(decision["kv_cache"]))
         return model
 
     def report(self, model: nn.Module) -> dict[str, Any]:
@@ -126,7 +150,8 @@ class ActivationOffloading(OptimizationInterface):
             left = sum((block.left for block in blocks), Counter[str]())
             calls, made = sum(block.calls for block in blocks), sum(block.made for block in blocks)
             counted[ROWS] = {"calls": calls, "pieces": made, "left_whole": dict(left)}
-        return counted
+        hosted = hosted_calls(model)
+        return counted | ({KV_CACHE: hosted.to_json()} if hosted is not None else {})
 
     def _plan(self, model: nn.Module, stack: nn.Module) -> ActivationPlan:
         asked = self.parameters

@@ -1,0 +1,96 @@
+"""The user's unchanged `generate`, whose caches lie on the host; calls that are not so are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache
+
+from inference_pio.anatomy.cached_layers import CachedLayer, cached_layers, why_no_cache
+from inference_pio.cache import HostCache
+from inference_pio.contract.byte_size import in_words
+from inference_pio.contract.site import Site
+from inference_pio.decoding.cache_door import CacheCalls, put_caches
+from inference_pio.undo.journal import Journal
+
+KV_CACHE = "kv_cache"
+"""The role of a site that is what an attention keeps of each token."""
+CLAIMS = frozenset({"kv.placement"})
+HOSTED = "_inference_pio_hosted_calls"
+"""The attribute under which a model holds what its calls of `generate` are given."""
+
+
+class HostedCalls(CacheCalls):
+    """Calls that are given a cache on the host."""
+
+    def make(self, config: Any, but: tuple[int, ...]) -> Cache:
+        return HostCache(config, but=but)
+
+
+def placement_sites(model: nn.Module, device: torch.device, resident: int) -> list[Site]:
+    """A site for what each attention of a decoder keeps of a token, with the reason where it stays on the device: there
+    are `resident` of them, the first.
+    """
+    if reason := why_no_cache(model) or _why_not_from(device) or _why_taken(model):
+        return [Site("", KV_CACHE, CLAIMS, reason, whole=False)]
+    stay = f"the first {resident} layers stay on the device (resident_layers)"
+    return [
+        Site(
+            path, KV_CACHE, CLAIMS, layer if isinstance(layer, str) else stay if number < resident else None,
+            whole=False,
+        )
+        for number, (path, layer) in enumerate(cached_layers(model))
+    ]  # fmt: skip
+
+
+def _why_not_from(device: torch.device) -> str | None:
+    return None if device.type == "cuda" else "the model is on the host itself, and so is its cache"
+
+
+def _why_taken(model: nn.Module) -> str | None:
+    others = [name for name, held in vars(model).items() if isinstance(held, CacheCalls) and name != HOSTED]
+    return "another optimization makes generate's caches, in a form that stays on the device" if others else None
+
+
+def placement_decision(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+    """The layers at these sites by path and number, and the bytes that a token of one row takes: on the host, in the
+    layers that stay, and at most in the two buffers that layers come back in.
+    """
+    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+    wanted = {site.path for site in sites}
+    found = {path: layer for path, layer in cached_layers(model) if isinstance(layer, CachedLayer)}
+    sizes = {path: _numbers(layer) * dtype.itemsize for path, layer in found.items()}
+    hosted = [size for path, size in sizes.items() if path in wanted]
+    return {
+        "layers": {path: layer.number for path, layer in found.items() if path in wanted},
+        "bytes_a_token_host": sum(hosted), "bytes_a_token_device": sum(sizes.values()) - sum(hosted),
+        "bytes_a_token_staging": 2 * max(hosted, default=0),
+    }  # fmt: skip
+
+
+def _numbers(layer: CachedLayer) -> int:
+    return layer.key_heads * layer.key_width + layer.value_heads * layer.value_width
+
+
+def said_of_placement(decision: Mapping[str, Any]) -> str:
+    """A decision in words, for a receipt."""
+    host, stays = decision["bytes_a_token_host"], decision["bytes_a_token_device"]
+    return (
+        f"generate keeps keys and values of {len(decision['layers'])} layers on the host, {in_words(host)} a token "
+        f"and row; {in_words(stays)} stay on the device, and {in_words(decision['bytes_a_token_staging'])} are two "
+        "buffers, in which layers come back one ahead. A call that brings a cache of its own keeps it."
+    )
+
+
+def host_the_cache(journal: Journal, model: nn.Module, decision: Mapping[str, Any]) -> None:
+    """From now on, `model.generate` makes its caches on the host; the journal gives the library's back."""
+    put_caches(journal, model, HOSTED, HostedCalls({"placement": "host"}, tuple(decision["layers"].values())))
+
+
+def hosted_calls(model: nn.Module) -> HostedCalls | None:
+    """What a model's calls of `generate` are given, if it is a cache on the host."""
+    found = model.__dict__.get(HOSTED)
+    return found if isinstance(found, HostedCalls) else None
