@@ -8,7 +8,9 @@ from inference_pio.anatomy.activation_plan import USUAL, USUAL_LOGITS, plan_acti
 from inference_pio.anatomy.activation_shapes import ActivationShapes
 from inference_pio.errors import PlanError
 
-SHAPES = ActivationShapes(state=5120, attention=30720, mlp=58368, logits=303872, loss=1823232, mask=3, longest=262144)
+SHAPES = ActivationShapes(
+    state=5120, attention=30720, mlp=58368, logits=303872, loss=1823232, mask=3, expanded=0, longest=262144
+)
 """Qwen3-4B's, in bfloat16."""
 
 
@@ -42,6 +44,11 @@ def test_an_mlp_is_cut_further_before_a_prompt_is() -> None:
     """What a piece's attention and its mask need bounds the piece; rows of its MLP are cut once more."""
     plan = plan_activations(SHAPES, 300_000_000, text=32768)
     assert (plan.prompt_tokens, plan.mlp_tokens) == (2048, 1024)
+
+
+def test_what_each_piece_makes_of_the_whole_cache_is_counted() -> None:
+    plan = plan_activations(replace(SHAPES, expanded=1000), text=5000, prompt=100)
+    assert plan.layer_bytes == 100 * SHAPES.layer_peak(1, 1) + 3 * 100 * 5000 + 1000 * 5000
 
 
 def test_sizes_that_are_given_stay() -> None:

@@ -40,6 +40,11 @@ def test_experts_count_as_often_as_a_token_goes_through_them() -> None:
     assert shapes_of(tiny.build("glm4_moe")).mlp == 4 * (2 * (64 + 4 * 48) + 3 * 48)
 
 
+def test_latents_are_expanded_by_every_piece() -> None:
+    assert shapes_of(tiny.build("glm4_moe_lite")).expanded == 4 * 4 * (16 + 20 + 16 + 8)
+    assert shapes_of(tiny.build("glm4_moe")).expanded == 0
+
+
 @pytest.mark.parametrize("name", tiny.HF_NAMES)
 def test_a_skeleton_tells_the_same(name: str) -> None:
     model = tiny.build(name)

@@ -42,7 +42,7 @@ class ActivationPlan:
             "whole_loss_bytes": self.whole_loss_bytes,
             "bytes_a_token": {
                 "attention": shapes.attention_peak, "mlp": shapes.layer_peak(1, 1), "loss": shapes.loss,
-                "mask, for each token of a piece": shapes.mask,
+                "mask, for each token of a piece": shapes.mask, "expanded of the cache": shapes.expanded,
             },
         }  # fmt: skip
 
@@ -74,7 +74,8 @@ def _hold(plan: ActivationPlan) -> None:
         raise PlanError(
             f"max_activation_bytes is {in_words(budget)}, and a layer of this model needs {in_words(plan.layer_bytes)} "
             f"for {plan.prompt_tokens or 'all'} tokens of a text of {plan.text} ({in_words(shapes.attention_peak)} a "
-            f"token in its attention, {in_words(shapes.layer_peak(1, 1))} in its MLP, and a mask): give at least that, "
+            f"token in its attention, {in_words(shapes.layer_peak(1, 1))} in its MLP, {in_words(shapes.mask)} of a "
+            f"mask for each, {in_words(shapes.expanded)} of the cache for each of the text): give at least that, "
             "or shorter texts (text_tokens) or smaller pieces (prefill_chunk_size, mlp_chunk_tokens). Nothing was "
             "touched."
         )
@@ -109,9 +110,9 @@ def _logits_piece(shapes: ActivationShapes, budget: int | None) -> int:
 
 
 def _layer_bytes(shapes: ActivationShapes, text: int, prompt: int, mlp: int) -> int:
-    """Of a piece and its mask over the whole text; a text that stays whole needs none."""
+    """Of a piece, its mask over the whole text and what it makes of a cache of latents; whole texts need neither."""
     tokens = prompt or text
-    return shapes.layer_peak(tokens, mlp or tokens) + shapes.mask * prompt * text
+    return shapes.layer_peak(tokens, mlp or tokens) + (shapes.mask * prompt + shapes.expanded * bool(prompt)) * text
 
 
 def _sizes() -> list[int]:

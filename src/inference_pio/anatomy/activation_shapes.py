@@ -11,6 +11,7 @@ from torch import nn
 
 from inference_pio.anatomy.attention_kind import attention_shape
 from inference_pio.anatomy.blocks import mlp_children
+from inference_pio.anatomy.latent_attention import is_latent_attention, latent_attention_of
 from inference_pio.anatomy.parts import base_of, is_experts, weights_of, widths
 from inference_pio.anatomy.roles import hidden_width
 from inference_pio.anatomy.rows_in_pieces import row_blocks
@@ -26,7 +27,7 @@ LOSS_COPIES = 3
 class ActivationShapes:
     """Bytes a token: of one hidden state, inside an attention, inside the widest MLP (without states that go in and
     come out), and of its logits, as they are and while a loss is made of them; of a query and a key in
-    a mask. `longest` is what the model allows.
+    a mask; of a token in the cache that every piece makes keys and values of. `longest` is what the model allows.
     """
 
     state: int
@@ -35,6 +36,7 @@ class ActivationShapes:
     logits: int
     loss: int
     mask: int
+    expanded: int
     longest: int | None
 
     @property
@@ -51,7 +53,7 @@ def activation_shapes(model: nn.Module, stack: nn.Module) -> ActivationShapes:
     """Those of a decoder with this stack. Works on a skeleton."""
     itemsize = _dtype_of(model).itemsize
     hidden = hidden_width(stack) or 0
-    attentions = [_attention_width(module) for _, module, role in attention_modules(stack) if role == "attention"]
+    attentions = [_attention_width(module) for module in _attentions(stack)]
     blocks = [_block_width(block, hidden) for _, block in row_blocks(stack)]
     vocabulary = _vocabulary(model)
     config: Any = getattr(stack, "config", None)
@@ -59,9 +61,22 @@ def activation_shapes(model: nn.Module, stack: nn.Module) -> ActivationShapes:
     return ActivationShapes(
         state=hidden * itemsize, attention=max(attentions, default=0) * itemsize,
         mlp=max(blocks, default=0) * itemsize, logits=vocabulary * itemsize, loss=vocabulary * 4 * LOSS_COPIES,
-        mask=1 + itemsize,
+        mask=1 + itemsize, expanded=max(map(_expanded, _attentions(stack)), default=0) * itemsize,
         longest=longest if isinstance(longest, int) else None,
     )  # fmt: skip
+
+
+def _attentions(stack: nn.Module) -> list[nn.Module]:
+    return [module for _, module, role in attention_modules(stack) if role == "attention"]
+
+
+def _expanded(module: nn.Module) -> int:
+    """Numbers that a latent attention makes of each latent in the cache, at every call: keys and values, keys anew."""
+    found = latent_attention_of(module) if is_latent_attention(module) else ""
+    shape = attention_shape(module)
+    if isinstance(found, str) or shape is None:
+        return 0
+    return shape.heads * (found.nope + shape.value_dim + shape.head_dim)
 
 
 def _attention_width(module: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inference_pio.anatomy.call_guards import put_around, serves
 from inference_pio.anatomy.decoder_stack import why_not_by_tokens
+from inference_pio.anatomy.last_states import last_states
 from inference_pio.anatomy.pieces import PIECES, Pieces, pieces_of
 from inference_pio.anatomy.prompt_arguments import cut, tokens_of, why_not_cut
 from inference_pio.compat import CACHE_ARGUMENT, collected_by, collects_outputs
@@ -44,12 +45,13 @@ def prompt_in_pieces(
     each = max(1, pieces.tokens // rows)
     if callable(reserve := getattr(cache, "reserve", None)):
         reserve(held + tokens)
+    first = max(0, tokens - (last_states() or tokens))
     whole, out = None, None
     for begin in range(0, tokens, each):
         part = cut(asked, held, begin, min(begin + each, tokens))
         out = inner(self, **part)
         asked[CACHE_ARGUMENT] = out.past_key_values if cache is None else cache
-        whole = _put(whole, out[LAST], begin, tokens)
+        whole = _put(whole, out[LAST], begin - first, tokens - first)
     pieces.cut(-(-tokens // each))
     assert out is not None
     out[LAST] = whole
@@ -57,9 +59,12 @@ def prompt_in_pieces(
 
 
 def _put(whole: Tensor | None, states: Tensor, begin: int, tokens: int) -> Tensor:
+    """The hidden states of all pieces, with those of one that begins at a place; what lies before the first is left."""
     if whole is None:
         whole = torch.empty(states.shape[0], tokens, states.shape[2], dtype=states.dtype, device=states.device)
-    whole[:, begin : begin + states.shape[1]].copy_(states)
+    end = begin + states.shape[1]
+    if end > 0:
+        whole[:, max(0, begin) : end].copy_(states[:, max(0, -begin) :])
     return whole
 
 

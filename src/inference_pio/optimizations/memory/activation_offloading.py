@@ -15,6 +15,7 @@ from inference_pio.anatomy.activation_shapes import activation_shapes
 from inference_pio.anatomy.attention_name import dense_part
 from inference_pio.anatomy.call_guards import is_foreign
 from inference_pio.anatomy.decoder_stack import decoder_stack, why_not_behind_a_cache
+from inference_pio.anatomy.last_states import ask_for_last_states
 from inference_pio.anatomy.loss_in_pieces import loss_of, make_losses_in_pieces, why_no_loss
 from inference_pio.anatomy.pieces import pieces_of
 from inference_pio.anatomy.prompt_in_pieces import lead_prompts_in_pieces
@@ -132,6 +133,8 @@ class ActivationOffloading(OptimizationInterface):
         roles = {site.role for site in self.step.sites}
         for note in _told(decision, roles):
             self.say(note=note)
+        if PROMPT in roles:
+            ask_for_last_states(self.journal, model)
         if PROMPT in roles and _reads_masks(model):
             self.say(note=MASKED)
         if KV_CACHE in roles:
