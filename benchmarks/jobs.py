@@ -65,7 +65,8 @@ class DecodeJob:
             self.decoder.decode(self.prompt, self.suite.new_tokens)
         warm_s = time.perf_counter() - start
         verdict = faithful.judge(self.decoder, wanted)
-        read = weights.read_per_token(model) // self.suite.rows  # of dense models: rows share what is read
+        read = 0 if self.suite.moves == "cache" else weights.read_per_token(model)
+        read //= self.suite.rows  # of dense models: rows share what is read
         read += int(kept * (self.suite.prompt_tokens + self.suite.new_tokens / 2))
         return {
             "label": self.arm.label, "right": verdict.right, "reason": verdict.reason, "check": verdict.to_json(),

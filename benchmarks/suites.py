@@ -18,7 +18,8 @@ class Suite:
     `gigabytes` is what one system takes on the device; so many run in turn as fit. `baseline` is the system that ratios
     are told against, `ceiling` the limit that shares are of. `family` is the module of `benchmarks.arms` that has the
     kernels of a suite. `one_by_one`: a set-up takes times itself, and needs the device to itself. `layout` tells how a
-    prompt's tensors lie, where results of another layout must not be mixed in.
+    prompt's tensors lie, where results of another layout must not be mixed in. `moves`: what a step brings over the
+    ceiling's path, where that is not all that it reads.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Suite:
     one_by_one: bool = False
     threads: int | None = None
     layout: str = ""
+    moves: Literal["", "cache"] = ""
 
     def smoked(self) -> Suite:
         """The same walk in seconds on a CPU."""
@@ -64,7 +66,7 @@ class Suite:
             "heads",
             "threads",
         ]
-        names += ["rows"] * (self.rows > 1) + ["layout"] * bool(self.layout)
+        names += ["rows"] * (self.rows > 1) + ["layout"] * bool(self.layout) + ["moves"] * bool(self.moves)
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
 
 
@@ -215,6 +217,17 @@ SUITES = {
             baseline="cpu-offload", model="qwen3-4b", gigabytes=13, prompt_tokens=64, new_tokens=6, check_tokens=3,
             rounds=3,
             ceiling="host to device, pinned",
+        ),
+        Suite(
+            "kv-offload-qwen3-4b-32k", "decode", "Qwen3-4B, its keys and values on the host, decode behind 32K tokens",
+            arms={"plain": 75, "library-kv-offload": 130, "pio-kv-host": 110},
+            baseline="library-kv-offload", model="qwen3-4b", gigabytes=34, prompt_tokens=32768, new_tokens=32,
+            check_tokens=8, rounds=3, ceiling="host to device, pinned", moves="cache",
+        ),
+        Suite(
+            "prefill-qwen3-4b-pieces", "prefill", "Qwen3-4B, forward of a prompt of 32K tokens in pieces",
+            arms={"plain": 30, "pio-flash": 30, "pio-pieces": 35},
+            model="qwen3-4b", gigabytes=26, lengths=(32768,),
         ),
         Suite(
             "cpu-demo", "decode", "SmolLM2-135M-Instruct on 2 CPU cores",

@@ -12,6 +12,7 @@ import inference_pio
 from benchmarks.arms.decoder import Decoded, Decoder, GenerateDecoder
 from benchmarks.arms.problem import Unavailable
 from benchmarks.arms.room import Room
+from inference_pio.decoding.hosted_generate import hosted_calls
 from inference_pio.decoding.takeover import engine_of
 
 MORE_THAN_32K = 33000
@@ -116,6 +117,27 @@ class EngineDecoder(GenerateDecoder):
         if not self.room.smoke and not any("engine:" in note for note in self.room.notes):
             self.room.notes.append(f"engine: {engine.counts.to_json()}, room of {engine.nbytes / 1e9:.2f} GB")
             self.room.notes += getattr(getattr(engine.operations, "launches", None), "notes", [])
+        return done
+
+
+def hosted(model: nn.Module, room: Room) -> Decoder:
+    """Keys and values on the host, beside exact attention; prompts stay whole."""
+    whole = dict.fromkeys(("prefill_chunk_size", "mlp_chunk_tokens", "logits_chunk_tokens"), 0)
+    given = {"activation_offloading": whole | {"kv_placement": "host"}}
+    manager = inference_pio.get_optimization_manager()
+    manager.apply_optimizations(model, ["flash_attention", "activation_offloading"], parameters=given)
+    room.notes += [*_said(model), *manager.get_receipts(model)[-1].notes]
+    return HostedDecoder(model)
+
+
+class HostedDecoder(GenerateDecoder):
+    """`generate` whose caches must lie on the host: what is left to the library is a failure, with the reason."""
+
+    def decode(self, prompt: Tensor, new_tokens: int, *, forced: Tensor | None = None, logits: bool = False) -> Decoded:
+        done = super().decode(prompt, new_tokens, forced=forced, logits=logits)
+        calls = hosted_calls(self.model)
+        if calls is None or calls.left:
+            raise RuntimeError(f"caches were left to the library: {calls and dict(calls.left)}")
         return done
 
 

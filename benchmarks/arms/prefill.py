@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import inference_pio
+from benchmarks import weights
 from benchmarks.arms.ours import sdpa_backends
 from benchmarks.arms.room import Room
+from inference_pio.measure import weight_bytes
 
 Forward = Callable[[Tensor, int], Tensor]
 DENSE_TOKENS, SMOKE_DENSE_TOKENS, SMOKE_DENSE_BELOW = 2048, 12, 16
@@ -101,6 +103,31 @@ def _fused(level: str) -> Callable[[nn.Module, Room], Forward]:
     return make
 
 
+def _named(*names: str, **given: dict[str, Any]) -> Callable[[nn.Module, Room], Forward]:
+    """Optimizations by name; where a smoke run's prompts are short, in pieces of a few tokens."""
+
+    def make(model: nn.Module, room: Room) -> Forward:
+        parameters = dict.fromkeys(given, SMOKE_PIECES) if room.smoke else given
+        manager = inference_pio.get_optimization_manager()
+        manager.apply_optimizations(model, list(names), parameters=parameters)
+        room.notes += [note for receipt in manager.get_receipts(model) for note in receipt.notes]
+        room.notes.append(
+            f"weights and the cache of {room.tokens} tokens take {_standing(model, room) / 1e9:.3f} GB: what the peak "
+            "has beyond them is activations"
+        )
+        return forward(model)
+
+    return make
+
+
+def _standing(model: nn.Module, room: Room) -> float:
+    return weight_bytes(model) + room.tokens * weights.cache_bytes_per_token(model, room.prompt[:, :CACHE_TOKENS])
+
+
+SMOKE_PIECES = {"prefill_chunk_size": 8, "mlp_chunk_tokens": 4}
+CACHE_TOKENS = 64
+
+
 def _sparse(name: str, **settings: Any) -> Callable[[nn.Module, Room], Forward]:
     """A pattern at its defaults, but for `settings`, beside exact attention and fused elementwise kernels."""
 
@@ -150,6 +177,15 @@ ARMS: dict[str, PrefillArm] = {
         _sparse("adaptive_sparse_attention"),
         "a pattern",
         pattern=Pattern("adaptive_sparse_attention", always=False),
+    ),
+    "pio-flash": PrefillArm("inference-pio flash_attention", _named("flash_attention")),
+    "pio-pieces": PrefillArm(
+        "inference-pio flash_attention, activation_offloading in 450 MB",
+        _named(
+            "flash_attention",
+            "activation_offloading",
+            activation_offloading={"max_activation_bytes": "450MB", "text_tokens": 32768},
+        ),
     ),
     "pio-lossless": PrefillArm("inference-pio lossless", _profile("lossless")),
     "pio-balanced": PrefillArm("inference-pio balanced", _profile("balanced"), "int8"),

@@ -99,6 +99,10 @@ ARMS: dict[str, Arm] = {
     "cpu-offload": Arm("accelerate cpu_offload", offload.cpu_offload, package="accelerate"),
     "disk-offload": Arm("accelerate disk_offload", offload.disk_offload, package="accelerate"),
     "pio-disk-offloading": Arm("inference-pio disk_offloading", ours.named("disk_offloading")),
+    "library-kv-offload": Arm(
+        "generate, cache_implementation='offloaded'", _generate(cache_implementation="offloaded"), gpu_only=True
+    ),
+    "pio-kv-host": Arm("inference-pio activation_offloading, keys and values on the host", ours.hosted, gpu_only=True),
     "pio-merged": Arm("inference-pio kernel_fusion merged", ours.fused("merged")),
     "pio-gemv": Arm("inference-pio kernel_fusion gemv, the library's loop", ours.fused("gemv"), gpu_only=True),
     "pio-graph": Arm("inference-pio kernel_fusion graph", ours.fused("graph")),

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import Cache
 
 from inference_pio.anatomy.cached_layers import CachedLayer, cached_layers, why_no_cache
+from inference_pio.anatomy.walk import attention_modules
 from inference_pio.cache import HostCache
 from inference_pio.contract.byte_size import in_words
 from inference_pio.contract.site import Site
@@ -35,7 +36,8 @@ def placement_sites(model: nn.Module, device: torch.device, resident: int) -> li
     are `resident` of them, the first.
     """
     if reason := why_no_cache(model) or _why_not_from(device) or _why_taken(model):
-        return [Site("", KV_CACHE, CLAIMS, reason, whole=False)]
+        paths = [path for path, _, role in attention_modules(model) if role == "attention"]
+        return [Site(path, KV_CACHE, CLAIMS, reason, whole=False) for path in paths or [""]]
     stay = f"the first {resident} layers stay on the device (resident_layers)"
     return [
         Site(

@@ -237,3 +237,12 @@ def test_decoding_in_whole_steps_leaves_such_calls_to_the_library() -> None:
 def test_on_the_host_itself_a_placement_is_a_told_no_op() -> None:
     with pytest.raises(NoEffect, match="the model is on the host itself, and so is its cache"):
         apply(tiny.build("qwen3"), kv_placement="host", prefill_chunk_size=0, mlp_chunk_tokens=0, logits_chunk_tokens=0)
+
+
+@pytest.mark.parametrize("name", list(tiny.TINY))
+def test_every_place_is_told_once(name: str) -> None:
+    """The plan's reasons are held to paths: two sites of one path would be one."""
+    inner = {"plain": "", "gpt2": "transformer"}.get(name, "model")
+    for model in (tiny.build(name), tiny.build(name).get_submodule(inner)):
+        sites = ModularOptimizationManager().registry.create(NAME, {"kv_placement": "host"}).sites(model)
+        assert len({site.path for site in sites}) == len(sites)

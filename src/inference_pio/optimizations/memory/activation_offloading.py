@@ -19,6 +19,7 @@ from inference_pio.anatomy.last_states import ask_for_last_states
 from inference_pio.anatomy.loss_in_pieces import loss_of, make_losses_in_pieces, why_no_loss
 from inference_pio.anatomy.pieces import pieces_of
 from inference_pio.anatomy.prompt_in_pieces import lead_prompts_in_pieces
+from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.rows_in_pieces import compute_rows_in_pieces, row_blocks
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import attention_name
@@ -40,7 +41,7 @@ from inference_pio.measure.device_memory import device_bytes
 from inference_pio.undo.journal import Journal
 
 PROMPT, ROWS, LOSS = "decoder", "mlp", "loss"
-"""The roles of sites: the stack of layers, an MLP or a mixture of experts, the model's loss."""
+"""The roles of sites: the stack of layers, an MLP or a mixture of experts, the head whose logits a loss is made of."""
 MASKED = (
     "the library's attention is given a mask by each piece of a prompt, and copies all keys and values for it: kernels "
     "that need none (docs/activations.md) keep to fewer bytes, and to the time of a prompt in one piece"
@@ -99,11 +100,11 @@ class ActivationOffloading(OptimizationInterface):
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         asked = self.parameters
-        hosted = asked.kv_placement == "host"
-        return [
-            *self._piece_sites(model),
-            *(placement_sites(model, self.device, asked.resident_layers) if hosted else ()),
-        ]
+        found = self._piece_sites(model)
+        if asked.kv_placement == "host":
+            places = placement_sites(model, self.device, asked.resident_layers)
+            found += [site for site in places if site.path]  # without an attention, the lack of a stack says it all
+        return found
 
     def _piece_sites(self, model: nn.Module) -> list[Site]:
         found = decoder_stack(model)
@@ -118,7 +119,10 @@ class ActivationOffloading(OptimizationInterface):
                 Site(f"{path}.{block}" if path else block, ROWS, skip=_foreign(module) or no_rows, whole=False)
                 for block, module in row_blocks(stack)
             ),
-            Site("", LOSS, skip=why_no_loss(model) or self._why_not(LOSS, planned), whole=False),
+            *(
+                Site(head, LOSS, skip=why_no_loss(model) or self._why_not(LOSS, planned), whole=False)
+                for head in _heads(model)
+            ),
         ]
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
@@ -129,7 +133,8 @@ class ActivationOffloading(OptimizationInterface):
     def apply(self, model: nn.Module) -> nn.Module:
         decision = self.step.decision
         for site in [site for site in self.step.sites if site.role != KV_CACHE]:
-            ACTS[site.role](self.journal, model.get_submodule(site.path), decision[SIZES[site.role]])
+            whose = model if site.role == LOSS else model.get_submodule(site.path)
+            ACTS[site.role](self.journal, whose, decision[SIZES[site.role]])
         roles = {site.role for site in self.step.sites}
         for note in _told(decision, roles):
             self.say(note=note)
@@ -204,6 +209,11 @@ def _reads_masks(model: nn.Module) -> bool:
     """Whether attention is the library's own, which tells what comes later by a mask where a cache stands before it."""
     configs = [module.config for _, module, role in attention_modules(model) if role == "attention"]
     return any(dense_part(attention_name(config) or "") in ("sdpa", "eager") for config in configs)
+
+
+def _heads(model: nn.Module) -> list[str]:
+    """The path of the head, whose logits a loss is made of, if there is one."""
+    return [path for path, role in roles_of(model).items() if role == "head"]
 
 
 def _foreign(module: nn.Module) -> str | None:
