@@ -35,6 +35,12 @@ def scene(folder: Path) -> tuple[nn.Sequential, Journal]:
     return model, journal
 
 
+def put_away(model: nn.Sequential, journal: Journal) -> None:
+    weight = model[2][0].weight
+    with journal.step("away"):
+        journal.put_away([weight], journal.vault.park([weight], {}), lambda: None)
+
+
 def wrap(model: nn.Sequential) -> None:
     model[0][0] = Doubled(model[0][0])
 
@@ -227,3 +233,12 @@ def test_an_edited_configuration_is_told_before_it_would_be_lost(
     edit(model)
     with pytest.raises(ModelDrift, match=message):
         reset()
+
+
+def test_data_given_to_a_tensor_that_is_put_away_are_seen(tmp_path: Path) -> None:
+    model, journal = scene(tmp_path)
+    put_away(model, journal)
+    check_drift(journal, journal.frames)
+    model[2][0].weight.data = torch.zeros(4, 4)
+    with pytest.raises(ModelDrift, match=r"2\.0\.weight \(of away\) was given new data"):
+        check_drift(journal, journal.frames)

@@ -235,6 +235,21 @@ def test_hooks_take_keyword_arguments_and_their_place_in_the_line() -> None:
     handle.remove()
 
 
+def test_a_hook_may_be_called_where_a_forward_raises() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    calls: list[str] = []
+    before = fingerprint(model)
+    journal = Journal(model)
+    with journal.step("hooks") as frame:
+        journal.hook(model[0], "forward", lambda *given: calls.append("always"), always_call=True)
+        journal.hook(model[0], "forward", lambda *given: calls.append("after"))
+    with pytest.raises(RuntimeError):
+        model(torch.ones(1, 5))
+    assert calls == ["always"]
+    take_back(journal, frame)
+    assert before.differences(fingerprint(model)) == []
+
+
 def test_an_entry_registered_twice_and_taken_out_is_as_it_was() -> None:
     model = two_linears()
     table = {"a": 1, "b": 2}
@@ -621,6 +636,30 @@ def test_a_rehoused_tensor_keeps_its_identity_and_its_ties() -> None:
     assert model.transformer.wte.weight is model.lm_head.weight is tied
     assert torch.equal(tiny.logits(model, "gpt2"), out)
     take_back(journal, frame)
+    assert before.differences(fingerprint(model)) == []
+
+
+def test_bytes_that_are_put_away_come_back_in_a_merged_tensor_too(tmp_path: Path) -> None:
+    model = two_linears(bias=False)
+    before = fingerprint(model)
+    journal = on_disk(model, tmp_path)
+    merged = torch.cat([model[0].weight.detach(), model[1].weight.detach()])
+    with journal.step("merge") as merge:
+        journal.rehouse({model[0].weight: merged[:4], model[1].weight: merged[4:]})
+    memory = storage_of(merged)
+    del merged
+    weights = [model[0].weight, model[1].weight]
+    with journal.step("away") as away:
+        with pytest.raises(InvalidSetting, match=r"1\.weight shares its memory with 0\.weight"):
+            journal.put_away(weights[:1], journal.vault.park(weights, {}), lambda: None)
+        journal.put_away(weights, journal.vault.park(weights, {}), lambda: None)
+    assert memory.expired()
+    assert away.stands_on(merge)
+    assert model(torch.ones(1, 4)).isnan().all()
+    assert away.parked_bytes == 128
+    take_back(journal, away)
+    assert model[0].weight.untyped_storage().data_ptr() == model[1].weight.untyped_storage().data_ptr()
+    take_back(journal, merge)
     assert before.differences(fingerprint(model)) == []
 
 

@@ -10,9 +10,10 @@ from torch import nn
 
 from inference_pio.errors import VaultError
 from inference_pio.undo import tensors as tensors_module
+from inference_pio.undo.fingerprint import digest
 from inference_pio.undo.parked import View
 from inference_pio.undo.slots import Slot
-from inference_pio.undo.tensors import Park, Rehouse, point
+from inference_pio.undo.tensors import Park, PutAway, Rehouse, point, stand_in_for
 from inference_pio.undo.vault import Vault
 from tests.undo.help import storage_of
 
@@ -27,7 +28,7 @@ def tied() -> list[torch.Tensor]:
 
 def state(tensors: list[torch.Tensor]) -> list[Any]:
     keys = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-    return [len(keys), *[(id(tensor), View.of(tensor), tensor.detach().clone().tolist()) for tensor in tensors]]
+    return [len(keys), *[(id(tensor), View.of(tensor), digest(tensor)) for tensor in tensors]]
 
 
 def park(tensors: list[torch.Tensor], folder: Path) -> Park:
@@ -38,7 +39,11 @@ def rehouse(tensors: list[torch.Tensor], folder: Path) -> Rehouse:
     return Rehouse(SLOT, tensors, [tensor.detach().clone() for tensor in tensors])
 
 
-WRITES: list[Callable[[list[torch.Tensor], Path], Park | Rehouse]] = [park, rehouse]
+def put_away(tensors: list[torch.Tensor], folder: Path) -> PutAway:
+    return PutAway(SLOT, tensors, Vault("disk", folder).park(tensors, {}))
+
+
+WRITES: list[Callable[[list[torch.Tensor], Path], Park | Rehouse]] = [park, rehouse, put_away]
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -87,6 +92,42 @@ def test_an_interrupted_write_can_be_finished_either_way(
     assert state(tensors) == written
     entry.undo()
     assert state(tensors) == before
+
+
+def test_tensors_that_are_put_away_look_as_they_did_and_cost_a_number_each(tmp_path: Path) -> None:
+    tensors = tied()
+    shapes = [(type(tensor), tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors]
+    entry = put_away(tensors, tmp_path)
+    entry.redo()
+    assert [(type(tensor), tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors] == shapes
+    assert tensors[0].isnan().all()
+    assert tensors[1].isnan().all()
+    assert (tensors[2] == 0x7F7F7F7F).all()
+    assert [tensor.untyped_storage().nbytes() for tensor in tensors] == [4, 4, 4]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 3
+
+
+def test_true_values_shown_for_a_while_are_no_drift_and_other_data_are(tmp_path: Path) -> None:
+    tensors = tied()
+    true = tensors[0].detach().clone()
+    entry = put_away(tensors, tmp_path)
+    entry.rest = lambda: point(tensors[0], entry.stand_ins[0]) if torch.equal(tensors[0], true) else None
+    entry.redo()
+    point(tensors[0], true.clone())
+    assert not entry.was_moved()
+    assert tensors[0].isnan().all()
+    point(tensors[1], torch.ones(4, 2))
+    assert entry.was_moved()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.uint8])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_stand_in_is_no_number_or_the_largest_byte_everywhere(dtype: torch.dtype, device: str) -> None:
+    stand_in = stand_in_for(torch.zeros(3, 2, dtype=dtype, device=device).t())
+    assert (stand_in.shape, stand_in.dtype, stand_in.device.type) == ((2, 3), dtype, device)
+    if device == "cpu":
+        number = stand_in.to(torch.float32)
+        assert number.isnan().all() if dtype.is_floating_point else (number == 127).all()
 
 
 def test_parked_tensors_keep_type_and_identity_and_lose_their_bytes(tmp_path: Path) -> None:

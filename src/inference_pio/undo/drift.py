@@ -59,7 +59,7 @@ def _drift_of(entry: Write, known: set[int]) -> tuple[str, str] | None:
         return (str(entry.slot), what) if what else None
     if isinstance(entry, MemberWrite) and entry.current != entry.after:
         return str(entry.slot), "was changed"
-    if isinstance(entry, Park) and any(tensor.numel() for tensor in entry.tensors):
+    if isinstance(entry, Park) and entry.was_moved():
         return f"the parked original {entry.slot}", "was given new data"
     if isinstance(entry, Rehouse) and entry.was_moved():
         return str(entry.slot), "was given new data"

@@ -10,7 +10,7 @@ from inference_pio.errors import VaultError
 from inference_pio.undo.interrupts import held_back
 from inference_pio.undo.places import chain
 from inference_pio.undo.slots import Slot, Write
-from inference_pio.undo.tensors import Park, Rehouse
+from inference_pio.undo.tensors import Park, PutAway, Rehouse
 
 logger = logging.getLogger("inference_pio")
 MOST_INTERRUPTIONS = 16  # nobody presses Ctrl-C that often: a write that raises it each time is put off, as others are
@@ -30,7 +30,7 @@ class Frame:
 
     @property
     def writes(self) -> set[Slot]:
-        moved = {slot for entry in self.entries if isinstance(entry, Rehouse) for slot in entry.others}
+        moved = {slot for entry in self.entries if isinstance(entry, Rehouse | PutAway) for slot in entry.others}
         return moved | {entry.slot for entry in self.entries}
 
     @property

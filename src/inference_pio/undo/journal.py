@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ from torch.utils.hooks import RemovableHandle
 from inference_pio.errors import InvalidSetting
 from inference_pio.undo.frame import Frame
 from inference_pio.undo.key_order import KeyOrder
+from inference_pio.undo.parked import Parked
 from inference_pio.undo.slots import ABSENT, MappingWrite, MemberWrite, ModuleWrite, Slot, Write, storage_key
 from inference_pio.undo.survey import Survey
-from inference_pio.undo.tensors import Park, Rehouse
+from inference_pio.undo.tensors import Park, PutAway, Rehouse
 from inference_pio.undo.users import Unused
 from inference_pio.undo.vault import Vault
 
@@ -147,15 +148,16 @@ class Journal:
 
     def hook(
         self, module: nn.Module, kind: HookKind, function: Callable[..., Any], *, with_kwargs: bool = False,
-        prepend: bool = False,
+        prepend: bool = False, always_call: bool = False,
     ) -> None:  # fmt: skip
-        """Register a forward hook or pre-hook on one module."""
+        """Register a forward hook or pre-hook on one module; `always_call`: also where its forward raises."""
         self._watch_owner(module)
         hooks = module.__dict__[f"_{kind}_hooks"]
         key = RemovableHandle(hooks).id
-        if with_kwargs:
-            flags = module.__dict__[f"_{kind}_hooks_with_kwargs"]
-            self._put(module, f"{kind}_hooks_with_kwargs", flags, key, True)
+        for wanted, flag in ((with_kwargs, "with_kwargs"), (always_call, "always_called")):
+            if wanted:
+                flags = module.__dict__[f"_{kind}_hooks_{flag}"]
+                self._put(module, f"{kind}_hooks_{flag}", flags, key, True)
         self._put(module, f"{kind}_hooks", hooks, key, function, first=prepend)
 
     def rehouse(self, homes: Mapping[torch.Tensor, torch.Tensor]) -> None:
@@ -164,18 +166,23 @@ class Journal:
         for tensor in homes:
             groups.setdefault(storage_key(tensor), []).append(tensor)
         for tensors in groups.values():
-            if left := self._survey.users.sharing(tensors[0]) - set(map(id, tensors)):
-                raise InvalidSetting(
-                    f"{', '.join(sorted(map(self._name, left)))} shares its memory with {self._name(id(tensors[0]))}: "
-                    "tensors of one storage are rehoused in one call."
-                )
+            self._check_whole(tensors)
         for tensors in groups.values():
-            slots = [self._data_slot(tensor) for tensor in tensors]
-            for slot in slots:
-                self.frame.watch(slot.owner, whole=False)
-            self.frame.reads |= self._survey.slots_under(tensors)
+            slots = self._moving(tensors)
             under = self._survey.rehoused_before(tensors)
             self._write(Rehouse(slots[0], tensors, [homes[tensor] for tensor in tensors], under, tuple(slots[1:])))
+        self._park_unused()
+
+    def put_away(self, tensors: Sequence[torch.Tensor], parked: Parked, rest: Callable[[], None]) -> None:
+        """Let the bytes of one storage leave memory; the tensors on it keep their look, and `parked` has the bytes.
+
+        Whoever shows the true values while they are needed does so by itself; `rest` makes it stop.
+        """
+        found = list(tensors)
+        self._check_whole(found)
+        slots = self._moving(found)
+        under = self._survey.rehoused_before(found)
+        self._write(PutAway(slots[0], found, parked, under, rest=rest, others=tuple(slots[1:])))
         self._park_unused()
 
     def defer(self, close: Callable[[], object]) -> None:
@@ -204,6 +211,22 @@ class Journal:
                 self._survey.places.learn_child(owner, str(key), value)
             users.leave(entry.before)
             users.enter(value)
+
+    def _check_whole(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Raise InvalidSetting unless these are all tensors of the model on their one storage."""
+        if left := self._survey.users.sharing(tensors[0]) - set(map(id, tensors)):
+            raise InvalidSetting(
+                f"{', '.join(sorted(map(self._name, left)))} shares its memory with {self._name(id(tensors[0]))}: "
+                "tensors of one storage are moved in one call."
+            )
+
+    def _moving(self, tensors: Sequence[torch.Tensor]) -> list[Slot]:
+        """The slots of tensors whose bytes are about to move; the step depends on where they lay."""
+        slots = [self._data_slot(tensor) for tensor in tensors]
+        for slot in slots:
+            self.frame.watch(slot.owner, whole=False)
+        self.frame.reads |= self._survey.slots_under(tensors)
+        return slots
 
     def _order_of(self, mapping: MutableMapping[Any, Any]) -> KeyOrder:
         order = self._orders.get(id(mapping))

@@ -19,7 +19,7 @@ from inference_pio.undo.holders import (
 )
 from inference_pio.undo.places import Places
 from inference_pio.undo.slots import MappingWrite, Slot, Write, contents_of, tensors_of
-from inference_pio.undo.tensors import Rehouse
+from inference_pio.undo.tensors import PutAway, Rehouse
 from inference_pio.undo.users import Users
 
 
@@ -62,7 +62,7 @@ class Survey:
         """Follow a write that was made."""
         self.references.update(references_of(entry))
         self._note_home(entry)
-        if isinstance(entry, Rehouse):
+        if isinstance(entry, Rehouse | PutAway):
             for tensor in entry.tensors:
                 self.users.rehoused(tensor)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -61,6 +61,10 @@ class Park:
         """Let go of what `prepare` has fetched."""
         self.fetched = None
 
+    def was_moved(self) -> bool:
+        """Whether somebody else has given one of these tensors new data."""
+        return any(tensor.numel() for tensor in self.tensors)
+
     def undo(self) -> None:
         self.prepare()
         for place, (tensor, data) in enumerate(zip(self.tensors, self.fetched or [], strict=True)):
@@ -69,6 +73,55 @@ class Park:
             point(tensor, data)
             if (under := self.under[place]) is not None:
                 under.uncover(tensor)
+
+
+@dataclass(eq=False)
+class PutAway(Park):
+    """The bytes under a few tensors leave memory, and the tensors still look as they did: only their numbers are gone.
+
+    Whoever reads one meets not-a-numbers, not other bytes. Its owner shows the true ones while they are needed, and
+    `rest` makes it stop: then each tensor shows its stand-in again. `others` are the slots of all but the first tensor.
+    """
+
+    rest: Callable[[], None] = lambda: None
+    others: tuple[Slot, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.stand_ins = [stand_in_for(tensor) for tensor in self.tensors]
+
+    def redo(self) -> None:
+        self.fetched = None
+        for place, (tensor, under) in enumerate(zip(self.tensors, self.under, strict=True)):
+            stood = self._stood[place]
+            point(tensor, self.stand_ins[place] if stood is None else stood)
+            self._stood[place] = None
+            if under is not None:
+                under.cover(tensor)
+
+    def undo(self) -> None:
+        self.rest()
+        super().undo()
+
+    def was_moved(self) -> bool:
+        self.rest()
+        return any(_address(one) != _address(other) for one, other in zip(self.tensors, self.stand_ins, strict=True))
+
+
+def stand_in_for(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same look that costs one number: not-a-number, or the largest one where there is none such."""
+    view = View.of(tensor)
+    one = View(view.dtype, view.device, (1,), (1,), 0, view.inference)
+    storage = one.empty().untyped_storage() if tensor.is_meta else _one_number(view)
+    return View(view.dtype, view.device, view.shape, (0,) * len(view.shape), 0, view.inference).on(storage)
+
+
+def _one_number(view: View) -> torch.UntypedStorage:
+    try:
+        number = torch.full((1,), float("nan"), dtype=view.dtype, device=view.device)
+    except (RuntimeError, ValueError):  # whole numbers
+        number = torch.full((view.dtype.itemsize,), 127, dtype=torch.uint8, device=view.device)
+    return number.untyped_storage()
 
 
 @dataclass(eq=False)

@@ -38,6 +38,11 @@ class Vault:
         self._checkpoint = checkpoint
         self._count = 0
 
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The model's own local files, where they may serve as originals."""
+        return self._checkpoint
+
     def keeps_in_place(self, tensor: torch.Tensor) -> bool:
         """Whether this tensor's bytes simply stay where they are."""
         return tensor.is_meta or self.keep == "device" or (self.keep == "host" and tensor.device.type == "cpu")
