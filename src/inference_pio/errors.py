@@ -15,6 +15,7 @@ InferencePioError
 │   └── VaultError           parked originals are damaged or gone
 ├── ModelBusy                an edit while the model computes
 ├── RefusedOnOptimized       an ordinary call that an optimized model cannot honour
+├── StreamError              weights that lie on disk cannot be read
 ├── SourceError              a model cannot be found, fetched or read
 │   ├── DownloadFailed
 │   ├── ChecksumMismatch
@@ -104,6 +105,10 @@ class ModelBusy(InferencePioError):
 
 class RefusedOnOptimized(InferencePioError):
     """An ordinary call that an optimized model cannot honour."""
+
+
+class StreamError(InferencePioError):
+    """Weights that lie on disk cannot be read."""
 
 
 class SourceError(InferencePioError):

@@ -653,6 +653,8 @@ def test_bytes_that_are_put_away_come_back_in_a_merged_tensor_too(tmp_path: Path
         with pytest.raises(InvalidSetting, match=r"1\.weight shares its memory with 0\.weight"):
             journal.put_away(weights[:1], journal.vault.park(weights, {}), lambda: None)
         journal.put_away(weights, journal.vault.park(weights, {}), lambda: None)
+        assert [journal._survey.users.sharing(weight) for weight in weights] == [{id(weight)} for weight in weights]
+    assert {str(slot) for slot in away.writes} == {"0.weight", "1.weight"}
     assert memory.expired()
     assert away.stands_on(merge)
     assert model(torch.ones(1, 4)).isnan().all()

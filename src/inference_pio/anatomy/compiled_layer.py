@@ -11,12 +11,10 @@ import torch
 from torch import nn
 
 from inference_pio.anatomy.call_guards import library_forward, serves, why_not_replaced
-from inference_pio.anatomy.parts import runs_attention, vision_paths, within
+from inference_pio.anatomy.layer_lists import listed_layers
 from inference_pio.compat import compile_errors
 
 COMPILER = "inductor"
-FEWEST = 2
-"""Layers of one class that make a decoder's list."""
 
 _compiled: weakref.WeakKeyDictionary[nn.Module, Callable[..., Any]] = weakref.WeakKeyDictionary()
 _failed: dict[type[nn.Module], str] = {}
@@ -28,14 +26,9 @@ def compiled_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | No
     >>> list(compiled_layers(nn.Sequential(nn.Linear(2, 2))))
     []
     """
-    towers = vision_paths(model)
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) >= FEWEST and len({type(one) for one in module}) == 1:
-            for name, layer in module.named_children():
-                if any(runs_attention(one) for one in layer.modules()):
-                    place = f"{path}.{name}"
-                    vision = "the vision tower is kept" if any(within(place, tower) for tower in towers) else None
-                    yield place, layer, vision or why_not_replaced(layer)
+    for path, layer, in_vision in listed_layers(model):
+        vision = "the vision tower is kept" if in_vision else None
+        yield path, layer, vision or why_not_replaced(layer)
 
 
 def compiled_forward(self: nn.Module, *given: Any, **named: Any) -> Any:

@@ -1,36 +1,47 @@
-"""Sizes in bytes as people write them: a whole number, or a number with a unit."""
+"""Sizes as people write them: "4GB", "512 MiB", a number of bytes, or a share of something ("40%")."""
 
 from __future__ import annotations
 
+import math
 import re
 
+from inference_pio.errors import InvalidSetting
+
 UNITS = {
-    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
+_SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]+|%)\s*")
 
 
-def bytes_of(size: int | str) -> int:
-    """How many bytes a size is. Raises ValueError for what is none, and for less than one byte.
+def bytes_in(size: int | str, of_bytes: int) -> int:
+    """How many bytes a size means; a share is one of `of_bytes`. Raises InvalidSetting for what is no size.
 
-    >>> bytes_of("4GB"), bytes_of("1.5 MiB"), bytes_of(4096)
-    (4000000000, 1572864, 4096)
+    >>> bytes_in("1.5 MB", 0), bytes_in("4GiB", 0), bytes_in("40%", 1000), bytes_in(7, 0)
+    (1500000, 4294967296, 400, 7)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size) if isinstance(size, str) else None
-    unit = (found[2].upper() or "B") if found else "B"
-    if isinstance(size, bool) or not (isinstance(size, int) or (found and unit in UNITS)):
-        raise ValueError(f"{size!r} is no size: give bytes as a whole number, or a number with B, KB, MB, GB, KiB, ...")
-    count = round(float(found[1]) * UNITS[unit]) if found else int(size)
-    if count < 1:
-        raise ValueError(f"{size!r} is less than one byte")
-    return count
+    if isinstance(size, int):
+        if isinstance(size, bool) or size < 1:
+            raise InvalidSetting(f"a size must be at least one byte, and {size!r} is none.")
+        return size
+    found = _SIZE.fullmatch(size)
+    unit = found["unit"].upper() if found else ""
+    if found is None or not (unit == "%" or unit in UNITS):
+        raise InvalidSetting(
+            f"{size!r} is no size: give bytes as a whole number, or text such as '4GB', '512 MiB' or '40%'."
+        )
+    nbytes = math.floor(float(found["number"]) * (of_bytes / 100 if unit == "%" else UNITS[unit]))
+    if nbytes < 1 and unit != "%":
+        raise InvalidSetting(f"a size must be at least one byte, and {size!r} is none.")
+    return nbytes
 
 
-def in_words(count: float) -> str:
-    """So many bytes with the unit that suits them.
+def shown_bytes(nbytes: int) -> str:
+    """A number of bytes as text.
 
-    >>> in_words(4_000_000_000), in_words(1536), in_words(12)
-    ('4 GB', '1.54 KB', '12 B')
+    >>> shown_bytes(1_234_567_890), shown_bytes(54_000_000), shown_bytes(900)
+    ('1.23 GB', '54.0 MB', '900 bytes')
     """
-    unit = next((name for name in ("TB", "GB", "MB", "KB") if count >= UNITS[name]), "B")
-    return f"{count / UNITS[unit]:.3g} {unit}"
+    for unit, name, digits in ((10**9, "GB", 2), (10**6, "MB", 1), (10**3, "kB", 1)):
+        if nbytes >= unit:
+            return f"{nbytes / unit:.{digits}f} {name}"
+    return f"{nbytes} bytes"
