@@ -11,6 +11,7 @@ from torch import nn
 from inference_pio.errors import InvalidModel
 from inference_pio.plan.skeleton import skeleton_of, tensor_bytes
 from inference_pio.undo.fingerprint import fingerprint
+from inference_pio.undo.tensors import stand_in_for
 from tests import tiny
 
 
@@ -44,3 +45,11 @@ def test_views_of_one_storage_are_counted_once() -> None:
     model = nn.Module()
     model.top, model.bottom = nn.Parameter(whole[:4]), nn.Parameter(whole[4:])
     assert tensor_bytes(model) == whole.nbytes
+
+
+def test_a_stand_in_counts_as_the_number_that_it_is() -> None:
+    model = nn.Linear(8, 4, bias=False)
+    bones = skeleton_of(model)
+    for one in (model, bones):
+        one.weight.data = stand_in_for(one.weight)
+        assert tensor_bytes(one) == 4

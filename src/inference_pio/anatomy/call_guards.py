@@ -13,6 +13,9 @@ from torch import nn
 from inference_pio.compat import has_global_hooks
 from inference_pio.undo.journal import Journal
 
+WHY_CALLED = "_inference_pio_why_called"
+"""The attribute in which a hook of ours tells why a module must be called, and not stood in for."""
+
 
 def serves(module: nn.Module, x: torch.Tensor) -> bool:
     """Whether a call is plain inference: no training, no gradients, nothing traced by torch.compile."""

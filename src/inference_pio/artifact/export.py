@@ -24,6 +24,7 @@ from inference_pio.formats.compressed_module import CompressedModule
 from inference_pio.manager.session import session_of
 from inference_pio.plan.make import check_model
 from inference_pio.plan.skeleton import tensor_bytes
+from inference_pio.streaming.hooks import true_values
 
 FORMATS = ("compressed-tensors",)
 BESIDE = ("token", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "preprocessor", "processor",
@@ -86,7 +87,7 @@ def export(
         raise ArtifactError(f"{type(model).__name__} is not of the transformers library: others cannot load it.")
     final = folder_named(folder).absolute()
     refuse_filled(final)
-    with session.gate.reading():
+    with session.gate.reading(), true_values(model):
         require_free_bytes(final, tensor_bytes(model) * (2 if int4 == "wide" else 1) + SPARE_BYTES)
         with storage_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)

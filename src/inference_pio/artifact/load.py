@@ -24,6 +24,7 @@ from inference_pio.plan.make import check_model
 from inference_pio.plan.rehearse import act
 from inference_pio.plan.skeleton import skeleton_of
 from inference_pio.sources.open import device_named, open_model
+from inference_pio.streaming.hooks import true_values
 from inference_pio.undo.checkpoint import read_header
 from inference_pio.undo.journal import Journal
 from inference_pio.undo.places import configs_of
@@ -148,10 +149,12 @@ def _reload(
     dtype: torch.dtype | Literal["auto"] = dtypes.pop() if len(dtypes) == 1 else "auto"
     model: nn.Module = open_model(checkpoint, dtype=dtype, progress=False).model.to(device)
     model = _apply(model, manifest, manager, [step.name for step in manifest.steps])
-    now = {name: portable_tensor(owner, key, owner.__dict__[table][key]) for name, owner, table, key in _slots(model)}
-    differing = [
-        name for name, tensor in tensors.items() if name not in now or not torch.equal(now[name].cpu(), tensor)
-    ]
+    with true_values(model):
+        slots = _slots(model)
+        now = {name: portable_tensor(owner, key, owner.__dict__[table][key]) for name, owner, table, key in slots}
+        differing = [
+            name for name, tensor in tensors.items() if name not in now or not torch.equal(now[name].cpu(), tensor)
+        ]
     if differing:
         raise ArtifactError(
             f"{checkpoint} is not the model that {folder} was made from: {', '.join(differing[:3])} differ."

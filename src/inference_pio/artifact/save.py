@@ -18,6 +18,7 @@ from inference_pio.files import partial_folder, replace_folder_atomically, requi
 from inference_pio.formats.compressed_module import portable_tensor
 from inference_pio.manager.session import Session, session_of
 from inference_pio.plan.make import check_model
+from inference_pio.streaming.hooks import true_values
 from inference_pio.undo.places import configs_of
 from inference_pio.undo.slots import storage_key
 
@@ -38,7 +39,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = None
         raise ArtifactError("this model is not optimized: save it with model.save_pretrained(folder).")
     final = folder_named(folder).absolute()
     refuse_foreign(final)
-    with session.gate.reading():
+    with session.gate.reading(), true_values(model):
         tensors, ties = _tensors_of(model)
         require_free_bytes(final, sum(tensor.nbytes for tensor in tensors.values()) + SPARE_BYTES)
         with storage_errors(final):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from inference_pio.anatomy.attention_function import OF_PATTERN
-from inference_pio.anatomy.call_guards import is_foreign
+from inference_pio.anatomy.call_guards import WHY_CALLED, is_foreign
 from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.fixed_heads import FIXED_HEADS
 from inference_pio.compat import attention_name
@@ -36,9 +36,10 @@ def why_not_replaced(model: nn.Module, decoder: Decoder, *, asks_patterns: bool 
         return "the model is in training mode"
     for module in chain((model,), decoder.modules()):
         own = vars(module)
-        hooks = [hook for name in HOOKS for hook in own[name].values()]
-        if any(asks_patterns or not hasattr(hook, OF_PATTERN) for hook in hooks):
-            return f"{type(module).__name__} carries hooks, which a step of our own would not call"
+        for hook in (hook for name in HOOKS for hook in own[name].values()):
+            if asks_patterns or not hasattr(hook, OF_PATTERN):
+                why = f"{type(module).__name__} carries hooks, which a step of our own would not call"
+                return str(getattr(hook, WHY_CALLED, why))
         if is_foreign(own.get("forward")):
             return f"the forward of {type(module).__name__} is overridden"
     return None

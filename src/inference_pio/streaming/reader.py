@@ -121,7 +121,7 @@ class Reader:
 
     def __init__(self, threads: int, piece_bytes: int, *, verify: Verify = "first", direct: bool = True) -> None:
         self._work, self._process = _Work(verify, direct), os.getpid()
-        self._slab_bytes = piece_bytes
+        self._slab_bytes, self._told = piece_bytes, (threads, piece_bytes, verify, direct)
         self._threads = [
             threading.Thread(
                 target=_serve, args=(self._work, slab_for(piece_bytes)), name="inference-pio reader", daemon=True
@@ -136,6 +136,11 @@ class Reader:
     def backend(self) -> str:
         """How files are read, as far as any were opened."""
         return self._work.backend
+
+    def another(self) -> Reader:
+        """A reader of the same kind, with threads and files of its own."""
+        threads, piece_bytes, verify, direct = self._told
+        return Reader(threads, piece_bytes, verify=verify, direct=direct)
 
     def open(self, paths: Sequence[Path]) -> None:
         """Open files ahead. Raises StreamError where one cannot be."""

@@ -58,6 +58,14 @@ class Store:
         self.folder, self.pieces, self.written_bytes = folder, pieces, written
         self._end = weakref.finalize(self, _leave, folder, lock, os.getpid())
 
+    def share(self) -> Store:
+        """Another hold on the same store: it goes when both are closed. Raises StorageError where it has gone."""
+        lock = StoreLock(self.folder.with_suffix(SUFFIX))
+        if not lock.shared(PATIENCE_S) or not (self.folder / MANIFEST).is_file():
+            lock.close()
+            raise StorageError(f"the weights in {self.folder} are gone: load the model anew.")
+        return Store(self.folder, lock, self.pieces, written=0)
+
     def close(self) -> None:
         self._end()
 

@@ -1,0 +1,102 @@
+"""Units: what streams as a whole, one decoder layer each, its tensors gathered by the storages that they lie on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from inference_pio.anatomy.parts import weights_of
+from inference_pio.anatomy.roles import roles_of
+from inference_pio.streaming.aligned import LINE, part_of, up_to
+from inference_pio.undo.parked import View, bytes_of
+from inference_pio.undo.slots import storage_key, tensors_of
+
+PLAIN = (torch.Tensor, nn.Parameter)
+
+
+@dataclass
+class Region:
+    """One storage of a unit: the tensors on it, how they look at it, and where it lies in a slot."""
+
+    tensors: list[torch.Tensor]
+    views: list[View]
+    nbytes: int
+    at: int
+
+    def shown_in(self, slot: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors' data as they lie in a slot (flat uint8)."""
+        storage = part_of(slot.untyped_storage(), self.at, self.nbytes).untyped_storage()
+        return [view.on(storage) for view in self.views]
+
+    def raw(self) -> torch.Tensor:
+        """All bytes of the storage, on the host."""
+        return bytes_of(self.tensors[0])
+
+
+@dataclass
+class Unit:
+    """One decoder layer: `path`, its regions, and the room that they take in a slot."""
+
+    path: str
+    regions: list[Region]
+
+    @property
+    def room(self) -> int:
+        return max((region.at + region.nbytes for region in self.regions), default=0)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [tensor for region in self.regions for tensor in region.tensors]
+
+
+class Streamable:
+    """Which tensors of a model's layers may stream, asked once for all of them; works on a skeleton as well."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._places = Counter(id(tensor) for tensor in tensors_of(model))
+        self._roles = roles_of(model)
+        self._by_storage: dict[int, set[int]] = {}
+        for tensor in tensors_of(model):
+            self._by_storage.setdefault(storage_key(tensor), set()).add(id(tensor))
+
+    def tensors_in(self, path: str) -> list[torch.Tensor]:
+        """The weights of a layer that nothing outside of it shares; adapters, which may learn, stay."""
+        places: Counter[int] = Counter()
+        found: dict[int, torch.Tensor] = {}
+        for name, module in self._model.get_submodule(path).named_modules():
+            if self._roles.get(f"{path}.{name}" if name else path) == "adapter":
+                continue
+            for tensor in weights_of(module).values():
+                places[id(tensor)] += 1
+                if type(tensor) in PLAIN and tensor.numel():
+                    found[id(tensor)] = tensor
+        mine = {key for key, count in places.items() if key in found and count == self._places[key]}
+        return [
+            tensor for key, tensor in found.items() if key in mine and self._by_storage[storage_key(tensor)] <= mine
+        ]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors of the model."""
+        return sum(tensor.nbytes for tensor in {id(one): one for one in tensors_of(self._model)}.values())
+
+    def nbytes(self, path: str) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors_in(path))
+
+    def unit(self, path: str) -> Unit:
+        """A layer's tensors with the places that they will have in a slot."""
+        groups: dict[int, list[torch.Tensor]] = {}
+        for tensor in self.tensors_in(path):
+            groups.setdefault(storage_key(tensor), []).append(tensor)
+        regions: list[Region] = []
+        end = 0
+        for tensors in groups.values():
+            storage = tensors[0].untyped_storage()
+            at = up_to(end, LINE) + (0 if tensors[0].is_meta else storage.data_ptr() % LINE)
+            regions.append(Region(tensors, [View.of(tensor) for tensor in tensors], storage.nbytes(), at))
+            end = at + storage.nbytes()
+        return Unit(path, regions)
