@@ -1,4 +1,4 @@
-"""A slot on the host: room for one unit, filled by the reader while another one computes."""
+"""A slot: room for one unit, filled by the reader while another one computes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ class Slot:
     """`unit` is the number of the one that it holds or awaits; `users` computes with it now."""
 
     def __init__(self, nbytes: int, units: Sequence[Unit]) -> None:
-        self.bytes = aligned_bytes(nbytes)
+        self.bytes = self._room(nbytes)
         self.unit: int | None = None
         self.users = 0
         self.reading: Reading | None = None
         self._shown = [[data for region in unit.regions for data in region.shown_in(self.bytes)] for unit in units]
+
+    def _room(self, nbytes: int) -> torch.Tensor:
+        return aligned_bytes(nbytes)
 
     @property
     def free(self) -> bool:
@@ -36,8 +39,11 @@ class Slot:
         """Begin to bring a unit here; what is on its way for another one is given up."""
         if self.reading is not None and not self.reading.done:
             self.reading.give_up()
-        self.unit, self.reading = None, reader.start(pieces, self.bytes)
+        self.unit, self.reading = None, self._begin(pieces, reader)
         self.unit = number
+
+    def _begin(self, pieces: Sequence[Piece], reader: Reader) -> Reading:
+        return reader.start(pieces, self.bytes)
 
     def ready(self) -> None:
         """Wait until the unit is there. Raises what became of it; then the slot is empty."""
@@ -50,6 +56,9 @@ class Slot:
             if self.reading is reading:
                 self.unit = self.reading = None
             raise
+
+    def left(self) -> None:
+        """A computation with it has been given to its device."""
 
     def shown(self) -> list[torch.Tensor]:
         """The unit's tensors as they lie here, in the order of `Unit.tensors`."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.streaming.aligned import aligned_bytes
+from inference_pio.streaming.device_slot import Device
 from inference_pio.streaming.pieces import Piece
 from inference_pio.streaming.reader import LOOK_AGAIN_S, Reader
 from inference_pio.streaming.slot import Slot
@@ -44,12 +45,13 @@ class Stream:
 
     def __init__(
         self, units: Sequence[Unit], pieces: Sequence[Sequence[Piece]], reader: Reader, slots: int,
-        store: Store | None = None,
+        store: Store | None = None, device: Device | None = None,
     ) -> None:  # fmt: skip
-        self.units, self._pieces, self._reader, self._store = units, pieces, reader, store
+        self.units, self._pieces, self._reader, self._store, self._device = units, pieces, reader, store, device
         self.counts = Counts()
         self._room = max(unit.room for unit in units)
-        self._slots = [Slot(self._room, units) for _ in range(slots)]
+        make = device.make if device is not None else Slot
+        self._slots = [make(self._room, units) for _ in range(slots)]
         self._stand_ins: list[list[torch.Tensor]] = []
         self._turn = threading.Condition()
         self._inside: dict[int, tuple[int, Slot]] = {}
@@ -70,7 +72,7 @@ class Stream:
         reader = self._reader.another()
         reader.open(sorted({piece.file for pieces in self._pieces for piece in pieces}))
         store = self._store.share() if self._store is not None else None
-        Stream.__init__(twin, units, self._pieces, reader, len(self._slots), store)
+        Stream.__init__(twin, units, self._pieces, reader, len(self._slots), store, copy.deepcopy(self._device))
         twin.begin()
         return twin
 
@@ -138,8 +140,11 @@ class Stream:
         if number in self._opened:
             return False
         unit = self.units[number]
-        fresh = aligned_bytes(self._room)
-        self._reader.read_now(self._pieces[number], fresh)
+        waiting = self._device.waiting.get(number) if self._device is not None else None
+        fresh = waiting.bytes if waiting is not None else aligned_bytes(self._room)
+        if waiting is None:
+            self._reader.read_now(self._pieces[number], fresh)
+        fresh = fresh.to(unit.tensors[0].device)
         with self._turn:
             self._opened[number] = [data for region in unit.regions for data in region.shown_in(fresh)]
             self._look(number)
@@ -175,6 +180,7 @@ class Stream:
         """A thread is in no unit any more, whether it said so or a Ctrl-C cut its call short."""
         if thread in self._inside:
             number, slot = self._inside.pop(thread)
+            slot.left()
             slot.users -= 1
             self._look(number)
             self._turn.notify_all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,18 +19,13 @@ from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidSetting
 from inference_pio.sources.cache import cache_folder
-from inference_pio.streaming.aligned import BLOCK, aligned_bytes
-from inference_pio.streaming.hooks import STREAM, Forecast, hang_on, stream_of
-from inference_pio.streaming.mapped_files import page_out_mapped
+from inference_pio.streaming.aligned import BLOCK
+from inference_pio.streaming.build import How, foretell, put_on_stream
+from inference_pio.streaming.hooks import stream_of
 from inference_pio.streaming.memory_limit import memory_limit_bytes
-from inference_pio.streaming.origin import Origins, find_origins
-from inference_pio.streaming.pieces import PIECE_BYTES, Piece
+from inference_pio.streaming.pieces import PIECE_BYTES
 from inference_pio.streaming.placement import Placement, place
-from inference_pio.streaming.reader import Reader
-from inference_pio.streaming.stream import Stream
-from inference_pio.streaming.units import Region, Streamable, Unit
-from inference_pio.undo.parked import Parked, checksum_of
-from inference_pio.undo.survey import named_tensors
+from inference_pio.streaming.units import Streamable, Unit
 
 LAYER = "decoder_layer"
 MOST_THREADS = 4
@@ -78,8 +72,8 @@ class DiskOffloading(OptimizationInterface):
         layers = list(listed_layers(model))
         if not layers:
             return [Site("", skip="it has no list of layers with attention in them")]
-        if self.device.type != "cpu":
-            return [Site(path, LAYER, skip="models on a GPU do not stream yet") for path, _, _ in layers]
+        if self.device.type not in ("cpu", "cuda"):
+            return [Site(path, LAYER, skip=f"layers do not stream to {self.device.type}") for path, _, _ in layers]
         placed = self._placed(model)
         streamed = set() if isinstance(placed, str) else {placed[0][number] for number in placed[1].streamed}
         sites = []
@@ -103,9 +97,11 @@ class DiskOffloading(OptimizationInterface):
         units = [streamable.unit(site.path) for site in self.step.sites]
         decision = self.step.decision
         if self.step.forecast:
-            self._forecast(model, units, decision)
+            foretell(self.journal, model, units, decision["slots"] * decision["slot_bytes"])
         else:
-            self._stream(model, units, decision)
+            how = How(self._folder, self._threads, self.parameters.verify)
+            backend, note = put_on_stream(self.journal, model, units, decision["host"], decision["slots"], how)
+            self.say(backend=backend, note=note)
         for note in self._told(units, decision):
             self.say(note=note)
         return model
@@ -126,54 +122,39 @@ class DiskOffloading(OptimizationInterface):
         budget = self._budget(total)
         if total <= budget:
             return f"all weights ({shown_bytes(total)}) have room in the budget of {shown_bytes(budget)}"
-        found = place(sizes, total - sum(sizes), budget)
+        found = place(sizes, total - sum(sizes), budget, self._waiting_room(total))
         return found if isinstance(found, str) else (paths, found)
 
     def _budget(self, total_bytes: int) -> int:
-        limit, asked = memory_limit_bytes(), self.parameters.host_budget
+        """Memory of the model's device that its weights may take."""
+        if self.device.type == "cpu":
+            return self._within(memory_limit_bytes(), self.parameters.host_budget, total_bytes)
+        limit = torch.cuda.get_device_properties(self.device).total_memory
+        return self._within(limit, self.parameters.gpu_budget, total_bytes)
+
+    def _waiting_room(self, total_bytes: int) -> int | None:
+        """Host memory in which layers of a model on a GPU may wait; a model on the CPU has no such tier."""
+        if self.device.type == "cpu":
+            return None
+        return self._within(memory_limit_bytes(), self.parameters.host_budget, total_bytes)
+
+    def _within(self, limit: int, asked: int | str | None, total_bytes: int) -> int:
         wanted = int(limit * self.parameters.max_memory_ratio) if asked is None else bytes_in(asked, total_bytes)
         return min(limit, wanted)
+
+    @property
+    def _folder(self) -> Path:
+        given = self.parameters.folder
+        return Path(given).expanduser().absolute() if given else cache_folder() / "offload"
 
     @property
     def _threads(self) -> int:
         return self.parameters.threads or min(MOST_THREADS, os.cpu_count() or 1)
 
-    # ------------------------------------------------------------------ acting
-
-    def _forecast(self, model: nn.Module, units: Sequence[Unit], decision: Mapping[str, Any]) -> None:
-        """On a plan's skeleton: what would be put away, and the slots."""
-        for unit in units:
-            for region in unit.regions:
-                parked = Parked(tuple(region.views), "", _nothing, checksum=0, nbytes=0)
-                self.journal.put_away(region.tensors, parked, _rest)
-        self.journal.set(model, STREAM, Forecast(decision["slots"] * decision["slot_bytes"]))
-
-    def _stream(self, model: nn.Module, units: Sequence[Unit], decision: Mapping[str, Any]) -> None:
-        given = self.parameters.folder
-        folder = Path(given).expanduser().absolute() if given else cache_folder() / "offload"
-        names = {id(tensor): name for name, tensor in named_tensors(model)}
-        origins = find_origins(units, names, self.journal.vault.checkpoint, folder)
-        if origins.store is not None:
-            self.journal.defer(origins.store.close)
-        reader = Reader(self._threads, min(PIECE_BYTES, origins.largest_piece), verify=self.parameters.verify)
-        self.journal.defer(reader.close)
-        reader.open(origins.files)
-        pieces = [origins.pieces_of(number, unit) for number, unit in enumerate(units)]
-        stream = Stream(units, pieces, reader, decision["slots"], origins.store)
-        self.journal.defer(stream.close)
-        ranges = [(one.tensors[0].untyped_storage().data_ptr(), one.nbytes) for unit in units for one in unit.regions]
-        for number, unit in enumerate(units):
-            for region, own in zip(unit.regions, origins.pieces[number], strict=True):
-                self.journal.put_away(region.tensors, _parked(region, own, reader, origins.told), stream.rest)
-        page_out_mapped(ranges)
-        stream.begin()
-        hang_on(self.journal, model, stream)
-        self.say(backend=f"{self._threads} threads, {reader.backend}", note=_told_of_origins(origins))
-
     def _told(self, units: Sequence[Unit], decision: Mapping[str, Any]) -> list[str]:
         every = len(units) + len(decision["resident"])
         notes = [
-            f"{len(units)} of {every} layers stream from disk: {shown_bytes(decision['read_bytes_per_pass'])} are read "
+            f"{len(units)} of {every} layers stream: {shown_bytes(decision['read_bytes_per_pass'])} are read from disk "
             f"for each pass, and {shown_bytes(decision['memory_bytes'])} of weights are in memory "
             f"(budget {shown_bytes(decision['budget_bytes'])}), {decision['slots']} slots of "
             f"{shown_bytes(decision['slot_bytes'])} among them; {self._threads} threads read through "
@@ -181,36 +162,6 @@ class DiskOffloading(OptimizationInterface):
         ]
         if decision["slots"] == 1:
             notes.append("the budget has room for one slot, so that a layer is not read while another one streams by.")
-        if self.parameters.gpu_budget is not None:
+        if self.parameters.gpu_budget is not None and self.device.type == "cpu":
             notes.append("gpu_budget is for models on a GPU: this one is on the CPU, where host_budget counts.")
         return notes
-
-
-def _parked(region: Region, pieces: Sequence[Piece], reader: Reader, where: str) -> Parked:
-    load = partial(_load, pieces, region.nbytes, region.at % BLOCK, reader)
-    return Parked(tuple(region.views), where, load, checksum_of(region.raw()), region.nbytes)
-
-
-def _load(pieces: Sequence[Piece], nbytes: int, residue: int, reader: Reader) -> torch.Tensor:
-    """The bytes of a storage, at an address like its first one, so that the same kernels are chosen for it."""
-    raw = aligned_bytes(nbytes, residue)
-    reader.read_now(pieces, raw)
-    return raw
-
-
-def _told_of_origins(origins: Origins) -> str:
-    told = f"{shown_bytes(origins.checkpoint_bytes)} of what streams is read from the model's own files"
-    if origins.store is None:
-        return f"{told}, and nothing was written"
-    written = origins.store.written_bytes
-    how = f"written to {origins.store.folder}" if written else f"found in {origins.store.folder}"
-    return f"{told}; {shown_bytes(origins.store_bytes)} that no checkpoint holds as they are were {how}"
-
-
-def _nothing() -> torch.Tensor:
-    """What a skeleton's tensors hold."""
-    return torch.empty(0, dtype=torch.uint8)
-
-
-def _rest() -> None:
-    """A skeleton never computes."""
