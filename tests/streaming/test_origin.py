@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from inference_pio.anatomy.layer_lists import listed_layers
+from inference_pio.compat import hub_tensors
 from inference_pio.streaming.origin import Origins, find_origins
 from inference_pio.streaming.reader import Reader
 from inference_pio.streaming.units import Streamable, Unit
@@ -16,17 +19,16 @@ from inference_pio.undo.checkpoint import Checkpoint
 from inference_pio.undo.survey import named_tensors
 from tests import tiny
 
-PATHS = [f"model.layers.{number}" for number in range(3)]
-
 
 def units_of(model: torch.nn.Module) -> list[Unit]:
     streamable = Streamable(model)
-    return [streamable.unit(path) for path in PATHS]
+    return [streamable.unit(path) for path, _, _ in listed_layers(model)]
 
 
 def origins_of(model: torch.nn.Module, units: list[Unit], checkpoint: Path | None, folder: Path) -> Origins:
     names = {id(tensor): name for name, tensor in named_tensors(model)}
-    return find_origins(units, names, Checkpoint(checkpoint) if checkpoint else None, folder)
+    known = Checkpoint(checkpoint) if checkpoint else None
+    return find_origins(units, names, known, folder, partial(hub_tensors, model))
 
 
 def check(origins: Origins, units: list[Unit]) -> None:
@@ -109,3 +111,27 @@ def test_shards_are_found_by_name(llama_folder: Path, tmp_path: Path) -> None:
     origins = origins_of(model, units, folder, tmp_path / "root")
     assert len(origins.files) == 2
     check(origins, units)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe", "glm4_moe_lite"])
+def test_experts_are_read_one_by_one_from_where_the_checkpoint_has_them(name: str, tmp_path: Path) -> None:
+    tiny.build(name).save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    assert [one for one in load_file(tmp_path / "model" / "model.safetensors") if ".experts.1.up_proj" in one]
+    units = units_of(model)
+    origins = origins_of(model, units, tmp_path / "model", tmp_path / "root")
+    assert origins.store is None
+    check(origins, units)
+
+
+def test_one_expert_that_is_another_puts_its_tensor_into_the_store(tmp_path: Path) -> None:
+    tiny.build("qwen3_moe").save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.gate_up_proj[3, 50, 0] += 1
+    units = units_of(model)
+    origins = origins_of(model, units, tmp_path / "model", tmp_path / "root")
+    assert origins.store_bytes == model.model.layers[1].mlp.experts.gate_up_proj.nbytes
+    check(origins, units)
+    assert origins.store is not None
+    origins.store.close()

@@ -30,7 +30,7 @@ class Streamed:
         self.model = tiny.build("llama")
         streamable = Streamable(self.model)
         units = [streamable.unit(f"model.layers.{number}") for number in range(3)]
-        self.origins = find_origins(units, {}, None, folder)
+        self.origins = find_origins(units, {}, None, folder, dict)
         self.true = [[tensor.detach().clone() for tensor in unit.tensors] for unit in units]
         for unit in units:
             for tensor in unit.tensors:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from inference_pio.compat import hub_tensors
 from inference_pio.contract.byte_size import shown_bytes
 from inference_pio.streaming.aligned import BLOCK, aligned_bytes
 from inference_pio.streaming.device_slot import Device
@@ -52,7 +53,9 @@ def put_on_stream(
     """
     on_disk = [number for number, unit in enumerate(units) if unit.path not in in_host]
     names = {id(tensor): name for name, tensor in named_tensors(model)}
-    origins = find_origins([units[number] for number in on_disk], names, journal.vault.checkpoint, how.folder)
+    origins = find_origins(
+        [units[number] for number in on_disk], names, journal.vault.checkpoint, how.folder, partial(_cut_up, model)
+    )
     if origins.store is not None:
         journal.defer(origins.store.close)
     reader = Reader(how.threads, min(PIECE_BYTES, origins.largest_piece), verify=how.verify)
@@ -108,6 +111,11 @@ def _load(pieces: Sequence[Piece], nbytes: int, residue: int, reader: Reader) ->
     raw = aligned_bytes(nbytes, residue)
     reader.read_now(pieces, raw)
     return raw
+
+
+def _cut_up(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as a checkpoint of the library's has them; as they are for a model that is none of its own."""
+    return hub_tensors(model, tensors) if hasattr(model, "save_pretrained") else tensors
 
 
 def _told(origins: Origins, in_host: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import torch
 from inference_pio.streaming.pieces import Piece, cut
 from inference_pio.streaming.store import Content, Store, open_store
 from inference_pio.streaming.units import Region, Unit
-from inference_pio.undo.checkpoint import Checkpoint
+from inference_pio.undo.checkpoint import Checkpoint, TensorInFile
+
+CutUp = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -47,10 +49,16 @@ class Origins:
 
 
 def find_origins(
-    units: Sequence[Unit], names: Mapping[int, str], checkpoint: Checkpoint | None, folder: Path
+    units: Sequence[Unit], names: Mapping[int, str], checkpoint: Checkpoint | None, folder: Path, cut_up: CutUp
 ) -> Origins:
-    """Find every region in the checkpoint, or put it into a store under `folder`. Writes nothing but the store."""
-    found = [[_in_checkpoint(region, names, checkpoint) for region in unit.regions] for unit in units]
+    """Find every region in the checkpoint, or put it into a store under `folder`. Writes nothing but the store.
+
+    `cut_up` gives tensors under the names, and in the parts, that the checkpoint has them in.
+    """
+    found = [
+        [_in_checkpoint(region, names, checkpoint, cut_up) if checkpoint else None for region in unit.regions]
+        for unit in units
+    ]
     missing = [
         (number, [place for place, pieces in enumerate(parts) if pieces is None]) for number, parts in enumerate(found)
     ]
@@ -71,19 +79,50 @@ def find_origins(
     return Origins(every_piece, store, every - stored, stored)
 
 
-def _in_checkpoint(region: Region, names: Mapping[int, str], checkpoint: Checkpoint | None) -> list[Piece] | None:
+def _in_checkpoint(
+    region: Region, names: Mapping[int, str], checkpoint: Checkpoint, cut_up: CutUp
+) -> list[Piece] | None:
     """The pieces of a storage that tensors of the checkpoint fill side by side and bit for bit; None otherwise."""
-    if checkpoint is None:
-        return None
-    raw: torch.Tensor | None = None
-    pieces: list[Piece] = []
-    end = 0
-    for view, tensor in sorted(zip(region.views, region.tensors, strict=True), key=lambda pair: pair[0].offset):
-        start = view.offset * view.dtype.itemsize
-        found = checkpoint.holding(names.get(id(tensor), ""), tensor) if tensor.is_contiguous() else None
-        if start != end or found is None or found.dtype != tensor.dtype:
+    stretches = []
+    for view, tensor in zip(region.views, region.tensors, strict=True):
+        found = _stretches(tensor, names.get(id(tensor), ""), checkpoint, cut_up) if tensor.is_contiguous() else None
+        if found is None:
             return None
-        raw = region.raw() if raw is None else raw
-        end = start + tensor.nbytes
-        pieces += cut(found.file.absolute(), found.offset, start, raw[start:end])
+        start = view.offset * view.dtype.itemsize
+        stretches += [(start + at, one) for at, one in found]
+    raw, pieces, end = region.raw(), list[Piece](), 0
+    for at, found_there in sorted(stretches, key=lambda pair: pair[0]):
+        if at != end:
+            return None
+        end = at + found_there.nbytes
+        pieces += cut(found_there.file.absolute(), found_there.offset, at, raw[at:end])
     return pieces if end == region.nbytes else None
+
+
+def _stretches(
+    tensor: torch.Tensor, name: str, checkpoint: Checkpoint, cut_up: CutUp
+) -> list[tuple[int, TensorInFile]] | None:
+    """Where a checkpoint has a tensor: whole, or in parts such as the experts of a layer, each with its place."""
+    if (whole := _same(checkpoint, name, tensor)) is not None:
+        return [(0, whole)]
+    if tensor.dim() < 3 or not name:
+        return None
+    rows, width = tensor.detach().reshape(-1, tensor.shape[-1]), tensor.shape[-1] * tensor.element_size()
+    numbers = torch.arange(len(rows)).reshape(
+        *tensor.shape[:-1], 1
+    )  # goes the way of the weight, and tells of each row
+    found = []
+    for part, lines in cut_up({name: numbers}).items():
+        first, count = int(lines.flatten()[0]), lines.numel()
+        if not torch.equal(lines.flatten(), torch.arange(first, first + count)):
+            return None
+        there = _same(checkpoint, part, rows[first : first + count])
+        if there is None:
+            return None
+        found.append((first * width, there))
+    return found
+
+
+def _same(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> TensorInFile | None:
+    found = checkpoint.holding(name, tensor)
+    return found if found is not None and found.dtype == tensor.dtype else None
