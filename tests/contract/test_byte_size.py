@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from inference_pio.contract.byte_size import bytes_in, shown_bytes
+from inference_pio.contract.byte_size import bytes_in, in_words
 from inference_pio.errors import InvalidSetting
 
 
@@ -25,4 +25,4 @@ def test_what_is_no_size_is_told_with_an_example(size: Any) -> None:
 
 
 def test_sizes_are_shown_in_units_that_fit() -> None:
-    assert [shown_bytes(n) for n in (999, 1000, 10**6, 10**9)] == ["999 bytes", "1.0 kB", "1.0 MB", "1.00 GB"]
+    assert [in_words(n) for n in (999, 1000, 10**6, 10**9)] == ["999 bytes", "1.0 kB", "1.0 MB", "1.00 GB"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from inference_pio.compat import hub_tensors
-from inference_pio.contract.byte_size import shown_bytes
+from inference_pio.contract.byte_size import in_words
 from inference_pio.streaming.aligned import BLOCK, aligned_bytes
 from inference_pio.streaming.device_slot import Device
 from inference_pio.streaming.hooks import STREAM, Forecast, hang_on
@@ -120,11 +120,11 @@ def _cut_up(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, tor
 
 def _told(origins: Origins, in_host: int) -> str:
     waiting = f"{in_host} layers wait in pinned host memory; " if in_host else ""
-    told = f"{waiting}{shown_bytes(origins.checkpoint_bytes)} of what streams is read from the model's own files"
+    told = f"{waiting}{in_words(origins.checkpoint_bytes)} of what streams is read from the model's own files"
     if origins.store is None:
         return f"{told}, and nothing was written"
     how = "written to" if origins.store.written_bytes else "found in"
-    return f"{told}; {shown_bytes(origins.store_bytes)} that no checkpoint holds were {how} {origins.store.folder}"
+    return f"{told}; {in_words(origins.store_bytes)} that no checkpoint holds were {how} {origins.store.folder}"
 
 
 def _nothing() -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inference_pio.contract.byte_size import shown_bytes
+from inference_pio.contract.byte_size import in_words
 
 SLOTS = 2
 """One slot computes while the next is filled."""
@@ -92,9 +92,9 @@ def place(
                 return found
     largest = max(layer_bytes, default=0)
     return (
-        f"the budget is {shown_bytes(budget)}, and {shown_bytes(fixed_bytes)} always stay (embedding, head and what "
-        f"is not in layers), so that with room for one layer ({shown_bytes(largest)}) the least is "
-        f"{shown_bytes(fixed_bytes + largest)}"
+        f"the budget is {in_words(budget)}, and {in_words(fixed_bytes)} always stay (embedding, head and what "
+        f"is not in layers), so that with room for one layer ({in_words(largest)}) the least is "
+        f"{in_words(fixed_bytes + largest)}"
     )
 
 

@@ -23,7 +23,7 @@ from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.rows_in_pieces import compute_rows_in_pieces, row_blocks
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import attention_name
-from inference_pio.contract.byte_size import bytes_of, in_words
+from inference_pio.contract.byte_size import bytes_in, in_words
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -71,7 +71,7 @@ class ActivationOffloadingParameters(Settings):
     @classmethod
     def _a_size(cls, size: int | str | None) -> int | str | None:
         if size is not None:
-            bytes_of(size)
+            bytes_in(size)
         return size
 
     @model_validator(mode="after")
@@ -171,7 +171,7 @@ class ActivationOffloading(OptimizationInterface):
     def _budget(self, model: nn.Module) -> int | None:
         """The bytes that are asked for, or the share of what the weights leave of the device's memory."""
         if self.parameters.max_activation_bytes is not None:
-            return bytes_of(self.parameters.max_activation_bytes)
+            return bytes_in(self.parameters.max_activation_bytes)
         ratio: float | None = self.parameters.max_memory_ratio
         if ratio is None:
             return None

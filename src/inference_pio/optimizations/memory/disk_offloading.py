@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from inference_pio.anatomy.layer_lists import listed_layers
-from inference_pio.contract.byte_size import bytes_in, shown_bytes
+from inference_pio.contract.byte_size import bytes_in, in_words
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -121,7 +121,7 @@ class DiskOffloading(OptimizationInterface):
         sizes, total = [streamable.nbytes(path) for path in paths], streamable.total_bytes
         budget = self._budget(total)
         if total <= budget:
-            return f"all weights ({shown_bytes(total)}) have room in the budget of {shown_bytes(budget)}"
+            return f"all weights ({in_words(total)}) have room in the budget of {in_words(budget)}"
         found = place(sizes, total - sum(sizes), budget, self._waiting_room(total))
         return found if isinstance(found, str) else (paths, found)
 
@@ -154,11 +154,11 @@ class DiskOffloading(OptimizationInterface):
     def _told(self, units: Sequence[Unit], decision: Mapping[str, Any]) -> list[str]:
         every = len(units) + len(decision["resident"])
         notes = [
-            f"{len(units)} of {every} layers stream: {shown_bytes(decision['read_bytes_per_pass'])} are read from disk "
-            f"for each pass, and {shown_bytes(decision['memory_bytes'])} of weights are in memory "
-            f"(budget {shown_bytes(decision['budget_bytes'])}), {decision['slots']} slots of "
-            f"{shown_bytes(decision['slot_bytes'])} among them; {self._threads} threads read through "
-            f"{shown_bytes(self._threads * (PIECE_BYTES + 2 * BLOCK))} at most beside that.",
+            f"{len(units)} of {every} layers stream: {in_words(decision['read_bytes_per_pass'])} are read from disk "
+            f"for each pass, and {in_words(decision['memory_bytes'])} of weights are in memory "
+            f"(budget {in_words(decision['budget_bytes'])}), {decision['slots']} slots of "
+            f"{in_words(decision['slot_bytes'])} among them; {self._threads} threads read through "
+            f"{in_words(self._threads * (PIECE_BYTES + 2 * BLOCK))} at most beside that.",
         ]
         if decision["slots"] == 1:
             notes.append("the budget has room for one slot, so that a layer is not read while another one streams by.")
