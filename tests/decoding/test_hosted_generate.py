@@ -102,4 +102,6 @@ def test_where_a_latent_is_kept_its_bytes_are_told() -> None:
         "layers": {"model.layers.1.self_attn": 1}, "bytes_a_token_host": 80, "bytes_a_token_device": 80,
         "bytes_a_token_staging": 160,
     }  # fmt: skip
-    assert "of 1 layers on the host, 80 bytes a token and row; 80 bytes stay on the device" in said_of_placement(decision)
+    assert "of 1 layers on the host, 80 bytes a token and row; 80 bytes stay on the device" in said_of_placement(
+        decision
+    )

@@ -14,6 +14,7 @@ from inference_pio.compat import hub_tensors
 from inference_pio.contract.byte_size import in_words
 from inference_pio.streaming.aligned import BLOCK, aligned_bytes
 from inference_pio.streaming.device_slot import Device
+from inference_pio.streaming.expert_stream import ExpertStream
 from inference_pio.streaming.hooks import STREAM, Forecast, hang_on
 from inference_pio.streaming.mapped_files import page_out_mapped
 from inference_pio.streaming.origin import Origins, find_origins
@@ -49,6 +50,8 @@ def put_on_stream(
 ) -> tuple[str, str]:
     """Let units stream, those `in_host` from host memory, the others from disk; returns backend and a remark.
 
+    Units whose regions have parts are experts, of which `slots` a layer stay in memory.
+
     All that is opened is closed when the step is taken back. Raises StorageError, DiskFull, StreamError.
     """
     on_disk = [number for number, unit in enumerate(units) if unit.path not in in_host]
@@ -65,7 +68,12 @@ def put_on_stream(
     for place, number in enumerate(on_disk):
         pieces[number] = origins.pieces_of(place, units[number])
     device = _device(units, set(range(len(units))) - set(on_disk))
-    stream = Stream(units, pieces, reader, slots, origins.store, device)
+    experts = [unit.regions[0].parts for unit in units]
+    stream: Stream
+    if min(experts) > 1:
+        stream = ExpertStream(units, pieces, reader, experts, slots, origins.store)
+    else:
+        stream = Stream(units, pieces, reader, slots, origins.store, device)
     journal.defer(stream.close)
     ranges = [(one.tensors[0].untyped_storage().data_ptr(), one.nbytes) for unit in units for one in unit.regions]
     for number, unit in enumerate(units):

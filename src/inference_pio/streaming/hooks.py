@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from inference_pio.anatomy.call_guards import WHY_CALLED
 from inference_pio.errors import RefusedOnOptimized
+from inference_pio.streaming.expert_stream import ExpertStream
 from inference_pio.streaming.stream import Stream
 from inference_pio.undo.journal import Journal
 
@@ -36,7 +37,10 @@ def hang_on(journal: Journal, model: nn.Module, stream: Stream) -> None:
     _register(journal, model, "_load_state_dict_pre_hooks", _refuse_loading)
     for number, unit in enumerate(stream.units):
         module, hooks = model.get_submodule(unit.path), _Hooks(stream, number)
-        journal.hook(module, "forward_pre", hooks.enter, prepend=True)
+        if isinstance(stream, ExpertStream):
+            journal.hook(module, "forward_pre", hooks.bring, prepend=True, with_kwargs=True)
+        else:
+            journal.hook(module, "forward_pre", hooks.enter, prepend=True)
         journal.hook(module, "forward", hooks.leave, always_call=True)
         _register(journal, module, "_state_dict_pre_hooks", hooks.before_state_dict)
         _register(journal, module, "_state_dict_hooks", hooks.after_state_dict)
@@ -85,18 +89,23 @@ class _Hooks:
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator] # threads have no place in a compiled graph
     def enter(self, module: nn.Module, given: Any) -> None:
-        if module.training and torch.is_grad_enabled():
-            raise RefusedOnOptimized(
-                "a layer whose weights stream from disk cannot be trained: what it learned would be overwritten. "
-                f"{TAKE_BACK} first."
-            )
+        _refuse_training(module)
         self._stream.enter(self._number)
+
+    @torch.compiler.disable  # type: ignore[misc, untyped-decorator]
+    def bring(self, module: nn.Module, given: Any, named: Any) -> None:
+        """Before experts compute: which of them a call chose stands in its one tensor of whole numbers."""
+        _refuse_training(module)
+        tensors = [one for one in (*given, *named.values()) if isinstance(one, torch.Tensor)]
+        (index,) = [one for one in tensors if not one.dtype.is_floating_point]
+        assert isinstance(self._stream, ExpertStream)
+        self._stream.bring(self._number, torch.unique(index).tolist())
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator]
     def leave(self, module: nn.Module, given: Any, out: Any) -> None:
         self._stream.leave(self._number)
 
-    for called in (enter, leave):
+    for called in (enter, bring, leave):
         setattr(called, WHY_CALLED, WHY)
 
     def before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
@@ -122,6 +131,14 @@ def _refuse_loading(*given: Any) -> None:
     raise RefusedOnOptimized(
         f"weights cannot be loaded into layers that stream from disk. Nothing was loaded: {TAKE_BACK} first."
     )
+
+
+def _refuse_training(module: nn.Module) -> None:
+    if module.training and torch.is_grad_enabled():
+        raise RefusedOnOptimized(
+            "a layer whose weights stream from disk cannot be trained: what it learned would be overwritten. "
+            f"{TAKE_BACK} first."
+        )
 
 
 def _apply_nothing(self: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,17 +67,29 @@ def find_origins(
     store = None
     if missing:
         contents = [
-            Content(f"layer-{number:04d}.weights", tuple(units[number].regions[place].raw() for place in places))
+            Content(f"layer-{number:04d}.weights", tuple(_stretches_of(units[number], places)))
             for number, places in missing
         ]
         store = open_store(folder, contents)
         for (number, places), file in zip(missing, store.pieces, strict=True):
-            for place, pieces in zip(places, file, strict=True):
-                found[number][place] = list(pieces)
+            parts = iter(file)
+            for place in places:
+                region = units[number].regions[place]
+                found[number][place] = [
+                    replace(piece, at=start + piece.at)
+                    for start, _ in _apart(region, 0, region.nbytes)
+                    for piece in next(parts)
+                ]
     every_piece = [[list(region or ()) for region in unit] for unit in found]
     stored = sum(units[number].regions[place].nbytes for number, places in missing for place in places)
     every = sum(region.nbytes for unit in units for region in unit.regions)
     return Origins(every_piece, store, every - stored, stored)
+
+
+def _stretches_of(unit: Unit, places: Sequence[int]) -> list[torch.Tensor]:
+    """The bytes of a few regions, part by part."""
+    raws = [(unit.regions[place], unit.regions[place].raw()) for place in places]
+    return [raw[start:end] for region, raw in raws for start, end in _apart(region, 0, region.nbytes)]
 
 
 def _in_checkpoint(
@@ -95,8 +108,16 @@ def _in_checkpoint(
         if at != end:
             return None
         end = at + found_there.nbytes
-        pieces += cut(found_there.file.absolute(), found_there.offset, at, raw[at:end])
+        for first, last in _apart(region, at, end):
+            pieces += cut(found_there.file.absolute(), found_there.offset + first - at, first, raw[first:last])
     return pieces if end == region.nbytes else None
+
+
+def _apart(region: Region, start: int, end: int) -> list[tuple[int, int]]:
+    """A stretch of a region cut where its parts meet."""
+    part = region.nbytes // region.parts
+    cuts = [start, *(at for at in range(0, region.nbytes, part) if start < at < end), end]
+    return list(itertools.pairwise(cuts))
 
 
 def _stretches(

@@ -59,7 +59,7 @@ class Stream:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
         """A copied model streams by itself, from the same files; a store goes when both have let go of it."""
-        twin = Stream.__new__(Stream)
+        twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         units = []
         for unit, stand_ins in zip(self.units, self._stand_ins, strict=True):
@@ -72,9 +72,13 @@ class Stream:
         reader = self._reader.another()
         reader.open(sorted({piece.file for pieces in self._pieces for piece in pieces}))
         store = self._store.share() if self._store is not None else None
-        Stream.__init__(twin, units, self._pieces, reader, len(self._slots), store, copy.deepcopy(self._device))
+        twin.__dict__.update(vars(self._twin(units, reader, store)))
         twin.begin()
         return twin
+
+    def _twin(self, units: Sequence[Unit], reader: Reader, store: Store | None) -> Stream:
+        """A stream of the same kind for other tensors."""
+        return Stream(units, self._pieces, reader, len(self._slots), store, copy.deepcopy(self._device))
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise RefusedOnOptimized(
@@ -180,8 +184,8 @@ class Stream:
         """A thread is in no unit any more, whether it said so or a Ctrl-C cut its call short."""
         if thread in self._inside:
             number, slot = self._inside.pop(thread)
-            slot.left()
             slot.users -= 1
+            slot.left()
             self._look(number)
             self._turn.notify_all()
 

@@ -25,6 +25,8 @@ class Region:
     views: list[View]
     nbytes: int
     at: int
+    parts: int = 1
+    """Stretches of the same length that may be read apart, such as experts."""
 
     def shown_in(self, slot: torch.Tensor) -> list[torch.Tensor]:
         """The tensors' data as they lie in a slot (flat uint8)."""
@@ -87,8 +89,16 @@ class Streamable:
     def nbytes(self, path: str) -> int:
         return sum(tensor.nbytes for tensor in self.tensors_in(path))
 
-    def unit(self, path: str) -> Unit:
-        """A layer's tensors with the places that they will have in a slot."""
+    def experts_in(self, path: str) -> int | None:
+        """How many experts a module holds, if all that it holds is one slice an expert and may stream; else None."""
+        tensors = self.tensors_in(path)
+        counts = {tensor.shape[0] if tensor.dim() > 1 and tensor.is_contiguous() else 0 for tensor in tensors}
+        alone = all(tensor.is_meta or tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors)
+        every = [one for one in weights_of(self._model.get_submodule(path)).values() if one.numel()]
+        return counts.pop() or None if len(counts) == 1 and alone and len(every) == len(tensors) else None
+
+    def unit(self, path: str, parts: int = 1) -> Unit:
+        """A module's tensors with the places that they will have in a slot, each of them in so many parts."""
         groups: dict[int, list[torch.Tensor]] = {}
         for tensor in self.tensors_in(path):
             groups.setdefault(storage_key(tensor), []).append(tensor)
@@ -97,6 +107,6 @@ class Streamable:
         for tensors in groups.values():
             storage = tensors[0].untyped_storage()
             at = up_to(end, LINE) + (0 if tensors[0].is_meta else storage.data_ptr() % LINE)
-            regions.append(Region(tensors, [View.of(tensor) for tensor in tensors], storage.nbytes(), at))
+            regions.append(Region(tensors, [View.of(tensor) for tensor in tensors], storage.nbytes(), at, parts))
             end = at + storage.nbytes()
         return Unit(path, regions)

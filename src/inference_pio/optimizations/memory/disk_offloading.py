@@ -12,6 +12,8 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from inference_pio.anatomy.layer_lists import listed_layers
+from inference_pio.anatomy.parts import vision_paths, within
+from inference_pio.anatomy.walk import experts
 from inference_pio.contract.byte_size import bytes_in, in_words
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
@@ -21,6 +23,7 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.sources.cache import cache_folder
 from inference_pio.streaming.aligned import BLOCK
 from inference_pio.streaming.build import How, foretell, put_on_stream
+from inference_pio.streaming.expert_stream import memory_of, most_kept
 from inference_pio.streaming.hooks import stream_of
 from inference_pio.streaming.memory_limit import memory_limit_bytes
 from inference_pio.streaming.pieces import PIECE_BYTES
@@ -74,6 +77,9 @@ class DiskOffloading(OptimizationInterface):
             return [Site("", skip="it has no list of layers with attention in them")]
         if self.device.type not in ("cpu", "cuda"):
             return [Site(path, LAYER, skip=f"layers do not stream to {self.device.type}") for path, _, _ in layers]
+        if (apart := self._experts_apart(model)) is not None:
+            claims = frozenset({"weights.placement"})
+            return [Site(path, "experts", claims=claims) for path in apart["experts"]]
         placed = self._placed(model)
         streamed = set() if isinstance(placed, str) else {placed[0][number] for number in placed[1].streamed}
         sites = []
@@ -84,23 +90,28 @@ class DiskOffloading(OptimizationInterface):
         return sites
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+        if (apart := self._experts_apart(model)) is not None:
+            return apart
         placed = self._placed(model)
         assert not isinstance(placed, str), "no site acts where nothing can be placed"
         paths, placement = placed
         told = placement.to_json()
         for tier in ("resident", "host", "disk"):
             told[tier] = [paths[number] for number in told[tier]]
+        told["streaming_bytes"] = placement.slots * placement.slot_bytes
         return {"budget_bytes": self._budget(Streamable(model).total_bytes), **told}
 
     def apply(self, model: nn.Module) -> nn.Module:
         streamable = Streamable(model)
-        units = [streamable.unit(site.path) for site in self.step.sites]
         decision = self.step.decision
+        parts = decision.get("experts", {})
+        units = [streamable.unit(site.path, parts.get(site.path, 1)) for site in self.step.sites]
         if self.step.forecast:
-            foretell(self.journal, model, units, decision["slots"] * decision["slot_bytes"])
+            foretell(self.journal, model, units, decision["streaming_bytes"])
         else:
             how = How(self._folder, self._threads, self.parameters.verify)
-            backend, note = put_on_stream(self.journal, model, units, decision["host"], decision["slots"], how)
+            slots = decision["kept_per_layer"] if parts else decision["slots"]
+            backend, note = put_on_stream(self.journal, model, units, decision.get("host", ()), slots, how)
             self.say(backend=backend, note=note)
         for note in self._told(units, decision):
             self.say(note=note)
@@ -111,6 +122,29 @@ class DiskOffloading(OptimizationInterface):
         return {"streaming": stream.to_json()} if stream is not None else {}
 
     # ------------------------------------------------------------------ where everything lies
+
+    def _experts_apart(self, model: nn.Module) -> dict[str, Any] | None:
+        """Where experts alone stream, one by one, and all else has room: how many of a layer stay. None elsewhere."""
+        streamable = Streamable(model)
+        towers = vision_paths(model)
+        found = {
+            path: count
+            for path, _, _ in experts(model)
+            if (count := streamable.experts_in(path)) and not any(within(path, tower) for tower in towers)
+        }
+        sizes, total = [streamable.nbytes(path) for path in found], streamable.total_bytes
+        budget = self._budget(total)
+        if self.device.type != "cpu" or not found or total <= budget:
+            return None
+        each = [size // count for size, count in zip(sizes, found.values(), strict=True)]
+        kept = most_kept(each, list(found.values()), budget - (total - sum(sizes)))
+        if not kept:
+            return None
+        streaming = memory_of(each, list(found.values()), kept)
+        return {
+            "budget_bytes": budget, "experts": found, "kept_per_layer": kept, "streaming_bytes": streaming,
+            "memory_bytes": total - sum(sizes) + streaming, "expert_bytes": max(each),
+        }  # fmt: skip
 
     def _placed(self, model: nn.Module) -> tuple[list[str], Placement] | str:
         """The paths of the layers that may stream, and where each lies; or why all stay where they are."""
@@ -152,6 +186,13 @@ class DiskOffloading(OptimizationInterface):
         return self.parameters.threads or min(MOST_THREADS, os.cpu_count() or 1)
 
     def _told(self, units: Sequence[Unit], decision: Mapping[str, Any]) -> list[str]:
+        if "experts" in decision:
+            kept, most = decision["kept_per_layer"], max(decision["experts"].values())
+            return [
+                f"experts of {len(units)} layers stream one by one, {kept} of {most} stay in each; "
+                f"{in_words(decision['memory_bytes'])} of weights are in memory at most (budget "
+                f"{in_words(decision['budget_bytes'])}), with all experts of one layer, which a prompt may choose."
+            ]
         every = len(units) + len(decision["resident"])
         notes = [
             f"{len(units)} of {every} layers stream: {in_words(decision['read_bytes_per_pass'])} are read from disk "
