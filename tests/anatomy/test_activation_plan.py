@@ -64,7 +64,7 @@ def test_a_budget_that_is_too_small_is_refused_with_the_numbers() -> None:
         plan_activations(SHAPES, 500_000, text=1000)
     with pytest.raises(PlanError, match=r"is 1.5 MB, and the loss of 1 tokens takes 1.8 MB"):
         plan_activations(SHAPES, 1_500_000, text=1000)
-    with pytest.raises(PlanError, match=r"needs 157 MB for 2048 tokens"):
+    with pytest.raises(PlanError, match=r"needs 157.1 MB for 2048 tokens"):
         plan_activations(SHAPES, 10**8, text=1000, prompt=2048, mlp=2048)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -84,3 +86,17 @@ def test_what_has_no_such_cache_is_refused() -> None:
     config.is_encoder_decoder = True
     with pytest.raises(InvalidModel, match="no encoder-decoder"):
         HostCache(config)
+
+
+def test_what_a_cache_held_is_free_as_soon_as_nobody_holds_it() -> None:
+    model: Any = tiny.build("llama")
+    cache = HostCache.of(model)
+    walk(model, cache, prompt(1, 40), (), new=2)
+    held = [weakref.ref(one) for one in (cache, cache.staging, *cache.layers, cache.layers[0].slab)]
+    gc.collect()
+    gc.disable()
+    try:
+        del cache
+        assert [one() for one in held] == [None] * len(held)
+    finally:
+        gc.enable()

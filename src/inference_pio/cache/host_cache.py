@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Cache, DynamicCache, DynamicLayer
 
 from inference_pio.cache.host_layer import HostLayer
+from inference_pio.cache.host_slab import HostSlab
 from inference_pio.cache.staging import Staging
 from inference_pio.compat import is_config
 from inference_pio.errors import InvalidModel
@@ -17,17 +18,20 @@ from inference_pio.errors import InvalidModel
 class HostCache(Cache):
     """A `HostLayer` for every layer with full attention; sliding windows and the like keep the library's own.
 
-    `but` are numbers of layers that stay on the device, too.
+    `but` are numbers of layers that stay on the device, too. `rooms` are slabs that layers take over where they fit,
+    and leave there: for a cache that comes after another that nobody holds any more.
     """
 
-    def __init__(self, config: Any, *, but: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, config: Any, *, but: tuple[int, ...] = (), rooms: dict[int, HostSlab] | None = None
+    ) -> None:  # fmt: skip
         if getattr(config, "is_encoder_decoder", False):
             raise InvalidModel(f"{type(config).__name__}: a HostCache serves decoders, and no encoder-decoder.")
         self.staging = Staging()
         layers = DynamicCache(config=config).layers
         for number, layer in enumerate(layers):
             if type(layer) is DynamicLayer and number not in but:
-                layers[number] = HostLayer(self.staging, number)
+                layers[number] = HostLayer(self.staging, number, rooms)
         super().__init__(layers=layers)
 
     @classmethod

@@ -20,23 +20,23 @@ class HostLayer(DynamicLayer):
     What `update` hands out lies in a buffer that the layer after the next will take: read it before.
     """
 
-    def __init__(self, staging: Staging, number: int) -> None:
+    def __init__(self, staging: Staging, number: int, rooms: dict[int, HostSlab] | None = None) -> None:
         super().__init__()
         self.staging, self.number = staging, number
+        self.rooms = {} if rooms is None else rooms
         self.kind: Kind | None = None
         self.reserved = self.turn = 0
-        staging.layers.append(self)
+        self.place = staging.enter(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HostLayer:
         other = memo[id(self)] = HostLayer.__new__(HostLayer)
         for name, value in vars(self).items():
-            if name != "staging":
+            if name not in ("staging", "rooms"):
                 setattr(other, name, value.__deepcopy__(memo) if isinstance(value, HostSlab) else value)
         staging = memo.get(id(self.staging))
         if staging is None:
             staging = memo[id(self.staging)] = Staging()
-        staging.layers.append(other)
-        other.staging = staging
+        other.staging, other.rooms, other.place = staging, {}, staging.enter(other)
         if other.kind is not None:
             other.slab.lane = staging.lane(other.kind.device)
         return other
@@ -57,8 +57,12 @@ class HostLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         kind = self.kind = Kind.of(key_states, value_states)
         width = kind.key_heads * kind.key_width + kind.value_heads * kind.value_width
-        lane = self.staging.lane(kind.device)
-        self.slab = HostSlab(kind.batch, width, kind.dtype, lane, pinned=kind.device.type == "cuda")
+        lane, pinned = self.staging.lane(kind.device), kind.device.type == "cuda"
+        room = self.rooms.pop(self.number, None)
+        if room is None or not room.takes(kind.batch, width, kind.dtype, pinned):
+            room = HostSlab(kind.batch, width, kind.dtype, lane, pinned=pinned)
+        self.slab = self.rooms[self.number] = room
+        self.slab.begin(lane)
         self.slab.reserve(room_for(max(self.reserved, key_states.shape[2])))
         self.dtype, self.device, self.turn = kind.dtype, kind.device, self.turn + 1
         self.is_initialized = True

@@ -47,6 +47,15 @@ class HostSlab:
         """All bytes that are held, used or not."""
         return self.rows.nbytes
 
+    def takes(self, batch: int, width: int, dtype: torch.dtype, pinned: bool) -> bool:
+        """Whether tokens of this kind fit its room."""
+        return (*self.rows.shape[1:], self.rows.dtype, self.pinned) == (batch, width, dtype, pinned)
+
+    def begin(self, lane: Lane) -> None:
+        """Hold no token, and go by another lane from now on."""
+        self.lane.drain()
+        self.lane, self.length = lane, 0
+
     def reserve(self, tokens: int) -> None:
         """Make room for so many tokens; the host waits for what is on its way, if they are moved."""
         if tokens > len(self.rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,13 +24,14 @@ class Held(NamedTuple):
 
 
 class Staging:
-    """Shared by all layers of a cache, which enter themselves in `layers`, in the order in which they are called.
+    """Shared by all layers of a cache, which enter themselves in the order in which they are called. It holds none of
+    them: what a cache held is free as soon as nobody holds the cache.
 
     A layer's buffer is free for the layer after the next: what read it has been given to the device by then.
     """
 
     def __init__(self) -> None:
-        self.layers: list[HostLayer] = []
+        self._layers: list[weakref.ref[HostLayer]] = []
         self.brought = self.early = self.turn = 0
         self._lane: Lane | None = None
         self._device: torch.device | None = None
@@ -38,9 +40,13 @@ class Staging:
         self.holds: list[Held | None] = [None, None]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Staging:
-        other = memo[id(self)] = Staging()
-        other.layers = [memo[id(layer)] for layer in self.layers if id(layer) in memo]
+        other = memo[id(self)] = Staging()  # its layers enter themselves as they are copied
         return other
+
+    def enter(self, layer: HostLayer) -> int:
+        """Take a layer behind the others; its place among them."""
+        self._layers.append(weakref.ref(layer))
+        return len(self._layers) - 1
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +61,7 @@ class Staging:
 
     def open(self, layer: HostLayer, tokens: int, like: Tensor) -> Tensor:
         """A buffer [tokens, batch, width] that begins with all that a layer holds; it may be written from here on."""
-        lane, wanted = self.lane(like.device), Held(layer.number, layer.turn, layer.length)
+        lane, wanted = self.lane(like.device), Held(layer.place, layer.turn, layer.length)
         self._reserve(layer, tokens, like)
         self.turn = next((one for one in (0, 1) if self._has(one, wanted)), 1 - self.turn)
         if not self._has(self.turn, wanted):
@@ -74,8 +80,13 @@ class Staging:
         lane.begin()
         layer.slab.append(new)
         self.marks[self.turn] = lane.mark()
-        after = self.layers[(self.layers.index(layer) + 1) % len(self.layers)]
-        if after.length and after.elements(after.length) <= self.capacity and after.dtype == layer.dtype:
+        after = self._layers[(layer.place + 1) % len(self._layers)]()
+        if (
+            after is not None
+            and after.length
+            and after.elements(after.length) <= self.capacity
+            and after.dtype == layer.dtype
+        ):
             self._bring(after, 1 - self.turn)
 
     def forget(self) -> None:
@@ -101,7 +112,7 @@ class Staging:
             lane.send(self._view(layer, one, layer.length), layer.slab.rows[: layer.length])
             self.marks[one] = lane.mark()
             self.brought += layer.elements(layer.length) * layer.slab.rows.itemsize
-        self.holds[one] = Held(layer.number, layer.turn, layer.length)
+        self.holds[one] = Held(layer.place, layer.turn, layer.length)
 
     def _view(self, layer: HostLayer, one: int, tokens: int) -> Tensor:
         return self.buffers[one][: layer.elements(tokens)].view(tokens, *layer.slab.rows.shape[1:])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from transformers import Cache
 from inference_pio.anatomy.cached_layers import CachedLayer, cached_layers, why_no_cache
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.cache import HostCache
+from inference_pio.cache.host_slab import HostSlab
 from inference_pio.contract.byte_size import in_words
 from inference_pio.contract.site import Site
 from inference_pio.decoding.cache_door import CacheCalls, put_caches
@@ -24,11 +27,22 @@ HOSTED = "_inference_pio_hosted_calls"
 """The attribute under which a model holds what its calls of `generate` are given."""
 
 
+@dataclass
 class HostedCalls(CacheCalls):
-    """Calls that are given a cache on the host."""
+    """Calls that are given a cache on the host. Its room is kept for the next call: pinning memory takes long."""
+
+    rooms: dict[int, HostSlab] = field(default_factory=dict)
+    last: Callable[[], Cache | None] = lambda: None
 
     def make(self, config: Any, but: tuple[int, ...]) -> Cache:
-        return HostCache(config, but=but)
+        if self.last() is not None:  # somebody holds it still, with its tokens
+            self.rooms = {}
+        cache = HostCache(config, but=but, rooms=self.rooms)
+        self.last = weakref.ref(cache)
+        return cache
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "held_bytes": sum(room.nbytes for room in self.rooms.values())}
 
 
 def placement_sites(model: nn.Module, device: torch.device, resident: int) -> list[Site]:

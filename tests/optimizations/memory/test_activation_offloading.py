@@ -198,7 +198,9 @@ def test_keys_and_values_lie_on_the_host_and_prompts_come_in_pieces(name: str) -
     with tiny._rope_deltas_kept(case.model):
         assert torch.equal(case.model.generate(**given, max_new_tokens=5, do_sample=False), wanted)  # type: ignore[operator]
     told = counted(case.manager, case.model)
+    held = told["kv_cache"].pop("held_bytes")
     assert told["kv_cache"] == {"placement": "host", "calls": 1, "left_to_the_library": {}}
+    assert held > 0
     assert told["decoder"]["pieces"] == 4
     (receipt,) = case.manager.get_receipts(case.model)
     assert "the first 1 layers stay on the device (resident_layers)" in {
