@@ -66,7 +66,7 @@ class StructuredPruning(OptimizationInterface):
     exactness = "approximate"
     changes_state_dict = True
     Parameters: ClassVar[type[Settings]] = StructuredPruningParameters
-    on_small_models: ClassVar[Mapping[str, Any]] = {"align": 8, "tokens": 512}
+    on_small_models: ClassVar[Mapping[str, Any]] = {"align": 8, "tokens": 256}
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)
