@@ -160,7 +160,8 @@ SUITES = {
         ),
         Suite(
             "decode-qwen3-4b-32k", "decode", "Qwen3-4B, decode at batch 1 behind 32K tokens",
-            arms={"plain": 75, "pio-graph": 90}, optional={"graph-eager": 60, "graph-inductor": 95},
+            arms={"plain": 75, "pio-graph": 90, "pio-kv-int8": 90},
+            optional={"graph-eager": 60, "graph-inductor": 95},
             model="qwen3-4b", gigabytes=34, prompt_tokens=32768, new_tokens=64, check_tokens=16, rounds=3,
         ),
         Suite(
@@ -203,7 +204,10 @@ SUITES = {
         Suite(
             "prefill-qwen3-4b", "prefill", "Qwen3-4B, forward of a prompt",
             arms={"plain": 25, "flash-only": 28, "pio-lossless": 28, "pio-balanced": 35, "compile": 90},
-            optional={"pio-elementwise": 28, "pio-merged": 28},
+            optional={
+                "pio-elementwise": 28, "pio-merged": 28, "pio-int4": 40, "pio-int8-activations": 40,
+                "pio-fp8-activations": 40,
+            },
             model="qwen3-4b", gigabytes=26, lengths=(8192, 32768),
         ),
         Suite(

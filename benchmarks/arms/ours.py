@@ -28,13 +28,14 @@ def profile(name: str) -> Callable[[nn.Module, Room], Decoder]:
     return make
 
 
-def named(*names: str) -> Callable[[nn.Module, Room], Decoder]:
-    def make(model: nn.Module, room: Room) -> Decoder:
-        inference_pio.get_optimization_manager().apply_optimizations(model, list(names))
-        room.notes += _said(model)
-        return GenerateDecoder(model)
-
-    return make
+def streamed(model: nn.Module, room: Room) -> Decoder:
+    """Layers from pinned host memory or from disk, within a fifth of the weights' bytes on a GPU."""
+    on_gpu = next(model.parameters()).is_cuda
+    budget = {"gpu_budget": "20%"} if on_gpu else {"host_budget": "80%", "threads": 1}
+    manager = inference_pio.get_optimization_manager()
+    manager.apply_optimizations(model, ["disk_offloading"], parameters={"disk_offloading": budget})
+    room.notes += [*_said(model), *manager.get_receipts(model)[-1].notes]
+    return GenerateDecoder(model)
 
 
 def fused(level: str, *, exact: bool = False) -> Callable[[nn.Module, Room], Decoder]:
@@ -54,12 +55,12 @@ def fuse(model: nn.Module, level: str, *, exact: bool = False) -> None:
     inference_pio.get_optimization_manager().apply_optimizations(model, names, parameters=given)
 
 
-def compressed(format: str) -> Callable[[nn.Module, Room], Decoder]:
-    """Level graph over weights in a format, each rounded to the nearest; int4 in groups of 128."""
+def compressed(**asked: Any) -> Callable[[nn.Module, Room], Decoder]:
+    """Level graph over weights or a cache in a format, each number rounded to the nearest; int4 in groups of 128."""
 
     def make(model: nn.Module, room: Room) -> Decoder:
-        how: dict[str, Any] = {"format": format}
-        if format == "int4":
+        how = dict(asked)
+        if how.get("format") == "int4":
             how["group_size"] = 32 if room.smoke else 128
         given: dict[str, dict[str, Any]] = {"tensor_compression": how, "kernel_fusion": {"level": "graph"}}
         names = ["tensor_compression", "flash_attention", "kernel_fusion"]

@@ -103,6 +103,20 @@ def _fused(level: str) -> Callable[[nn.Module, Room], Forward]:
     return make
 
 
+def _compressed(**asked: Any) -> Callable[[nn.Module, Room], Forward]:
+    """Weights in a format, and perhaps activations, beside exact attention and fused elementwise kernels."""
+
+    def make(model: nn.Module, room: Room) -> Forward:
+        how = asked | ({"group_size": 32} if room.smoke and asked["format"] == "int4" else {})
+        given = {"kernel_fusion": {"level": "elementwise"}, "tensor_compression": how}
+        manager = inference_pio.get_optimization_manager()
+        manager.apply_optimizations(model, ["tensor_compression", "flash_attention", "kernel_fusion"], parameters=given)
+        room.notes += [f"{receipt.name}: {note}" for receipt in manager.get_receipts(model) for note in receipt.notes]
+        return forward(model)
+
+    return make
+
+
 def _named(*names: str, **given: dict[str, Any]) -> Callable[[nn.Module, Room], Forward]:
     """Optimizations by name; where a smoke run's prompts are short, in pieces of a few tokens."""
 
@@ -187,6 +201,16 @@ ARMS: dict[str, PrefillArm] = {
             activation_offloading={"max_activation_bytes": "450MB", "text_tokens": 32768},
         ),
     ),
+    "pio-int4": PrefillArm("inference-pio int4 weights in groups of 128", _compressed(format="int4"), "int4"),
+    "pio-int8-activations": PrefillArm(
+        "inference-pio int8 weights and activations", _compressed(format="int8", activations="int8"), "int8 twice"
+    ),
+    "pio-fp8-activations": PrefillArm(
+        "inference-pio fp8 weights and activations",
+        _compressed(format="fp8", activations="fp8"),
+        "fp8 twice",
+        gpu_only=True,
+    ),  # fmt: skip
     "pio-lossless": PrefillArm("inference-pio lossless", _profile("lossless")),
     "pio-balanced": PrefillArm("inference-pio balanced", _profile("balanced"), "int8"),
 }

@@ -98,7 +98,7 @@ ARMS: dict[str, Arm] = {
     "liger": Arm("Liger kernels, generate", _liger, package="liger_kernel", gpu_only=True),
     "cpu-offload": Arm("accelerate cpu_offload", offload.cpu_offload, package="accelerate"),
     "disk-offload": Arm("accelerate disk_offload", offload.disk_offload, package="accelerate"),
-    "pio-disk-offloading": Arm("inference-pio disk_offloading", ours.named("disk_offloading")),
+    "pio-disk-offloading": Arm("inference-pio disk_offloading", ours.streamed),
     "library-kv-offload": Arm(
         "generate, cache_implementation='offloaded'", _generate(cache_implementation="offloaded"), gpu_only=True
     ),
@@ -116,9 +116,12 @@ ARMS: dict[str, Arm] = {
         "the same, products alone begin before the last has ended", ours.launched(overlapping=False), gpu_only=True
     ),
     "pio-graph-two": Arm("the same, attention in two launches", ours.launched(joined=False), gpu_only=True),
-    "pio-int8": Arm("inference-pio graph over int8 weights", ours.compressed("int8"), "int8"),
-    "pio-fp8": Arm("inference-pio graph over fp8 weights", ours.compressed("fp8"), "fp8"),
-    "pio-int4": Arm("inference-pio graph over int4 weights in groups of 128", ours.compressed("int4"), "int4"),
+    "pio-int8": Arm("inference-pio graph over int8 weights", ours.compressed(format="int8"), "int8"),
+    "pio-fp8": Arm("inference-pio graph over fp8 weights", ours.compressed(format="fp8"), "fp8"),
+    "pio-int4": Arm("inference-pio graph over int4 weights in groups of 128", ours.compressed(format="int4"), "int4"),
+    "pio-kv-int8": Arm(
+        "inference-pio graph over a cache in int8", ours.compressed(kv_cache="int8", targets=[]), "int8"
+    ),
     "pio-graph-large-room": Arm("inference-pio graph, in room for 64K tokens", ours.in_large_room),
     "pio-lossless": Arm("inference-pio lossless", ours.profile("lossless")),
     "pio-balanced": Arm("inference-pio balanced", ours.profile("balanced"), "int8"),
