@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import threading
 from pathlib import Path
@@ -200,6 +201,7 @@ def test_cycles_leave_no_thread_file_or_memory() -> None:
     model = mixture()
     process = psutil.Process()
     apply(model).remove_optimizations(model)
+    gc.collect()  # what earlier tests left
     threads, files = threading.active_count(), process.num_fds()
     for _ in range(10):
         manager = apply(model)

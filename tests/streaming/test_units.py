@@ -32,6 +32,7 @@ def test_a_slot_shows_tensors_as_they_lie_in_the_model() -> None:
     merged = torch.cat([layer.mlp.gate_proj.weight.detach(), layer.mlp.up_proj.weight.detach()])
     layer.mlp.gate_proj.weight.data, layer.mlp.up_proj.weight.data = merged[:100], merged[100:]
     layer.mlp.down_proj.weight.data = torch.randn(100, 64).t()
+    layer.self_attn.q_proj.weight.data = aligned_bytes(64 * 64 * 4, residue=8).view(torch.float32).view(64, 64).fill_(1)
     unit = Streamable(model).unit("model.layers.1")
     slot = aligned_bytes(unit.room)
     for region in unit.regions:
