@@ -8,6 +8,8 @@ from torch import nn
 from inference_pio.calibration import CalibrationSource
 from inference_pio.calibration.forward import forward, run_batches
 from inference_pio.calibration.rows import Rows
+from inference_pio.manager import ModularOptimizationManager
+from tests import tiny
 
 
 class Twice(nn.Module):
@@ -40,3 +42,18 @@ def test_a_layer_that_is_called_twice_is_waited_for() -> None:
     handle.remove()
     assert sum(one.count for one in rows.statistics()) == 6
     assert len(ends) == 1
+
+
+def test_what_works_piece_by_piece_works_whole_meanwhile() -> None:
+    """Whoever watches layers counts their calls, and masks their rows."""
+    model: Any = tiny.build("qwen3_vl")
+    manager = ModularOptimizationManager()
+    sizes = {"prefill_chunk_size": 3, "mlp_chunk_tokens": 2}
+    manager.apply_optimizations(model, ["activation_offloading"], parameters={"activation_offloading": sizes})
+    seen: list[int] = []
+    handle = model.model.language_model.layers[1].mlp.down_proj.register_forward_pre_hook(
+        lambda module, given: seen.append(given[0].shape[-2])
+    )
+    forward(model, tiny.inputs("qwen3_vl", model))
+    handle.remove()
+    assert seen == [tiny.TEXT_TOKENS]
