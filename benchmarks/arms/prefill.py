@@ -210,7 +210,7 @@ ARMS: dict[str, PrefillArm] = {
         _compressed(format="fp8", activations="fp8"),
         "fp8 twice",
         gpu_only=True,
-    ),  # fmt: skip
+    ),
     "pio-lossless": PrefillArm("inference-pio lossless", _profile("lossless")),
     "pio-balanced": PrefillArm("inference-pio balanced", _profile("balanced"), "int8"),
 }

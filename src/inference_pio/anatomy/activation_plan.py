@@ -72,16 +72,17 @@ def _hold(plan: ActivationPlan) -> None:
     shapes, budget = plan.shapes, plan.budget
     if budget is not None and plan.layer_bytes > budget:
         raise PlanError(
-            f"max_activation_bytes is {in_words(budget)}, and a layer of this model needs {in_words(plan.layer_bytes)} "
-            f"for {plan.prompt_tokens or 'all'} tokens of a text of {plan.text} ({in_words(shapes.attention_peak)} a "
-            f"token in its attention, {in_words(shapes.layer_peak(1, 1))} in its MLP, {in_words(shapes.mask)} of a "
-            f"mask for each, {in_words(shapes.expanded)} of the cache for each of the text): give at least that, "
+            f"the budget for activations is {in_words(budget)}, and a layer of this model needs "
+            f"{in_words(plan.layer_bytes)} for {plan.prompt_tokens or 'all'} tokens of a text of {plan.text} "
+            f"({in_words(shapes.attention_peak)} a token in its attention, {in_words(shapes.layer_peak(1, 1))} in its "
+            f"MLP, {in_words(shapes.mask)} of a mask for each, {in_words(shapes.expanded)} of the cache for each of "
+            "the text): give at least that, "
             "or shorter texts (text_tokens) or smaller pieces (prefill_chunk_size, mlp_chunk_tokens). Nothing was "
             "touched."
         )
     if budget is not None and plan.logits_tokens and plan.loss_bytes > budget:
         raise PlanError(
-            f"max_activation_bytes is {in_words(budget)}, and the loss of {plan.logits_tokens} tokens takes "
+            f"the budget for activations is {in_words(budget)}, and the loss of {plan.logits_tokens} tokens takes "
             f"{in_words(plan.loss_bytes)}: give at least that, or a smaller logits_chunk_tokens (0 leaves losses to "
             "the library). Nothing was touched."
         )

@@ -102,7 +102,7 @@ def test_a_budget_that_is_met_leaves_nothing_to_do_and_says_so_with_numbers() ->
 def test_a_budget_that_is_too_small_is_refused_with_numbers_and_touches_nothing() -> None:
     model = tiny.build("qwen3")
     before = fingerprint(model)
-    with pytest.raises(PlanError, match=r"max_activation_bytes is 1.0 kB, and a layer of this model needs"):
+    with pytest.raises(PlanError, match=r"the budget for activations is 1.0 kB, and a layer of this model needs"):
         apply(model, max_activation_bytes="1KB")
     assert before.differences(fingerprint(model)) == []
 
@@ -248,3 +248,15 @@ def test_every_place_is_told_once(name: str) -> None:
     for model in (tiny.build(name), tiny.build(name).get_submodule(inner)):
         sites = ModularOptimizationManager().registry.create(NAME, {"kv_placement": "host"}).sites(model)
         assert len({site.path for site in sites}) == len(sites)
+
+
+def test_where_prompts_stay_whole_the_plan_counts_them_whole() -> None:
+    model: Any = tiny.build("qwen3")
+    inner = type(model.model).forward
+    model.model.forward = lambda *given, **named: inner(model.model, *given, **named)
+    receipt = apply(model).get_receipts(model)[0]
+    assert {site.role for site in receipt.acted} == {"mlp", "loss"}
+    assert receipt.decision["prefill_chunk_size"] == 0
+    assert receipt.decision["layer_bytes"] <= receipt.decision["whole_bytes"]
+    with pytest.raises(PlanError, match=r"for all tokens of a text of 512"):
+        apply(model, max_activation_bytes="100KB")

@@ -112,7 +112,7 @@ class ActivationOffloading(OptimizationInterface):
             return [Site("", PROMPT, skip=found, whole=False)]
         path, stack = found
         planned = self._plan(model, stack)
-        no_prompt, no_rows = why_not_behind_a_cache(stack) or _foreign(stack), self._why_not(ROWS, planned)
+        no_prompt, no_rows = _why_no_prompt(stack), self._why_not(ROWS, planned)
         return [
             Site(path, PROMPT, skip=no_prompt or self._why_not(PROMPT, planned), whole=False),
             *(
@@ -163,9 +163,10 @@ class ActivationOffloading(OptimizationInterface):
 
     def _plan(self, model: nn.Module, stack: nn.Module) -> ActivationPlan:
         asked = self.parameters
+        prompt = 0 if _why_no_prompt(stack) else asked.prefill_chunk_size
         return plan_activations(
-            activation_shapes(model, stack), self._budget(model), text=asked.text_tokens,
-            prompt=asked.prefill_chunk_size, mlp=asked.mlp_chunk_tokens, logits=asked.logits_chunk_tokens,
+            activation_shapes(model, stack), self._budget(model), text=asked.text_tokens, prompt=prompt,
+            mlp=asked.mlp_chunk_tokens, logits=asked.logits_chunk_tokens,
         )  # fmt: skip
 
     def _budget(self, model: nn.Module) -> int | None:
@@ -175,10 +176,8 @@ class ActivationOffloading(OptimizationInterface):
         ratio: float | None = self.parameters.max_memory_ratio
         if ratio is None:
             return None
-        total, weights = (
-            device_bytes(self.device),
-            sum(one.nbytes for one in chain(model.parameters(), model.buffers())),
-        )
+        total = device_bytes(self.device)
+        weights = sum(one.nbytes for one in chain(model.parameters(), model.buffers()))
         if weights >= total:
             raise PlanError(
                 f"max_memory_ratio is a share of what the weights leave of the memory of {self.device}, and they take "
@@ -209,6 +208,10 @@ def _reads_masks(model: nn.Module) -> bool:
     """Whether attention is the library's own, which tells what comes later by a mask where a cache stands before it."""
     configs = [module.config for _, module, role in attention_modules(model) if role == "attention"]
     return any(dense_part(attention_name(config) or "") in ("sdpa", "eager") for config in configs)
+
+
+def _why_no_prompt(stack: nn.Module) -> str | None:
+    return why_not_behind_a_cache(stack) or _foreign(stack)
 
 
 def _heads(model: nn.Module) -> list[str]:
