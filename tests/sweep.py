@@ -35,15 +35,16 @@ NAMES = ModularOptimizationManager().get_available_optimizations()
 PAIRS = list(itertools.combinations(NAMES, 2))
 
 
-STREAMING = {"disk_offloading"}
-"""What streams refuses some ordinary calls: training, and weights loaded into it (tests/streaming/test_hooks.py)."""
+APART = {"disk_offloading", "structured_pruning"}
+"""What streams refuses some ordinary calls: training, and weights loaded into it (tests/streaming/test_hooks.py). What
+prunes runs the model to learn from it, and everything behind it is made anew where it comes or goes."""
 
 
 def _together() -> list[str]:
     """Names that one model takes at once, of those that claim one thing the first, with all ordinary calls left."""
     model, manager = tiny.build("llama"), small_manager()
     taken: list[str] = []
-    for name in (name for name in NAMES if name not in STREAMING):
+    for name in (name for name in NAMES if name not in APART):
         with contextlib.suppress(ConflictError):
             manager.plan(model, [*taken, name])
             taken.append(name)

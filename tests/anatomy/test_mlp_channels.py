@@ -63,3 +63,5 @@ def test_reasons_are_told_for_what_is_held_otherwise() -> None:
     model.model.layers[1].mlp.act_fn = nn.Tanh()
     told = [one for one in inner_channels(model) if isinstance(one, tuple)]
     assert ("model.layers.1.mlp", "LlamaMLP does not gate by SiLU") in told
+    model.model.layers[2].mlp.up_proj = nn.Linear(tiny.HIDDEN, 100)
+    assert ("model.layers.2.mlp", "its layers have biases") in list(inner_channels(model))

@@ -154,6 +154,17 @@ def test_what_is_handed_out_goes_on_as_the_librarys(take: Callable[..., Taken]) 
     assert torch.equal(found, expected)
 
 
+def test_room_made_in_inference_mode_is_used_outside_of_it() -> None:
+    one = over_codes("qwen3", "int8")
+    given = prompt(tokens=100)
+    with torch.inference_mode():
+        first = one.model.generate(**given, max_new_tokens=40, pad_token_id=0)
+    again, theirs = one.both(**given, max_new_tokens=40)
+    assert torch.equal(first, again)
+    assert torch.equal(again, theirs)
+    assert one.engine.counts.left == {}
+
+
 def test_a_call_that_ends_with_its_prompt_hands_out_what_was_read() -> None:
     one = over_codes("qwen3", "int8")
     ours, theirs = one.both(**prompt(tokens=200), max_new_tokens=1, return_dict_in_generate=True)

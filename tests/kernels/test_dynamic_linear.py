@@ -89,6 +89,18 @@ def test_what_a_machine_lacks_is_told_with_the_way_out() -> None:
     assert not has_fp8_matmul(CPU)
 
 
+def test_a_compiler_sees_one_graph() -> None:
+    codes, scale = quantize_rows(seeded(32, 64, seed=1))
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        return dynamic_linear(x, codes, scale) if serves_dynamic(x, codes) else x
+
+    x = seeded(40, 64)
+    with torch.no_grad():
+        found = torch.compile(multiply, backend="eager", fullgraph=True)(x)
+    assert torch.equal(found, multiply(x))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [torch.int8, FP8])
 @pytest.mark.parametrize("shape", [*SHAPES, (8192, 2560, 6144), (100, 9728, 2560)])

@@ -109,7 +109,9 @@ def test_tokens_through_a_cache_on_the_host_are_the_librarys_to_the_bit(
     assert all(torch.equal(one, other) for one, other in zip(found.logits, wanted.logits, strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("qwen3", "qwen3_moe") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 @torch.no_grad()
 def test_a_forward_of_4k_tokens_takes_at_most_a_quarter_of_the_memory(name: str) -> None:
     model, tokens = reference_models.load(name), 4096

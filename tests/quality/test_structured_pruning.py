@@ -78,6 +78,7 @@ def test_a_quarter_of_the_channels_goes_at_little_loss(name: str) -> None:
         assert found[number] <= 0.65 * excess(by_one_shot(name, 0.25, "flap"), name, number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["flap", "wanda", "magnitude"])
 @pytest.mark.parametrize("name", in_turn("qwen3", among=DENSE))
 def test_half_of_the_channels_goes_at_far_less_loss_than_by_one_shot(name: str, method: str) -> None:
@@ -94,6 +95,7 @@ def test_a_quarter_of_each_experts_width_goes_at_little_loss(name: str) -> None:
     assert max(excess(pruned(name, 0.25, "expert_width"), name, number) for number in EACH_DRAW) <= 0.06
 
 
+@pytest.mark.slow
 def test_measured_widths_lose_less_than_equal_ones() -> None:
     for number in EACH_DRAW:
         assert excess(pruned("qwen3", 0.25), "qwen3", number) < excess(

@@ -99,10 +99,42 @@ def test_training_is_refused_and_evaluating_in_training_mode_is_not() -> None:
     case.check_untouched()
 
 
-def test_gradients_that_would_need_a_layer_again_are_no_numbers() -> None:
+def test_a_backward_pass_that_would_need_a_layer_again_is_refused() -> None:
     case = streamed()
-    case.model(**tiny.inputs("llama", case.model)).logits.sum().backward()
-    assert case.model.get_input_embeddings().weight.grad.isnan().any()
+    loss = case.model(**tiny.inputs("llama", case.model)).logits.float().sum()
+    with pytest.raises(RefusedOnOptimized, match="backward pass"):
+        loss.backward()
+
+
+def test_state_dicts_of_several_threads_are_all_true() -> None:
+    case = streamed()
+    wanted = {name: tensor.clone() for name, tensor in tiny.build("llama").state_dict().items()}
+    wrong: list[str] = []
+
+    def look() -> None:
+        for _ in range(12):
+            found = case.model.state_dict()
+            wrong.extend(name for name, tensor in wanted.items() if not torch.equal(found[name], tensor))
+
+    def compute() -> None:
+        for _ in range(30):
+            tiny.logits(case.model, "llama")
+
+    threads = [threading.Thread(target=target) for target in (look, look, look, compute)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert torch.equal(tiny.logits(case.model, "llama"), case.logits)
+
+
+def test_a_part_of_a_layer_that_was_cast_is_told_and_not_taken_back_in_silence() -> None:
+    case = streamed()
+    layer = case.model.get_submodule(stream_of(case.model).units[0].path)  # type: ignore[union-attr]
+    layer.mlp.gate_proj.to(torch.bfloat16)
+    with pytest.raises(RefusedOnOptimized, match=r"has become torch\.bfloat16"):
+        tiny.logits(case.model, "llama")
 
 
 def test_a_copy_streams_by_itself_and_outlives_the_first() -> None:

@@ -271,3 +271,16 @@ def test_processes_that_write_the_same_store_at_once_all_read_it_whole(tmp_path:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_what_a_user_keeps_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    kept = {"uv.lock": "a", "poetry.lock": "b", "Cargo.lock": "c"}
+    for name, text in kept.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).with_suffix("").mkdir()
+        ((tmp_path / name).with_suffix("") / "data.txt").write_text(text)
+    open_store(tmp_path, contents()).close()
+    sweep(tmp_path)
+    for name, text in kept.items():
+        assert (tmp_path / name).read_text() == text
+        assert ((tmp_path / name).with_suffix("") / "data.txt").read_text() == text

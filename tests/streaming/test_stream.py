@@ -134,8 +134,11 @@ def test_a_thread_that_died_inside_a_unit_keeps_nobody_waiting(tmp_path: Path) -
 
 
 def test_a_unit_is_seen_from_outside_and_while_it_computes(streamed: Streamed) -> None:
-    assert streamed.stream.open(1)
-    assert not streamed.stream.open(1)
+    assert not streamed.stream.is_open(1)
+    streamed.stream.open(1)
+    streamed.stream.open(1)
+    streamed.stream.shut(1)  # the other one still looks
+    assert streamed.stream.is_open(1)
     assert streamed.is_true(1)
     streamed.stream.enter(1)
     streamed.stream.leave(1)

@@ -98,6 +98,8 @@ def _of_mlp(path: str, module: nn.Module) -> InnerChannels | tuple[str, str]:
     layers = [module.get_submodule(name) for name in (GATE, UP, DOWN)]
     if not all(is_linear(layer) and isinstance(layer, nn.Linear) for layer in layers):
         return path, "its layers are stored or computed in another way than plain linear layers"
+    if any(layer.bias is not None for layer in layers):
+        return path, "its layers have biases"
     return InnerChannels(path, module, MLP, layers[2].in_features)  # type: ignore[arg-type]
 
 

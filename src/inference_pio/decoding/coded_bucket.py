@@ -32,6 +32,7 @@ class CodedBucket(Bucket):
     finished first, so up to three of them see its tokens as they were.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self, model: nn.Module, decoder: Decoder, batch: int, capacity: int, ahead: int, kv_format: str
     ) -> None:

@@ -32,6 +32,7 @@ def naive_dynamic_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor |
     return found.to(x.dtype).view(*x.shape[:-1], len(codes))
 
 
+@torch.compiler.assume_constant_result
 def choose_dynamic_backend(device: torch.device, kind: torch.dtype) -> str:
     """What multiplies activations of a kind with weights of it: torch's int8 product, its fp8 one, or none."""
     if kind is torch.int8:

@@ -46,6 +46,7 @@ class DeviceSlot(Slot):
         return torch.empty(nbytes, dtype=torch.uint8, device=self._shared.device)
 
     def fill(self, number: int, pieces: Sequence[Piece], reader: Reader) -> None:
+        self._to_copy = None  # what was read for another unit is not wanted any more
         waiting = self._shared.waiting.get(number)
         if waiting is not None:
             self.unit, self.reading = number, None
@@ -62,7 +63,11 @@ class DeviceSlot(Slot):
         return reader.start(pieces, self._slab.bytes)
 
     def ready(self) -> None:
-        super().ready()
+        try:
+            super().ready()
+        except BaseException:
+            self._to_copy = None
+            raise
         if self._to_copy is not None:
             self._copy(self._to_copy)
             self._to_copy = None
@@ -77,4 +82,5 @@ class DeviceSlot(Slot):
             self._shared.copies.wait_event(self._computed)
         with torch.cuda.stream(self._shared.copies):
             self.bytes[: len(source)].copy_(source, non_blocking=True)
+            self.bytes.record_stream(self._shared.copies)  # its memory must not go to others before the copy has ended
             self._copied = self._shared.copies.record_event()

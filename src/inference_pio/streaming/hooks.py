@@ -67,7 +67,8 @@ def true_values(model: nn.Module) -> Iterator[None]:
     opened: list[int] = []
     try:
         for number in range(len(stream.units)):
-            opened += [number] * stream.open(number)
+            stream.open(number)
+            opened.append(number)
         yield
     finally:
         for number in opened:
@@ -85,7 +86,6 @@ class _Hooks:
 
     def __init__(self, stream: Stream, number: int) -> None:
         self._stream, self._number = stream, number
-        self._opened = False
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator] # threads have no place in a compiled graph
     def enter(self, module: nn.Module, given: Any) -> None:
@@ -97,29 +97,29 @@ class _Hooks:
         """Before experts compute: which of them a call chose stands in its one tensor of whole numbers."""
         _refuse_training(module)
         tensors = [one for one in (*given, *named.values()) if isinstance(one, torch.Tensor)]
-        (index,) = [one for one in tensors if not one.dtype.is_floating_point]
+        chosen = [one for one in tensors if not one.dtype.is_floating_point]
         assert isinstance(self._stream, ExpertStream)
-        self._stream.bring(self._number, torch.unique(index).tolist())
+        every = range(self._stream.experts[self._number])  # where a call names none, it computes with all
+        self._stream.bring(self._number, torch.unique(chosen[0]).tolist() if len(chosen) == 1 else list(every))
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator]
     def leave(self, module: nn.Module, given: Any, out: Any) -> None:
         self._stream.leave(self._number)
+        if torch.is_grad_enabled():
+            _refuse_backward(out)
 
     for called in (enter, bring, leave):
         setattr(called, WHY_CALLED, WHY)
 
     def before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
-        self._opened = self._stream.open(self._number)
-        if keep_vars and self._opened:
-            self._stream.shut(self._number)
+        if keep_vars and not self._stream.is_open(self._number):
             raise RefusedOnOptimized(
                 f"{prefix.rstrip('.')} streams from disk, so its Parameters hold no numbers to keep hold of: "
                 f"use keep_vars=False, or {TAKE_BACK} first."
             )
+        self._stream.open(self._number)
 
     def after_state_dict(self, module: nn.Module, found: Any, prefix: str, metadata: Any) -> None:
-        if not self._opened:
-            return
         mine = {id(tensor) for tensor in self._stream.units[self._number].tensors}
         for name, value in found.items():
             if id(value) in mine:  # codes are handed out themselves
@@ -131,6 +131,20 @@ def _refuse_loading(*given: Any) -> None:
     raise RefusedOnOptimized(
         f"weights cannot be loaded into layers that stream from disk. Nothing was loaded: {TAKE_BACK} first."
     )
+
+
+def _refuse_backward(out: Any) -> None:
+    """A backward pass would multiply with what the weights show then, which is nothing."""
+
+    def refuse(gradient: torch.Tensor) -> None:
+        raise RefusedOnOptimized(
+            "a backward pass needs the weights of layers that stream from disk, and they are gone by then. "
+            f"Compute under torch.no_grad(), or {TAKE_BACK} first."
+        )
+
+    for tensor in out if isinstance(out, tuple | list) else (out,):
+        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+            tensor.register_hook(refuse)  # type: ignore[no-untyped-call]
 
 
 def _refuse_training(module: nn.Module) -> None:

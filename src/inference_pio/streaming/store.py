@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import weakref
@@ -30,6 +31,8 @@ MANIFEST = "manifest.json"
 FORMAT = "inference-pio weight store 1"
 SPARE_BYTES = 16 * 2**20
 PATIENCE_S = 60.0
+NAME = re.compile(r"[0-9a-f]{32}")
+"""The name of a store: what lies beside in a folder of the user's has others, locks of other programs among it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def open_store(root: Path, contents: Sequence[Content]) -> Store:
 def sweep(root: Path) -> list[Path]:
     """Remove the stores that no living process reads or writes; returns their folders."""
     swept = []
-    for path in sorted(root.glob(f"*{SUFFIX}")):
+    for path in sorted(path for path in root.glob(f"*{SUFFIX}") if NAME.fullmatch(path.stem)):
         with contextlib.suppress(OSError):  # another process has just swept it, or it is none of ours
             lock = StoreLock(path)
             try:

@@ -55,7 +55,8 @@ class Stream:
         self._stand_ins: list[list[torch.Tensor]] = []
         self._turn = threading.Condition()
         self._inside: dict[int, tuple[int, Slot]] = {}
-        self._opened: dict[int, list[torch.Tensor]] = {}
+        self._opened: dict[int, tuple[int, list[torch.Tensor]]] = {}
+        """By unit, how many look at it from outside, and what they see."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
         """A copied model streams by itself, from the same files; a store goes when both have let go of it."""
@@ -103,6 +104,7 @@ class Stream:
         me = threading.get_ident()
         with self._turn:
             self._forget(me)
+            self._check_unchanged(number)
             slot = self._slot_for(number)
             slot.users += 1
             self._inside[me] = number, slot
@@ -119,6 +121,16 @@ class Stream:
             self.counts.in_time += in_time
             self.counts.waited_s += time.perf_counter() - start
             self._look(number)
+
+    def _check_unchanged(self, number: int) -> None:
+        """Raise RefusedOnOptimized where a part of a unit was cast or moved, which showing it again would undo."""
+        for tensor, stand_in in zip(self.units[number].tensors, self._stand_ins[number], strict=True):
+            if tensor.dtype != stand_in.dtype or tensor.device != stand_in.device:
+                raise RefusedOnOptimized(
+                    f"a weight of {self.units[number].path} has become {tensor.dtype} on {tensor.device}, and its "
+                    f"bytes come from disk as {stand_in.dtype} on {stand_in.device}: take disk_offloading off, cast or "
+                    "move the model, and apply it again."
+                )
 
     def leave(self, number: int) -> None:
         """The unit has computed: its tensors show their stand-ins again, and its slot may be filled anew."""
@@ -139,10 +151,12 @@ class Stream:
 
     # ------------------------------------------------------------------ looks at a unit from outside of a pass
 
-    def open(self, number: int) -> bool:
-        """Let a unit show its true values in memory of their own, every checksum checked; False where it does so."""
-        if number in self._opened:
-            return False
+    def open(self, number: int) -> None:
+        """Let a unit show its true values in memory of their own, every checksum checked, until all who opened it have
+        shut it; whoever computes meanwhile computes with the same.
+        """
+        if self._joined(number):
+            return
         unit = self.units[number]
         waiting = self._device.waiting.get(number) if self._device is not None else None
         fresh = waiting.bytes if waiting is not None else aligned_bytes(self._room)
@@ -150,14 +164,31 @@ class Stream:
             self._reader.read_now(self._pieces[number], fresh)
         fresh = fresh.to(unit.tensors[0].device)
         with self._turn:
-            self._opened[number] = [data for region in unit.regions for data in region.shown_in(fresh)]
-            self._look(number)
-        return True
+            if not self._joined(number):
+                self._opened[number] = 1, [data for region in unit.regions for data in region.shown_in(fresh)]
+                self._look(number)
+
+    def is_open(self, number: int) -> bool:
+        """Whether somebody looks at a unit from outside, who keeps its true values there."""
+        with self._turn:
+            return number in self._opened
+
+    def _joined(self, number: int) -> bool:
+        """One more looks at a unit that is open already."""
+        with self._turn:
+            if number not in self._opened:
+                return False
+            holders, shown = self._opened[number]
+            self._opened[number] = holders + 1, shown
+            return True
 
     def shut(self, number: int) -> None:
-        """Whoever opened a unit has seen it."""
+        """One of those who opened a unit has seen it."""
         with self._turn:
-            if self._opened.pop(number, None) is not None:
+            holders, shown = self._opened.pop(number, (0, []))
+            if holders > 1:
+                self._opened[number] = holders - 1, shown
+            elif holders:
                 self._look(number)
 
     def close(self) -> None:
@@ -173,10 +204,12 @@ class Stream:
 
     def _look(self, number: int) -> None:
         """Point a unit's tensors at what they must show now."""
-        shown = self._opened.get(number) or self._stand_ins[number]
+        shown = self._stand_ins[number]
         for unit, slot in self._inside.values():
             if unit == number and slot.unit == number:
                 shown = slot.shown()
+        if number in self._opened:  # a slot will hold other bytes by the time that they are looked at
+            shown = self._opened[number][1]
         for tensor, data in zip(self.units[number].tensors, shown, strict=True):
             point(tensor, data)
 
@@ -208,10 +241,8 @@ class Stream:
         return slot
 
     def _read_ahead(self, number: int) -> None:
-        """Fill free slots with the units that come after this one, in a circle."""
-        in_use = any(slot.unit == number and slot.users for slot in self._slots)
-        first = number if in_use else number + 1
-        ahead = [(first + step) % len(self.units) for step in range(len(self._slots))]
+        """Fill free slots with the units that come after this one, in a circle; this one may be wanted again."""
+        ahead = [(number + step) % len(self.units) for step in range(len(self._slots))]
         held = {slot.unit for slot in self._slots}
         missing = [one for one in ahead if one not in held]
         for slot in self._slots:

@@ -32,6 +32,8 @@ EXPERTS_ALIGN = 8
 """torch's grouped product takes rows of experts that are multiples of 16 bytes."""
 LONG_BYTES = 64 * 2**20
 """A model of more is told how far its pruning has come."""
+SMALL_TEXT = [[1 + (place * place + row) % 96 for place in range(32)] for row in range(12)]
+"""Tokens without a meaning that every small model knows."""
 Unit = Literal["mlp", "expert_width"]
 
 
@@ -66,7 +68,7 @@ class StructuredPruning(OptimizationInterface):
     exactness = "approximate"
     changes_state_dict = True
     Parameters: ClassVar[type[Settings]] = StructuredPruningParameters
-    on_small_models: ClassVar[Mapping[str, Any]] = {"align": 8, "tokens": 256}
+    on_small_models: ClassVar[Mapping[str, Any]] = {"align": 8, "allocation": "uniform", "text": SMALL_TEXT}
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)
