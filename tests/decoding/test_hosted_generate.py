@@ -131,6 +131,17 @@ def test_room_is_kept_for_the_next_call_and_never_taken_from_a_cache_that_is_hel
     assert torch.equal(say(model, prompt(2, 30)).sequences, wanted[2]), "room of another kind is not taken"
 
 
+@pytest.mark.parametrize("number", [slice(None), slice(1, 2)], ids=["all", "one"])
+def test_room_is_not_taken_from_layers_that_are_held_without_their_cache(number: slice) -> None:
+    model = tiny.build("llama")
+    hosted(model)
+    kept = say(model, prompt(1, 30)).past_key_values.layers[number]
+    before = [layer.slab.rows[: layer.length].clone() for layer in kept]
+    say(model, prompt(1, 40))
+    for layer, rows in zip(kept, before, strict=True):
+        assert torch.equal(layer.slab.rows[: layer.length], rows)
+
+
 def test_room_goes_with_the_optimization() -> None:
     model = tiny.build("llama")
     journal = hosted(model)

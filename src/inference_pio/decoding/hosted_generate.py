@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import Cache
 from inference_pio.anatomy.cached_layers import CachedLayer, cached_layers, why_no_cache
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.cache import HostCache
+from inference_pio.cache.host_layer import HostLayer
 from inference_pio.cache.host_slab import HostSlab
 from inference_pio.contract.byte_size import in_words
 from inference_pio.contract.site import Site
@@ -32,13 +33,13 @@ class HostedCalls(CacheCalls):
     """Calls that are given a cache on the host. Its room is kept for the next call: pinning memory takes long."""
 
     rooms: dict[int, HostSlab] = field(default_factory=dict)
-    last: Callable[[], Cache | None] = lambda: None
+    last: tuple[weakref.ref[HostLayer], ...] = ()
 
     def make(self, config: Any, but: tuple[int, ...]) -> Cache:
-        if self.last() is not None:  # somebody holds it still, with its tokens
+        if any(layer() is not None for layer in self.last):  # somebody holds it still, with or without its cache
             self.rooms = {}
         cache = HostCache(config, but=but, rooms=self.rooms)
-        self.last = weakref.ref(cache)
+        self.last = tuple(weakref.ref(layer) for layer in cache.host_layers)
         return cache
 
     def to_json(self) -> dict[str, Any]:
