@@ -38,9 +38,6 @@ class LateLane:
         self.log.append("drain")
         self.wait(len(self.sent))
 
-    def let_go(self, tensor: Tensor) -> None:
-        self.drain()
-
 
 def put_late_lanes(monkeypatch: pytest.MonkeyPatch) -> list[LateLane]:
     """From now on caches on the host are served by such lanes; those made are listed."""

@@ -26,9 +26,6 @@ class Lane(Protocol):
     def drain(self) -> None:
         """Wait, on the host, for all that was sent."""
 
-    def let_go(self, tensor: Tensor) -> None:
-        """A device's tensor is given up, and may be on its way still."""
-
 
 class HereLane:
     """The lane of a CPU: what is sent is there at once."""
@@ -48,9 +45,6 @@ class HereLane:
     def drain(self) -> None:
         """Everything has come."""
 
-    def let_go(self, tensor: Tensor) -> None:
-        """Nothing is on its way."""
-
 
 class CudaLane:
     """A stream of its own, and events between it and the one that computes; host tensors must be pinned."""
@@ -64,6 +58,7 @@ class CudaLane:
     def send(self, to: Tensor, source: Tensor) -> None:
         with torch.cuda.stream(self.stream):
             to.copy_(source, non_blocking=True)
+        (to if to.is_cuda else source).record_stream(self.stream)  # a cache may be dropped while this is on its way
 
     def mark(self) -> torch.cuda.Event:
         mark: torch.cuda.Event = self.stream.record_event()
@@ -74,9 +69,6 @@ class CudaLane:
 
     def drain(self) -> None:
         self.stream.synchronize()
-
-    def let_go(self, tensor: Tensor) -> None:
-        tensor.record_stream(self.stream)
 
 
 def lane_of(device: torch.device) -> Lane:

@@ -91,9 +91,6 @@ class Staging:
 
     def forget(self) -> None:
         """Give the buffers back."""
-        for buffer in self.buffers:
-            if self._lane is not None:
-                self._lane.let_go(buffer)
         self.buffers, self.marks, self.holds = [], [None, None], [None, None]
 
     @property
