@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
 
-from inference_pio.anatomy.call_guards import put_around
+from inference_pio.anatomy.call_guards import is_foreign, is_watched, put_around
 from inference_pio.compat import knows_names
 from inference_pio.undo.journal import Journal
 
 KEEP, HEAD = "logits_to_keep", "lm_head"
-_LAST: ContextVar[int | None] = ContextVar("last hidden states", default=None)
+_LAST: ContextVar[tuple[nn.Module, int] | None] = ContextVar("last hidden states", default=None)
 
 
 def ask_for_last_states(journal: Journal, model: nn.Module) -> None:
@@ -24,15 +24,37 @@ def ask_for_last_states(journal: Journal, model: nn.Module) -> None:
         put_around(journal, model, _saying_so)
 
 
-def last_states() -> int | None:
-    """How many hidden states the forward that is on its way asks for, from the end; None for all."""
-    return _LAST.get()
+def last_states(stack: nn.Module) -> int | None:
+    """How many hidden states the forward that is on its way asks this stack for, from the end; None for all, which
+    whoever watches the stack, or a module that hands its states on, is to see.
+    """
+    asked = _LAST.get()
+    if asked is None:
+        return None
+    model, kept = asked
+    path = next((path for path, module in model.named_modules() if module is stack), None)
+    if path is None:  # another model's, called on the way
+        return None
+    return None if any(_is_seen(module) for module in _down_to(model, path)) else kept
+
+
+def _down_to(model: nn.Module, path: str) -> Iterator[nn.Module]:
+    """The modules below a model, down to the one at a path."""
+    for name in path.split("."):
+        model = model.get_submodule(name)
+        yield model
+
+
+def _is_seen(module: nn.Module) -> bool:
+    return is_watched(module) or is_foreign(module.__dict__.get("forward"))
 
 
 def _saying_so(self: nn.Module, inner: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> Any:
     kept = named.get(KEEP)
-    only = type(kept) is int and kept > 0 and named.get("labels") is None
-    before = _LAST.set(kept if only else None)
+    asked = None
+    if type(kept) is int and kept > 0 and named.get("labels") is None:
+        asked = self, kept
+    before = _LAST.set(asked)
     try:
         return inner(self, *given, **named)
     finally:

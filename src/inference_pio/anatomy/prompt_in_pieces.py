@@ -45,7 +45,7 @@ def prompt_in_pieces(
     each = max(1, pieces.tokens // rows)
     if callable(reserve := getattr(cache, "reserve", None)):
         reserve(held + tokens)
-    first = max(0, tokens - (last_states() or tokens))
+    first = max(0, tokens - (last_states(self) or tokens))
     whole, out = None, None
     for begin in range(0, tokens, each):
         part = cut(asked, held, begin, min(begin + each, tokens))
