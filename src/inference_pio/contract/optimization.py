@@ -19,12 +19,15 @@ from inference_pio.undo.journal import Journal
 
 
 class Stage(IntEnum):
-    """When a step is taken: shapes first, then how weights are stored, what computes on them, where they lie."""
+    """When a step is taken: shapes first, then how weights are stored, what computes on them, where they lie, and
+    last what is held beside them: how much that may be is told by what they leave.
+    """
 
     STRUCTURE = 0
     STORAGE = 1
     COMPUTATION = 2
     PLACEMENT = 3
+    WORKING = 4
 
 
 class NoParameters(Settings):

@@ -10,9 +10,9 @@ from torch import nn
 
 from inference_pio.errors import InvalidModel
 from inference_pio.streaming.hooks import slot_bytes_of
-from inference_pio.undo.parked import View
 from inference_pio.undo.places import SESSION
-from inference_pio.undo.slots import storage_key, tensors_of
+from inference_pio.undo.slots import tensors_of
+from inference_pio.undo.stored_bytes import stored_bytes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -52,13 +52,4 @@ def tensor_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, tied ones once, and of slots that they stream through; works on a skeleton
     as on a model.
     """
-    sizes: dict[int, int] = {}
-    for tensor in tensors_of(model):
-        nbytes = _bytes_on_meta(tensor) if tensor.is_meta else tensor.untyped_storage().nbytes()
-        sizes[storage_key(tensor)] = max(nbytes, sizes.get(storage_key(tensor), 0))
-    return sum(sizes.values()) + slot_bytes_of(model)
-
-
-def _bytes_on_meta(tensor: torch.Tensor) -> int:
-    """What a tensor would take: a stand-in, which shows one number everywhere, takes that."""
-    return min(tensor.nbytes, View.of(tensor).end_bytes)
+    return stored_bytes(model) + slot_bytes_of(model)

@@ -13,6 +13,7 @@ from inference_pio.decoding import hosted_generate
 from inference_pio.errors import InvalidSetting, NoEffect, PlanError
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.measure.allocations import peak_allocated
+from inference_pio.measure.memory import weight_bytes
 from inference_pio.optimizations.memory.activation_offloading import (
     MASKED,
     ActivationOffloadingParameters,
@@ -92,6 +93,25 @@ def test_a_budget_is_turned_into_sizes_that_keep_to_it(parameters: dict[str, Any
     assert decision["layer_bytes"] > decision["budget_bytes"] / 4
     assert decision["prefill_chunk_size"] >= decision["mlp_chunk_tokens"] >= 16
     json.dumps(decision)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_share_of_the_memory_counts_layers_that_stream_from_disk_by_their_slots(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.build("qwen3")
+    weights = weight_bytes(model)
+    room = weights - 1000  # all weights would not fit
+    monkeypatch.setattr("inference_pio.optimizations.memory.activation_offloading.device_bytes", lambda device: room)
+    with pytest.raises(PlanError, match="max_memory_ratio is a share of what the weights leave"):
+        apply(model, max_memory_ratio=1.0)
+    manager, disk = ModularOptimizationManager(), "disk_offloading"
+    asked = {disk: {"host_budget": "60%", "threads": 1}, NAME: {"max_memory_ratio": 1.0, "text_tokens": 512}}
+    for names in [[disk, NAME]] if together else [[disk], [NAME]]:
+        manager.apply_optimizations(model, names, parameters={name: asked[name] for name in names})
+    streamed, pieces = (receipt for receipt in manager.get_receipts(model))
+    assert streamed.weight_bytes_after < weights
+    assert pieces.decision["budget_bytes"] == room - streamed.weight_bytes_after
 
 
 def test_a_budget_that_is_met_leaves_nothing_to_do_and_says_so_with_numbers() -> None:

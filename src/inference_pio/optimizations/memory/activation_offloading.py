@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -38,7 +37,9 @@ from inference_pio.decoding.hosted_generate import (
 )
 from inference_pio.errors import PlanError
 from inference_pio.measure.device_memory import device_bytes
+from inference_pio.streaming.hooks import slot_bytes_of
 from inference_pio.undo.journal import Journal
+from inference_pio.undo.stored_bytes import stored_bytes
 
 PROMPT, ROWS, LOSS = "decoder", "mlp", "loss"
 """The roles of sites: the stack of layers, an MLP or a mixture of experts, the head whose logits a loss is made of."""
@@ -90,7 +91,7 @@ class ActivationOffloading(OptimizationInterface):
 
     name = "activation_offloading"
     optimization_type = OptimizationType.MEMORY
-    stage = Stage.PLACEMENT
+    stage = Stage.WORKING
     summary = "prompts, MLPs and losses piece by piece within so many bytes; keys and values on the host"
     exactness = "exact up to rounding"
     Parameters: ClassVar[type[Settings]] = ActivationOffloadingParameters
@@ -177,7 +178,7 @@ class ActivationOffloading(OptimizationInterface):
         if ratio is None:
             return None
         total = device_bytes(self.device)
-        weights = sum(one.nbytes for one in chain(model.parameters(), model.buffers()))
+        weights = stored_bytes(model) + slot_bytes_of(model)
         if weights >= total:
             raise PlanError(
                 f"max_memory_ratio is a share of what the weights leave of the memory of {self.device}, and they take "
