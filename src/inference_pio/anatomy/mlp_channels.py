@@ -15,7 +15,7 @@ from inference_pio.anatomy.walk import is_linear
 
 MLP, EXPERT_WIDTH = "mlp", "expert_width"
 GATE_UP_OF_EXPERTS, DOWN_OF_EXPERTS = "gate_up_proj", "down_proj"
-WIDTH_NAMES = ("intermediate_size", "intermediate_dim", "moe_intermediate_size")
+WIDTH_NAMES = ("intermediate_size", "intermediate_dim", "moe_intermediate_size", "shared_expert_intermediate_size")
 """Under which names modules and configurations tell their inner width."""
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.mlp_channels import EXPERT_WIDTH, WIDTH_NAMES, InnerChannels, inner_channels
 from inference_pio.anatomy.roles import roles_of
+from inference_pio.anatomy.shared_weights import shared_weights, why_shared
 from inference_pio.calibration.held_out import ONE_IN
 from inference_pio.calibration.narrowed import MEASURED, UNIFORM, Narrowed, narrow
 from inference_pio.calibration.source import calibration_source, token_windows
@@ -76,14 +77,14 @@ class StructuredPruning(OptimizationInterface):
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         asked, chosen, roles = self.parameters, self._chosen, roles_of(model)
-        users = _users_of_weights(model)
+        shared = shared_weights(model)
         found = []
         for one in inner_channels(model):
             if isinstance(one, tuple):
                 found.append(Site(one[0], roles[one[0]], CLAIMS, one[1]))
                 continue
             nbytes = sum(weight.nbytes for weight in one.weights.values())
-            skip = self._why_not(one, chosen) or _why_shared(one, users)
+            skip = self._why_not(one, chosen) or why_shared(one.weights.values(), shared)
             if not skip and one.unit not in asked.units:
                 skip = f"units={asked.units} leaves {one.unit} out"
             found.append(Site(one.path, one.unit, CLAIMS, skip, nbytes=nbytes))
@@ -236,17 +237,3 @@ def _told_widths(model: nn.Module, widths: Mapping[str, int]) -> dict[str, int]:
             if isinstance(value, int) and len(new := after.get(value, set())) == 1 and value not in new:
                 told[f"{name}.{key}"] = next(iter(new))
     return told
-
-
-def _users_of_weights(model: nn.Module) -> dict[int, int]:
-    users: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                users[id(parameter)] = users.get(id(parameter), 0) + 1
-    return users
-
-
-def _why_shared(one: InnerChannels, users: Mapping[int, int]) -> str | None:
-    shared = any(users[id(weight)] > 1 for weight in one.weights.values())
-    return "it shares its weights with another module" if shared else None

@@ -13,6 +13,7 @@ from torch import nn
 from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.coverage import coverage_of
 from inference_pio.anatomy.roles import roles_of
+from inference_pio.anatomy.shared_weights import shared_weights, why_shared
 from inference_pio.anatomy.walk import experts, linears
 from inference_pio.cache.kv_format import NONE, kv_format_named
 from inference_pio.calibration.allocation import KEPT, Choice
@@ -346,15 +347,13 @@ def _of_weights(sites: Sequence[Site]) -> list[Site]:
 
 
 def _weight_sites(model: nn.Module, asked: TensorCompressionParameters) -> Iterator[Site]:
-    users = _users_of_weights(model)
+    shared = shared_weights(model)
     chosen = Chosen(asked.targets, asked.skip)
     acted = set()
-    for path, module, role in linears(model):
+    for path, module, role in (*linears(model), *experts(model)):
         acted.add(path)
-        yield _site(path, module, role, _why_not(path, module, role, asked, chosen) or _shared(module, users))
-    for path, module, role in experts(model):
-        acted.add(path)
-        yield _site(path, module, role, _why_not(path, module, role, asked, chosen) or _shared(module, users))
+        skip = _why_not(path, module, role, asked, chosen) or why_shared(module.parameters(), shared)
+        yield _site(path, module, role, skip)
     for path, role in roles_of(model).items():
         module = model.get_submodule(path)
         if path not in acted and any(
@@ -396,18 +395,3 @@ def _why_not_in(module: nn.Module, role: str, asked: TensorCompressionParameters
         return known.linear.why_not(columns, asked.group) or known.linear.why_not_module(module)
     kind: type[CompressedExperts] = known.experts
     return experts_layout(module) or kind.why_not_experts(module, asked.group) or kind.why_not_module(module)
-
-
-def _users_of_weights(model: nn.Module) -> dict[int, int]:
-    users: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                users[id(parameter)] = users.get(id(parameter), 0) + 1
-    return users
-
-
-def _shared(module: nn.Module, users: dict[int, int]) -> str | None:
-    if any(users[id(parameter)] > 1 for parameter in module.parameters()):
-        return "it shares its weights with another module"
-    return None
