@@ -77,6 +77,21 @@ def test_wrong_arguments_meet_the_librarys_own_words(take: Take) -> None:
     assert torch.equal(*one.both(**prompt(), max_new_tokens=3, do_sample=False))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_prompt_beyond_the_models_positions_is_answered_as_the_library_answers_it(name: str, take: Take) -> None:
+    """Rotary positions go on, and are warned about; a table of learned ones ends, and both say so in the same words."""
+    one = take(name)
+    limit = one.model.config.max_position_embeddings
+    said: list[Any] = []
+    for model in (one.model, one.plain):
+        try:
+            said.append(model.generate(**prompt(tokens=limit + 3), max_new_tokens=4, do_sample=False, pad_token_id=0))
+        except IndexError as error:
+            said.append(str(error))
+    assert torch.equal(*said) if name == "llama" else said[0] == said[1] != ""
+    assert torch.equal(*one.both(**prompt(), max_new_tokens=3, do_sample=False))
+
+
 def test_sequences_for_one_prompt_and_unconditional_ones(take: Take) -> None:
     one = take("llama")
     ours, theirs = one.both(**prompt(2), max_new_tokens=6, do_sample=True, num_return_sequences=3)
