@@ -26,7 +26,8 @@ def test_every_tier_gives_the_same_bits_and_comes_off(name: str, host_budget: in
     budgets = {"gpu_budget": "80%", "host_budget": host_budget}
     manager.apply_optimizations(model, [NAME], parameters={NAME: budgets})
     decision = manager.get_receipts(model)[0].decision
-    assert bool(decision["host"]) == (host_budget != 1)
+    assert decision["host"] or host_budget != "100%"
+    assert not decision["host"] or host_budget != 1
     assert decision["memory_bytes"] <= decision["budget_bytes"]
     for _ in range(5):
         assert torch.equal(tiny.logits(model, name), logits)
@@ -41,6 +42,7 @@ def test_every_tier_gives_the_same_bits_and_comes_off(name: str, host_budget: in
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_the_host_waits_for_no_copy_from_host_memory() -> None:
     model: Any = tiny.build("llama").to("cuda")
     given = tiny.inputs("llama", model)
@@ -48,8 +50,8 @@ def test_the_host_waits_for_no_copy_from_host_memory() -> None:
     manager.apply_optimizations(model, [NAME], parameters={NAME: {"gpu_budget": "80%", "host_budget": "100%"}})
     with torch.no_grad():
         expected = model(**given).logits
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             stream = stream_of(model)
             assert stream is not None
             for number in range(3):

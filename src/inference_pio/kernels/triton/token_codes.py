@@ -47,7 +47,7 @@ def supports_token_codes(x: torch.Tensor, kind: torch.dtype) -> Support:
         return Support(Cause.GRADIENT, "it has no backward pass")
     if kind is not torch.int8 and x.is_cuda and device_limits(x.device).capability < FIRST_WITH_FP8:
         return Support(Cause.DEVICE, "this GPU does not make fp8 of numbers")
-    return supports_device(x)
+    return supports_device(x.device)
 
 
 def code_tokens(x: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
