@@ -22,7 +22,14 @@ from inference_pio.decoding.recordable import RecordableOperations, starts_of
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import LinearWeights, expert_weights, linear_weights
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, weight_bytes
-from inference_pio.kernels.triton.launch import DecodeLaunch, choose_decode_launch, device_limits, last_joins
+from inference_pio.kernels.triton.launch import (
+    CodedLaunch,
+    DecodeLaunch,
+    choose_coded_launch,
+    choose_decode_launch,
+    device_limits,
+    last_joins,
+)
 from inference_pio.kernels.triton.support import (
     MOST_ROWS,
     supports_coded_decode,
@@ -50,6 +57,7 @@ class FusedOperations(RecordableOperations):
         self.dependent, self.overlapping, self.joined = dependent, overlapping, joined
         self._routing: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
         self._attention: dict[Any, tuple[DecodeLaunch, Any]] = {}
+        self._coded: dict[Any, tuple[CodedLaunch, Any]] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -92,7 +100,7 @@ class FusedOperations(RecordableOperations):
         view, lengths, starts = store.view(bucket.coded_pages), bucket.slots.lengths, starts_of(bucket)  # type: ignore[attr-defined]
         if not supports_coded_decode(query, view, lengths, starts):
             return super()._over(attention, query, store, bucket)  # type: ignore[arg-type]
-        launch, scratch = self._attention_of(query, store.kind.key_heads, view.tokens, joins=False)
+        launch, scratch = self._over_codes_of(query, store.kind.key_heads, view.tokens)
         return coded_decode(query, view, lengths, starts, scale=attention.scale, launch=launch, scratch=scratch)
 
     def _attention_of(self, query: Tensor, key_heads: int, capacity: int, *, joins: bool) -> tuple[DecodeLaunch, Any]:
@@ -107,6 +115,16 @@ class FusedOperations(RecordableOperations):
             made = DecodeScratch.of(rows, heads, width, launch, query.device, counted=counted)
             self._attention[key] = launch, made
         return self._attention[key]
+
+    def _over_codes_of(self, query: Tensor, key_heads: int, capacity: int) -> tuple[CodedLaunch, Any]:
+        from inference_pio.kernels.triton.decode import DecodeScratch
+
+        rows, heads, width = query.shape
+        key = (rows, heads, key_heads, width, capacity, query.device)
+        if key not in self._coded:
+            launch = choose_coded_launch(device_limits(query.device), rows, key_heads, capacity)
+            self._coded[key] = launch, DecodeScratch.of(rows, heads, width, launch, query.device)
+        return self._coded[key]
 
     def attend_latent(
         self, attention: LatentHeads, query: Tensor, latent: Tensor, bucket: Bucket, layer: int

@@ -19,7 +19,7 @@ def naive_code_tokens(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes [M, K] and scales [M] of `x` [M, K] by definition; a scale that would be zero is 1."""
     rows = x.float()
     largest = rows.abs().amax(-1) if x.shape[-1] else rows.new_zeros(len(rows))
-    scale = largest / LARGEST_OF[kind]
+    scale = largest / torch.full_like(largest, LARGEST_OF[kind])  # by one number torch's GPU kernels divide roughly
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # all zero, or too small to be held
     codes = (rows / scale[:, None]).clamp(-LARGEST_OF[kind], LARGEST_OF[kind])
     return (codes.round() if kind is torch.int8 else codes).to(kind), scale

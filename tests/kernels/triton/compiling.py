@@ -71,10 +71,11 @@ class Compiler:
     def for_machine(self, capability: int, *kernels: Any) -> None:
         from triton.runtime import driver
 
-        from inference_pio.kernels.triton import support
+        from inference_pio.kernels.triton import row_codes, support
 
         self.patch.setattr(driver, "_active", _AbsentGpu(capability))
         self.patch.setattr(support, "_device", lambda device: None)
+        self.patch.setattr(row_codes, "device_limits", lambda device: MACHINES[capability])
         for kernel in kernels:
             self.patch.setattr(kernel, "run", self._instead(kernel.run))
 

@@ -11,7 +11,7 @@ import torch
 from inference_pio.compat import has_triton
 from inference_pio.kernels.coded_decode import naive_coded_decode
 from inference_pio.kernels.page_codes import PageForm
-from inference_pio.kernels.triton.launch import DecodeLaunch, choose_decode_launch
+from inference_pio.kernels.triton.launch import CodedLaunch, choose_coded_launch
 from tests.kernels.test_coded_decode import cached
 from tests.kernels.triton.compiling import MACHINES, Compiler
 
@@ -57,8 +57,8 @@ def check(case: Case, device: str = "cpu") -> None:
         recent[:, :, max(0, int(lengths.max()) - 64 * case.pages) :] = float("nan")
     for part in (view.keys[1], view.values[2]):
         part[:, :, case.pages :] = float("nan")
-    chosen = choose_decode_launch(MACHINES[90], case.batch, case.key_heads, case.width, view.tokens)
-    launch = chosen if case.splits is None else DecodeLaunch(case.splits)
+    chosen = choose_coded_launch(MACHINES[90], case.batch, case.key_heads, view.tokens)
+    launch = chosen if case.splits is None else CodedLaunch(case.splits)
     scratch = DecodeScratch.of(case.batch, case.heads, case.width, launch, query.device)
     scratch.partial.fill_(float("nan"))
     scratch.weight.fill_(float("nan"))
@@ -100,7 +100,7 @@ def _compile(compiler: Compiler, capability: int, width: int, *, padded: bool = 
 
     compiler.for_machine(capability, coded_decode_kernel, join_kernel)
     view, *_ = cached(1, 3, batch=1, width=width)
-    launch = choose_decode_launch(MACHINES[capability], 1, 2, width, 32768)
+    launch = choose_coded_launch(MACHINES[capability], 1, 2, 32768)
     starts = torch.tensor([1], dtype=torch.int32) if padded else None
     query = torch.zeros(1, 2 * group, width, dtype=torch.bfloat16)
     coded_decode(query, view, torch.tensor([67], dtype=torch.int32), starts, launch=launch)
@@ -108,7 +108,8 @@ def _compile(compiler: Compiler, capability: int, width: int, *, padded: bool = 
     for code in compiler.found:
         code.assert_it_fits(MACHINES[capability])
     assert split.counts["HMMA"], split
-    assert split.counts["LDGSTS 128"] + split.counts["LDG 128"] >= 8, split
+    tiles = 2 * launch.tokens * width / (16 * split.threads)  # loads a thread, of keys and values
+    assert split.counts["LDGSTS 128"] + split.counts["LDG 128"] >= launch.stages * max(1, tiles), split
     assert not split.counts["LDG U8"], split
 
 

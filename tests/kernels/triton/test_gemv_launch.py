@@ -11,6 +11,7 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.gemv_launch import (
     BYTES_UNDER_WAY,
     MEASURED,
+    MEASURED_CODES,
     MOST_RESIDENT,
     GemvLaunch,
     choose_gemv_launch,
@@ -27,6 +28,17 @@ def test_measured_shapes_are_launched_as_measured(shape: tuple[int, int]) -> Non
     assert choose_gemv_launch(HOPPER, 1, *shape, 2) == MEASURED[shape]
     assert choose_gemv_launch(HOPPER, 1, *shape, 2, dependent=True).dependent
     assert choose_gemv_launch(HOPPER, 8, *shape, 2) != MEASURED[shape]  # that was one row
+
+
+@pytest.mark.parametrize("shape", MEASURED_CODES, ids=str)
+def test_measured_shapes_of_codes_are_launched_as_measured(shape: tuple[int, int]) -> None:
+    assert choose_gemv_launch(HOPPER, 1, *shape, 1) == MEASURED_CODES[shape]
+    assert choose_gemv_launch(HOPPER, 1, *shape, 2) != MEASURED_CODES[shape]
+
+
+def test_few_rows_of_codes_are_taken_one_by_one() -> None:
+    assert choose_gemv_launch(HOPPER, 1, 2560, 4096, 1) == GemvLaunch(1, 2048, 2)
+    assert choose_gemv_launch(HOPPER, 1, 151936, 2560, 1).rows == 2
 
 
 @pytest.mark.parametrize("limits", [HOPPER, AMPERE])

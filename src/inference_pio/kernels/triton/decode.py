@@ -15,6 +15,7 @@ import triton.language as tl
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.triton.launch import (
     PAGE,
+    CodedLaunch,
     DecodeLaunch,
     LatentLaunch,
     choose_decode_launch,
@@ -48,8 +49,8 @@ class DecodeScratch:
 
     @classmethod
     def of(
-        cls, batch: int, heads: int, head_dim: int, launch: DecodeLaunch | LatentLaunch, device: torch.device,
-        *, counted: int = 0,
+        cls, batch: int, heads: int, head_dim: int, launch: DecodeLaunch | CodedLaunch | LatentLaunch,
+        device: torch.device, *, counted: int = 0,
     ) -> DecodeScratch:  # fmt: skip
         """`counted`: of so many key heads the programs that have come are counted, so that the last one joins."""
         shape = (batch, heads, launch.splits)

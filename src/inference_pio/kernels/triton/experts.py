@@ -19,7 +19,7 @@ from inference_pio.kernels.triton.gemv_launch import weight_bytes
 from inference_pio.kernels.triton.group_codes import rows_by_groups
 from inference_pio.kernels.triton.launch import on_device
 from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
-from inference_pio.kernels.triton.row_codes import number, row_scale
+from inference_pio.kernels.triton.row_codes import as_read, number, row_scale
 from inference_pio.kernels.triton.support import require, supports_rows
 
 WORDS = tl.constexpr(4)
@@ -49,8 +49,8 @@ def gated_rows(x, gate, up, gate_scales, up_scales, rows, here, grid_step, WIDTH
             place = step + columns
             mine = tl.load(x + place, mask=place < WIDTH, other=0.0).to(tl.float32)[None, :]
             offsets, read = rows[:, None] * WIDTH + place[None, :], here[:, None] & (place < WIDTH)[None, :]
-            gates += mine * number(tl.load(gate + offsets, mask=read, other=0))
-            ups += mine * number(tl.load(up + offsets, mask=read, other=0))
+            gates += mine * number(tl.load(gate + offsets, mask=read, other=0.0))
+            ups += mine * number(tl.load(up + offsets, mask=read, other=0.0))
         opened, found = tl.sum(gates, 1), tl.sum(ups, 1)
         if CODED:
             opened *= row_scale(tl.load(gate_scales + rows, mask=here, other=0.0), gate.dtype.element_ty)
@@ -138,7 +138,7 @@ def expert_down_kernel(
             hidden_places = hidden + slots[:, None] * INNER + place[None, :]
             mine = tl.load(hidden_places, mask=known[:, None] & inside[None, :], other=0.0).to(tl.float32)
             places = down + matrix_rows[:, :, None] * INNER + place[None, None, :]
-            matrices = tl.load(places, mask=read[:, :, None] & inside[None, None, :], other=0)
+            matrices = tl.load(places, mask=read[:, :, None] & inside[None, None, :], other=0.0)
             summed += mine[None, :, :] * number(matrices)
         found = tl.sum(summed, 2)
         if CODED:
@@ -159,7 +159,7 @@ def expert_down_kernel(
             place = step + wide
             mine = tl.load(hidden + TOP_K * INNER + place, mask=place < SHARED, other=0.0).to(tl.float32)
             places = shared + rows[:, None] * SHARED + place[None, :]
-            matrix = tl.load(places, mask=real[:, None] & (place < SHARED)[None, :], other=0)
+            matrix = tl.load(places, mask=real[:, None] & (place < SHARED)[None, :], other=0.0)
             visited += mine[None, :] * number(matrix)
         given = tl.sum(visited, 1)
         if SHARED_CODED:
@@ -197,8 +197,8 @@ def expert_gate_up(
     tiles = top_k * triton.cdiv(inner, launch.rows) + triton.cdiv(behind, launch.rows)
     with on_device(x):
         expert_gate_up_kernel[(tokens, tiles)](
-            x, gate_up, index, gate, up, _words(scales, group), _words(gate_scales, shared_group),
-            _words(up_scales, shared_group), out, x.stride(0), out.stride(0),
+            x, as_read(gate_up), index, as_read(gate), as_read(up), _words(scales, group),
+            _words(gate_scales, shared_group), _words(up_scales, shared_group), out, x.stride(0), out.stride(0),
             gate_scales.stride(0) // 2 if shared_group else 0,
             WIDTH=width, INNER=inner, EXPERTS=experts, TOP_K=top_k, SHARED=behind, ROWS=launch.rows,
             COLUMNS=launch.columns, CODED=scales is not None, GROUP=group, SHARED_CODED=gate_scales is not None,
@@ -233,7 +233,8 @@ def expert_down(
     launch = launch or choose_down_launch(inner, slots, weight_bytes(down, group))
     with on_device(hidden):
         expert_down_kernel[(tokens, triton.cdiv(height, launch.rows))](
-            hidden, down, index, weight, shared, residual, _words(scales, group), _words(shared_scales, shared_group),
+            hidden, as_read(down), index, weight, as_read(shared), residual, _words(scales, group),
+            _words(shared_scales, shared_group),
             out, hidden.stride(0),
             0 if residual is None else residual.stride(0), out.stride(0),
             shared_scales.stride(0) // 2 if shared_group else 0,

@@ -20,7 +20,7 @@ from inference_pio.kernels.triton.group_codes import sums_by_groups
 from inference_pio.kernels.triton.group_units import sums_by_group_units
 from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
-from inference_pio.kernels.triton.row_codes import number, operand, row_scale
+from inference_pio.kernels.triton.row_codes import as_read, number, operand, row_scale
 from inference_pio.kernels.triton.support import require, supports_gemv
 
 LEAST_NARROW = 8
@@ -31,8 +31,8 @@ LEAST_NARROW = 8
 def read_once(places, columns, start, inputs, EVEN: tl.constexpr):
     """A tile of weights as it is stored, zeros behind the last input; nothing else will ask the cache for it."""
     if EVEN:
-        return tl.load(places + start, mask=start < inputs, other=0, eviction_policy="evict_first")
-    return tl.load(places + start, mask=columns + start < inputs, other=0, eviction_policy="evict_first")
+        return tl.load(places + start, mask=start < inputs, other=0.0, eviction_policy="evict_first")
+    return tl.load(places + start, mask=columns + start < inputs, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -306,7 +306,8 @@ def _launch(
     batch = triton.next_power_of_2(parts.rows)
     programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))
     gemv_kernel[(programs,)](
-        x, norm_weight, *_three(weights), *_three(scales), *_three(biases), residual, out, x.stride(0),
+        x, norm_weight, *_three([as_read(weight) for weight in weights]), *_three(scales), *_three(biases), residual,
+        out, x.stride(0),
         *_three([weight.stride(0) for weight in weights], 0),
         *_three([scale.stride(0) for scale in scales] if parts.group else (), 0),
         0 if residual is None else residual.stride(0),

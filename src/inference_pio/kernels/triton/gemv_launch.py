@@ -85,6 +85,11 @@ MEASURED = {
     (151936, 2560): GemvLaunch(1, 512, 1),
 }
 """For one row of x and weights [rows, columns] of two bytes: the fastest of about 60 of a plain kernel on an H100."""
+MEASURED_CODES = {(6144, 2560): GemvLaunch(4, 512, 2), (2560, 9728): GemvLaunch(1, 2048, 4)}
+"""The same for codes of one byte, of 31 and 42: 10.0 and 12.8 us, where rows two by two took 11.3 and 21.1."""
+FEW_ROWS = 32
+"""Rows of codes a multiprocessor below which a program takes one, so that there are warps enough to unpack them: 2560 x
+4096 in 5.6 us on an H100, and in 11.6 two by two."""
 
 
 def choose_gemv_launch(
@@ -102,7 +107,8 @@ def choose_gemv_launch(
     >>> choose_gemv_launch(AMPERE, 8, 19456, 2560, 2, gated=True, dependent=True)
     GemvLaunch(rows=16, columns=256, warps=2, stages=3, dependent=False)
     """
-    launch = MEASURED.get((rows, inputs)) if batch == 1 and weight_bytes == 2 else None
+    measured = {2: MEASURED, 1: MEASURED_CODES}.get(weight_bytes, {})
+    launch = measured.get((rows, inputs)) if batch == 1 else None
     if group == MATRIX_COLUMNS and bfloat16:
         launch = _of_whole_groups(batch, inputs, gated)
     elif group:
@@ -172,6 +178,8 @@ def _of_groups(limits: Limits, batch: int, rows: int, inputs: int, gated: bool) 
 
 def _by_rule(limits: Limits, batch: int, rows: int, inputs: int, weight_bytes: int, gated: bool) -> GemvLaunch:
     together = 2 if gated else 1
+    if weight_bytes * batch * together == 1 and rows < FEW_ROWS * limits.multiprocessors and inputs >= COLUMNS[-1]:
+        return GemvLaunch(1, COLUMNS[-1], 2)
     # What is read of x is used for every row of a program, which saves time: with more rows of x, and with codes, of
     # which twice as many come from memory in a time.
     taken = 4 // together if batch > 2 else 2 if batch == 2 or weight_bytes * together == 1 else 1

@@ -20,6 +20,8 @@ LATENT_WIDTHS = (64, 128, 256, 512)
 ROPE_WIDTHS = (16, 32, 64, 128)
 """Widths of the two parts of a latent cache."""
 MOST_SPLITS = 128
+CODED_PROGRAMS = 3
+"""Programs over codes that a multiprocessor has registers for."""
 MOST_JOINED = 128
 """Rows of float32 that one program joins."""
 MOST_BLOCKS = 4096
@@ -75,6 +77,16 @@ class DecodeLaunch:
     """`splits` programs share the tokens of one key head of one row of the batch."""
 
     splits: int
+    warps: int = 4
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class CodedLaunch:
+    """The same over codes, of which a program takes so many tokens in one step."""
+
+    splits: int
+    tokens: int = 32
     warps: int = 4
     stages: int = 3
 
@@ -178,6 +190,16 @@ def choose_decode_launch(limits: Limits, batch: int, key_heads: int, head_dim: i
     wanted = limits.multiprocessors // (batch * key_heads)
     splits = max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE)))
     return DecodeLaunch(splits, stages=stages)
+
+
+def choose_coded_launch(limits: Limits, batch: int, key_heads: int, capacity: int) -> CodedLaunch:
+    """The launch of the decode kernel over codes: making numbers of them needs more than one program's warps.
+
+    >>> choose_coded_launch(HOPPER, batch=1, key_heads=8, capacity=32768)
+    CodedLaunch(splits=49, tokens=32, warps=4, stages=3)
+    """
+    wanted = CODED_PROGRAMS * limits.multiprocessors // (batch * key_heads)
+    return CodedLaunch(max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE))))
 
 
 def last_joins(launch: DecodeLaunch, group: int) -> bool:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from inference_pio.kernels.token_codes import LARGEST_OF
 from inference_pio.kernels.triton.launch import device_limits, on_device
+from inference_pio.kernels.triton.row_codes import FIRST_WITH_FP8
 from inference_pio.kernels.triton.support import ELEMENTWISE_DTYPES, Cause, Support, require, supports_device
 
 ROUNDING: tl.constexpr = tl.constexpr(12582912.0)
@@ -15,8 +16,6 @@ ROUNDING: tl.constexpr = tl.constexpr(12582912.0)
 COLUMNS_OF_A_WARP = 1024
 MOST_WARPS = 16
 MOST_INPUTS = 32768
-FIRST_WITH_FP8 = 89
-"""The compute capability from which on a GPU makes fp8 of numbers by itself."""
 
 
 @triton.jit
