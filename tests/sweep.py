@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -52,6 +52,7 @@ def _together() -> list[str]:
 
 
 TOGETHER = _together()
+Test = TypeVar("Test", bound=Callable[..., None])
 IN_EVERY_RUN = 3
 """Pairs that `make test` takes; the others are left to `make verify`, and each commit takes the next ones."""
 
@@ -75,6 +76,15 @@ def turn_of_this_commit() -> int:
         ["git", "rev-list", "--count", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     return int(count.stdout) if count.returncode == 0 else 0
+
+
+def in_its_turn(place: int, of: int) -> Callable[[Test], Test]:
+    """A mark for a long test that is one of so many: each commit's `make test` takes one, `make verify` all of them."""
+    return _as_it_is if turn_of_this_commit() % of == place else pytest.mark.slow
+
+
+def _as_it_is(test: Test) -> Test:
+    return test
 
 
 class Marker(OptimizationInterface):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +93,24 @@ class _Injected(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    "error", [_Injected, KeyboardInterrupt, torch.OutOfMemoryError], ids=lambda kind: kind.__name__
-)
-@EACH
-@pytest.mark.parametrize(
-    ("model_name", "most"),
-    [
-        *(pytest.param(name, 12, id=f"{name}-spread") for name in tiny.TINY if name != EVERY_WRITE),
-        *(
-            pytest.param(name, None, id=f"{name}-every", marks=[] if name == EVERY_WRITE else pytest.mark.slow)
-            for name in tiny.TINY
-        ),
-    ],
-)
+ERRORS: list[type[BaseException]] = [_Injected, KeyboardInterrupt, torch.OutOfMemoryError]
+
+
+def _failures() -> Iterator[Any]:
+    """Each optimization on each model, by every write or a spread of them, with each error: in a commit's `make test`
+    one of the three, each in its turn."""
+    forms = [(name, None if name == EVERY_WRITE else 12) for name in tiny.TINY]
+    forms += [(name, None) for name in tiny.TINY if name != EVERY_WRITE]
+    turn = turn_of_this_commit()
+    for place, ((model_name, most), optimization) in enumerate(itertools.product(forms, NAMES)):
+        for number, error in enumerate(ERRORS):
+            first = place < len(tiny.TINY) * len(NAMES)
+            marks = [] if first and (place + turn) % len(ERRORS) == number else [pytest.mark.slow]
+            said = f"{model_name}-{'every' if most is None else 'spread'}-{optimization}-{error.__name__}"
+            yield pytest.param(optimization, model_name, most, error, marks=marks, id=said)
+
+
+@pytest.mark.parametrize(("optimization", "model_name", "most", "error"), list(_failures()))
 def test_a_failure_at_any_write_leaves_the_model_as_it_was(
     optimization: str, model_name: str, most: int | None, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
