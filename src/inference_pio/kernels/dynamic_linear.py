@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference_pio.compat import fp8_matmul, has_fast_int8_matmul, has_fp8_matmul
+from inference_pio.compat import fp8_matmul, has_fast_int8_matmul, has_fp8_matmul, has_triton
 from inference_pio.kernels.fp8 import FP8
 from inference_pio.kernels.frozen_weights import frozen_linear
 from inference_pio.kernels.row_codes import bare_values, scaled_values
@@ -88,6 +88,16 @@ def _whole_numbers(rows: Tensor, codes: Tensor, of_tokens: Tensor, scale: Tensor
 
 def _scaled_sums(rows: Tensor, codes: Tensor, of_tokens: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     sums = torch._int_mm(_at_least(rows), codes.t())[: len(rows)]
+    if sums.is_cuda and has_triton() and not torch.compiler.is_compiling():
+        from inference_pio.kernels.triton.scaled_sums import scaled_sums, supports_scaled_sums
+
+        if supports_scaled_sums(sums, scale, dtype):
+            return scaled_sums(sums, of_tokens, scale, dtype)
+    return naive_scaled_sums(sums, of_tokens, scale, dtype)
+
+
+def naive_scaled_sums(sums: Tensor, of_tokens: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums [M, N] in int32 times the scales of tokens [M, 1] and of rows of weights [N], in a dtype."""
     return torch.mul(sums, of_tokens).mul_(scale).to(dtype)
 
 
