@@ -24,30 +24,48 @@ if TYPE_CHECKING:
 LOG2_E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1.0e30)
 LEAST = tl.constexpr(1.0e-30)
-ABOVE = tl.constexpr(32768.0)
-"""What `numbers` adds to codes: a code then lies in the second byte of a float32."""
 MIDDLE_CODE = tl.constexpr(127.5)
-"""Codes less this are halves up to 127.5, all of which bfloat16 and float16 hold."""
+"""What codes are counted from. Codes less 128 are whole numbers, all of which float16 holds: half a step is added to
+what lies in the middle instead."""
 CODES_OF_A_WORD = tl.constexpr(4)
 
 
 @triton.jit
-def numbers(words, INTERPRETED: tl.constexpr):
-    """Four tensors in float32: the first codes of all words, the second ones, and so on, each code plus 32768."""
+def numbers(words, s0, s1, s2, s3, m0, m1, m2, m3, INTERPRETED: tl.constexpr):
+    """Four tensors: what the first codes of all words stand for, the second ones, and so on, in float16 (float32 in the
+    interpreter), given steps and what lies half a step above the middle, in float16."""
     if INTERPRETED:
         return (
-            (words & 0xFF).to(tl.float32) + ABOVE, ((words >> 8) & 0xFF).to(tl.float32) + ABOVE,
-            ((words >> 16) & 0xFF).to(tl.float32) + ABOVE, ((words >> 24) & 0xFF).to(tl.float32) + ABOVE,
+            ((words & 0xFF).to(tl.float32) - 128) * s0 + m0, (((words >> 8) & 0xFF).to(tl.float32) - 128) * s1 + m1,
+            (((words >> 16) & 0xFF).to(tl.float32) - 128) * s2 + m2,
+            (((words >> 24) & 0xFF).to(tl.float32) - 128) * s3 + m3,
         )  # fmt: skip
-    else:  # one instruction a code
+    else:  # two at a time, by four instructions: their bits behind those of 1024, less 1152, times the step
         return tl.inline_asm_elementwise(
             """
-            prmt.b32 $0, $4, 0x47000000, 0x7404;
-            prmt.b32 $1, $4, 0x47000000, 0x7414;
-            prmt.b32 $2, $4, 0x47000000, 0x7424;
-            prmt.b32 $3, $4, 0x47000000, 0x7434;
+            {
+            .reg .b32 pair, less;
+            mov.b32 less, 0xE480E480;
+            prmt.b32 pair, $4, $5, 0x4040;
+            lop3.b32 pair, pair, 0x00FF00FF, 0x64006400, 0xEA;
+            add.rn.f16x2 pair, pair, less;
+            fma.rn.f16x2 $0, pair, $6, $10;
+            prmt.b32 pair, $4, $5, 0x5151;
+            lop3.b32 pair, pair, 0x00FF00FF, 0x64006400, 0xEA;
+            add.rn.f16x2 pair, pair, less;
+            fma.rn.f16x2 $1, pair, $7, $11;
+            prmt.b32 pair, $4, $5, 0x6262;
+            lop3.b32 pair, pair, 0x00FF00FF, 0x64006400, 0xEA;
+            add.rn.f16x2 pair, pair, less;
+            fma.rn.f16x2 $2, pair, $8, $12;
+            prmt.b32 pair, $4, $5, 0x7373;
+            lop3.b32 pair, pair, 0x00FF00FF, 0x64006400, 0xEA;
+            add.rn.f16x2 pair, pair, less;
+            fma.rn.f16x2 $3, pair, $9, $13;
+            }
             """,
-            "=r,=r,=r,=r,r", [words], dtype=(tl.float32, tl.float32, tl.float32, tl.float32), is_pure=True, pack=1,
+            "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r", [words, s0, s1, s2, s3, m0, m1, m2, m3],
+            dtype=(tl.float16, tl.float16, tl.float16, tl.float16), is_pure=True, pack=2,
         )  # fmt: skip
 
 
@@ -69,6 +87,19 @@ def four(places, seen, MASKED: tl.constexpr):
 
 
 @triton.jit
+def rows_of(a, b, c, d, TYPE: tl.constexpr):
+    """Rows of a tile, in a type."""
+    return (
+        a.to(TYPE)[None, :], b.to(TYPE)[None, :], c.to(TYPE)[None, :], d.to(TYPE)[None, :]
+    )  # fmt: skip
+
+
+@triton.jit
+def most(x):
+    return tl.max(tl.abs(x), 1)
+
+
+@triton.jit
 def products(q0, q1, q2, q3, k0, k1, k2, k3, TYPE: tl.constexpr):
     """Scores [ROWS, tokens] of queries and keys, each a fourth of the channels."""
     scores = tl.dot(q0.to(TYPE), tl.trans(k0.to(TYPE)))
@@ -80,18 +111,16 @@ def products(q0, q1, q2, q3, k0, k1, k2, k3, TYPE: tl.constexpr):
 @triton.jit
 def weighed(scores, visible, scale, total, peak):
     """One step more of the softmax: the shares, what earlier ones shrink to, the sum of all, the highest score."""
-    scores = tl.where(visible[None, :], scores, HIDDEN)
-    higher = tl.maximum(peak, tl.max(scores, 1) * scale)
-    shares = tl.where(visible[None, :], tl.exp2(scores * scale - higher[:, None]), 0.0)
+    scores = tl.where(visible[None, :], scores * scale[:, None], HIDDEN)
+    higher = tl.maximum(peak, tl.max(scores, 1))
+    shares = tl.where(visible[None, :], tl.exp2(scores - higher[:, None]), 0.0)
     shrink = tl.exp2(peak - higher)
     return shares, shrink[:, None], total * shrink + tl.sum(shares, 1), higher
 
 
 @triton.jit
-def value_numbers(code, steps, middles, TOKENS: tl.constexpr, WORDS: tl.constexpr, TYPE: tl.constexpr):
-    """Values [TOKENS, WORDS] of codes [TOKENS, groups, words], which are 32768 more than they are."""
-    exact = code - (ABOVE + MIDDLE_CODE)
-    return tl.reshape(exact * steps[:, :, None] + middles[:, :, None], [TOKENS, WORDS]).to(TYPE)
+def flat(values, TOKENS: tl.constexpr, WORDS: tl.constexpr, TYPE: tl.constexpr):
+    return tl.reshape(values, [TOKENS, WORDS]).to(TYPE)
 
 
 @triton.jit(
@@ -115,45 +144,51 @@ def coded_decode_kernel(
     WORDS: tl.constexpr = WIDTH // CODES_OF_A_WORD
     GROUPS: tl.constexpr = WIDTH // SHARING
     PARTS: tl.constexpr = PAGE_SIZE // TOKENS
-    TYPE: tl.constexpr = tl.float32 if INTERPRETED else query.dtype.element_ty  # it multiplies the bits of bfloat16
+    TYPE: tl.constexpr = tl.float32 if INTERPRETED else tl.float16
     rows, words, tokens = tl.arange(0, ROWS), tl.arange(0, WORDS), tl.arange(0, TOKENS)
     groups, members = tl.arange(0, GROUPS), tl.arange(0, WORDS // GROUPS)
     channels = words * CODES_OF_A_WORD
     first_head = head * GROUP
     query_places = query + batch * query_batch + (first_head + rows)[:, None] * query_head + channels[None, :]
     q0, q1, q2, q3 = four(query_places, (rows < GROUP)[:, None], True)
+    # queries over their largest number: float16 holds them then, whatever they are
+    largest = tl.maximum(tl.maximum(most(q0), most(q1)), tl.maximum(most(q2), most(q3)))
+    largest = tl.maximum(largest, LEAST)
+    q0, q1 = (q0 / largest[:, None]).to(TYPE), (q1 / largest[:, None]).to(TYPE)
+    q2, q3 = (q2 / largest[:, None]).to(TYPE), (q3 / largest[:, None]).to(TYPE)
 
     row = (batch * key_heads + head).to(tl.int64) * room
     s0 = tl.zeros([ROWS, WORDS], tl.float32)
     s1, s2, s3 = s0, s0, s0
     total = tl.zeros([ROWS], tl.float32)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
-    scale2 = scale * LOG2_E
+    scale2 = scale * LOG2_E * largest
     for part in tl.range(begin * PARTS, tl.minimum(end, held) * PARTS):
         place, first = row + part // PARTS, part % PARTS * TOKENS
         at = place * PAGE_SIZE + first + tokens
         visible = part * TOKENS + tokens >= seen_from
-        k0, k1, k2, k3 = numbers(tl.load(key_code + at[:, None] * WORDS + words[None, :]), INTERPRETED)
         t0, t1, t2, t3 = four(key_step + place * WIDTH + channels, visible, False)
         m0, m1, m2, m3 = four(key_middle + place * WIDTH + channels, visible, False)
-        scores = products(
-            q0 * t0[None, :], q1 * t1[None, :], q2 * t2[None, :], q3 * t3[None, :],
-            k0 - (ABOVE + MIDDLE_CODE), k1 - (ABOVE + MIDDLE_CODE), k2 - (ABOVE + MIDDLE_CODE),
-            k3 - (ABOVE + MIDDLE_CODE), TYPE,
+        k0, k1, k2, k3 = numbers(
+            tl.load(key_code + at[:, None] * WORDS + words[None, :]), *rows_of(t0, t1, t2, t3, TYPE),
+            *rows_of(m0 + 0.5 * t0, m1 + 0.5 * t1, m2 + 0.5 * t2, m3 + 0.5 * t3, TYPE), INTERPRETED,
         )  # fmt: skip
-        middles = q0 * m0[None, :] + q1 * m1[None, :] + q2 * m2[None, :] + q3 * m3[None, :]
-        scores += tl.sum(middles, 1)[:, None]
+        scores = products(q0, q1, q2, q3, k0, k1, k2, k3, TYPE)
         grouped = at[:, None, None] * WORDS + groups[None, :, None] * (WORDS // GROUPS) + members[None, None, :]
-        v0, v1, v2, v3 = numbers(tl.load(value_code + grouped), INTERPRETED)
         shared = at[:, None] * GROUPS + groups[None, :]
-        steps = tl.load(value_step + shared, mask=visible[:, None], other=0.0).to(tl.float32)
-        value_middles = tl.load(value_middle + shared, mask=visible[:, None], other=0.0).to(tl.float32)
+        steps = tl.load(value_step + shared, mask=visible[:, None], other=0.0)[:, :, None]
+        value_middles = tl.load(value_middle + shared, mask=visible[:, None], other=0.0)[:, :, None]
+        value_middles = (value_middles.to(tl.float32) + 0.5 * steps.to(tl.float32)).to(TYPE)
+        v0, v1, v2, v3 = numbers(
+            tl.load(value_code + grouped), steps, steps, steps, steps, value_middles, value_middles, value_middles,
+            value_middles, INTERPRETED,
+        )  # fmt: skip
         shares, shrink, total, peak = weighed(scores, visible, scale2, total, peak)
         shares = shares.to(TYPE)
-        s0 = tl.dot(shares, value_numbers(v0, steps, value_middles, TOKENS, WORDS, TYPE), s0 * shrink)
-        s1 = tl.dot(shares, value_numbers(v1, steps, value_middles, TOKENS, WORDS, TYPE), s1 * shrink)
-        s2 = tl.dot(shares, value_numbers(v2, steps, value_middles, TOKENS, WORDS, TYPE), s2 * shrink)
-        s3 = tl.dot(shares, value_numbers(v3, steps, value_middles, TOKENS, WORDS, TYPE), s3 * shrink)
+        s0 = tl.dot(shares, flat(v0, TOKENS, WORDS, TYPE), s0 * shrink)
+        s1 = tl.dot(shares, flat(v1, TOKENS, WORDS, TYPE), s1 * shrink)
+        s2 = tl.dot(shares, flat(v2, TOKENS, WORDS, TYPE), s2 * shrink)
+        s3 = tl.dot(shares, flat(v3, TOKENS, WORDS, TYPE), s3 * shrink)
     recent = batch * recent_batch + head * recent_head + tokens[:, None] * recent_token + channels[None, :]
     for part in tl.range(tl.maximum(begin, held) * PARTS, end * PARTS, num_stages=1):
         places = part * TOKENS + tokens
@@ -169,7 +204,7 @@ def coded_decode_kernel(
         s2 = tl.dot(shares, v2.to(TYPE), s2 * shrink)
         s3 = tl.dot(shares, v3.to(TYPE), s3 * shrink)
 
-    blind = peak < scale2 * (0.5 * HIDDEN)
+    blind = peak < 0.5 * HIDDEN
     left = ((batch * heads + first_head + rows) * SPLITS + split).to(tl.int64)
     own, least = (rows < GROUP)[:, None], tl.maximum(total, LEAST)[:, None]
     found = partial + left[:, None] * WIDTH + channels[None, :]
