@@ -122,7 +122,7 @@ class FusedOperations(RecordableOperations):
         rows, heads, width = query.shape
         key = (rows, heads, key_heads, width, capacity, query.device)
         if key not in self._coded:
-            launch = choose_coded_launch(device_limits(query.device), rows, key_heads, capacity)
+            launch = choose_coded_launch(device_limits(query.device), rows, key_heads, width, capacity)
             self._coded[key] = launch, DecodeScratch.of(rows, heads, width, launch, query.device)
         return self._coded[key]
 

@@ -57,7 +57,7 @@ def check(case: Case, device: str = "cpu") -> None:
         recent[:, :, max(0, int(lengths.max()) - 64 * case.pages) :] = float("nan")
     for part in (view.keys[1], view.values[2]):
         part[:, :, case.pages :] = float("nan")
-    chosen = choose_coded_launch(MACHINES[90], case.batch, case.key_heads, view.tokens)
+    chosen = choose_coded_launch(MACHINES[90], case.batch, case.key_heads, case.width, view.tokens)
     launch = chosen if case.splits is None else CodedLaunch(case.splits)
     scratch = DecodeScratch.of(case.batch, case.heads, case.width, launch, query.device)
     scratch.partial.fill_(float("nan"))
@@ -100,7 +100,7 @@ def _compile(compiler: Compiler, capability: int, width: int, *, padded: bool = 
 
     compiler.for_machine(capability, coded_decode_kernel, join_kernel)
     view, *_ = cached(1, 3, batch=1, width=width)
-    launch = choose_coded_launch(MACHINES[capability], 1, 2, 32768)
+    launch = choose_coded_launch(MACHINES[capability], 1, 2, width, 32768)
     starts = torch.tensor([1], dtype=torch.int32) if padded else None
     query = torch.zeros(1, 2 * group, width, dtype=torch.bfloat16)
     coded_decode(query, view, torch.tensor([67], dtype=torch.int32), starts, launch=launch)

@@ -46,19 +46,19 @@ def numbers(words, s0, s1, s2, s3, m0, m1, m2, m3, INTERPRETED: tl.constexpr):
             {
             .reg .b32 pair, less;
             mov.b32 less, 0xE480E480;
-            prmt.b32 pair, $4, $5, 0x4040;
+            prmt.b32 pair, $4, $5, 0x0400;
             lop3.b32 pair, pair, 0x00FF00FF, 0x64006400, 0xEA;
             add.rn.f16x2 pair, pair, less;
             fma.rn.f16x2 $0, pair, $6, $10;
-            prmt.b32 pair, $4, $5, 0x5151;
+            prmt.b32 pair, $4, $5, 0x0501;
             lop3.b32 pair, pair, 0x00FF00FF, 0x64006400, 0xEA;
             add.rn.f16x2 pair, pair, less;
             fma.rn.f16x2 $1, pair, $7, $11;
-            prmt.b32 pair, $4, $5, 0x6262;
+            prmt.b32 pair, $4, $5, 0x0602;
             lop3.b32 pair, pair, 0x00FF00FF, 0x64006400, 0xEA;
             add.rn.f16x2 pair, pair, less;
             fma.rn.f16x2 $2, pair, $8, $12;
-            prmt.b32 pair, $4, $5, 0x7373;
+            prmt.b32 pair, $4, $5, 0x0703;
             lop3.b32 pair, pair, 0x00FF00FF, 0x64006400, 0xEA;
             add.rn.f16x2 pair, pair, less;
             fma.rn.f16x2 $3, pair, $9, $13;
@@ -70,27 +70,30 @@ def numbers(words, s0, s1, s2, s3, m0, m1, m2, m3, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def four(places, seen, MASKED: tl.constexpr):
+def four(places, seen):
     """What lies at four neighbouring places each, in float32."""
-    if MASKED:
-        return (
-            tl.load(places, mask=seen, other=0.0).to(tl.float32),
-            tl.load(places + 1, mask=seen, other=0.0).to(tl.float32),
-            tl.load(places + 2, mask=seen, other=0.0).to(tl.float32),
-            tl.load(places + 3, mask=seen, other=0.0).to(tl.float32),
-        )  # fmt: skip
-    else:
-        return (
-            tl.load(places).to(tl.float32), tl.load(places + 1).to(tl.float32),
-            tl.load(places + 2).to(tl.float32), tl.load(places + 3).to(tl.float32),
-        )  # fmt: skip
+    return (
+        tl.load(places, mask=seen, other=0.0).to(tl.float32), tl.load(places + 1, mask=seen, other=0.0).to(tl.float32),
+        tl.load(places + 2, mask=seen, other=0.0).to(tl.float32),
+        tl.load(places + 3, mask=seen, other=0.0).to(tl.float32),
+    )  # fmt: skip
 
 
 @triton.jit
-def rows_of(a, b, c, d, TYPE: tl.constexpr):
-    """Rows of a tile, in a type."""
+def row_of(word, BFLOAT16: tl.constexpr, TYPE: tl.constexpr):
+    """The lowest two bytes as a number, in a row of a tile."""
+    if BFLOAT16:
+        return (word.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(TYPE)[None, :]
+    else:
+        return word.to(tl.int16).to(tl.float16, bitcast=True).to(TYPE)[None, :]
+
+
+@triton.jit
+def four_of(words, BFLOAT16: tl.constexpr, TYPE: tl.constexpr):
+    """The four numbers of bfloat16 or float16 that each word of eight bytes holds."""
     return (
-        a.to(TYPE)[None, :], b.to(TYPE)[None, :], c.to(TYPE)[None, :], d.to(TYPE)[None, :]
+        row_of(words, BFLOAT16, TYPE), row_of(words >> 16, BFLOAT16, TYPE), row_of(words >> 32, BFLOAT16, TYPE),
+        row_of(words >> 48, BFLOAT16, TYPE),
     )  # fmt: skip
 
 
@@ -150,7 +153,7 @@ def coded_decode_kernel(
     channels = words * CODES_OF_A_WORD
     first_head = head * GROUP
     query_places = query + batch * query_batch + (first_head + rows)[:, None] * query_head + channels[None, :]
-    q0, q1, q2, q3 = four(query_places, (rows < GROUP)[:, None], True)
+    q0, q1, q2, q3 = four(query_places, (rows < GROUP)[:, None])
     # queries over their largest number: float16 holds them then, whatever they are
     largest = tl.maximum(tl.maximum(most(q0), most(q1)), tl.maximum(most(q2), most(q3)))
     largest = tl.maximum(largest, LEAST)
@@ -167,18 +170,19 @@ def coded_decode_kernel(
         place, first = row + part // PARTS, part % PARTS * TOKENS
         at = place * PAGE_SIZE + first + tokens
         visible = part * TOKENS + tokens >= seen_from
-        t0, t1, t2, t3 = four(key_step + place * WIDTH + channels, visible, False)
-        m0, m1, m2, m3 = four(key_middle + place * WIDTH + channels, visible, False)
+        t0, t1, t2, t3 = four_of(tl.load(key_step + place * WORDS + words), True, TYPE)
+        m0, m1, m2, m3 = four_of(tl.load(key_middle + place * WORDS + words), False, TYPE)
+        key_codes = tl.load(key_code + at[:, None] * WORDS + words[None, :])
         k0, k1, k2, k3 = numbers(
-            tl.load(key_code + at[:, None] * WORDS + words[None, :]), *rows_of(t0, t1, t2, t3, TYPE),
-            *rows_of(m0 + 0.5 * t0, m1 + 0.5 * t1, m2 + 0.5 * t2, m3 + 0.5 * t3, TYPE), INTERPRETED,
-        )  # fmt: skip
+            key_codes, t0, t1, t2, t3, m0 + 0.5 * t0, m1 + 0.5 * t1, m2 + 0.5 * t2, m3 + 0.5 * t3, INTERPRETED
+        )
         scores = products(q0, q1, q2, q3, k0, k1, k2, k3, TYPE)
         grouped = at[:, None, None] * WORDS + groups[None, :, None] * (WORDS // GROUPS) + members[None, None, :]
         shared = at[:, None] * GROUPS + groups[None, :]
         steps = tl.load(value_step + shared, mask=visible[:, None], other=0.0)[:, :, None]
         value_middles = tl.load(value_middle + shared, mask=visible[:, None], other=0.0)[:, :, None]
-        value_middles = (value_middles.to(tl.float32) + 0.5 * steps.to(tl.float32)).to(TYPE)
+        steps, value_middles = steps.to(TYPE), value_middles.to(TYPE)
+        value_middles += 0.5 * steps
         v0, v1, v2, v3 = numbers(
             tl.load(value_code + grouped), steps, steps, steps, steps, value_middles, value_middles, value_middles,
             value_middles, INTERPRETED,
@@ -194,8 +198,8 @@ def coded_decode_kernel(
         places = part * TOKENS + tokens
         visible = (places >= seen_from) & (places < seen_to)
         at = recent + (part - held * PARTS) * TOKENS * recent_token
-        k0, k1, k2, k3 = four(recent_key + at, visible[:, None], True)
-        v0, v1, v2, v3 = four(recent_value + at, visible[:, None], True)
+        k0, k1, k2, k3 = four(recent_key + at, visible[:, None])
+        v0, v1, v2, v3 = four(recent_value + at, visible[:, None])
         scores = products(q0, q1, q2, q3, k0, k1, k2, k3, TYPE)
         shares, shrink, total, peak = weighed(scores, visible, scale2, total, peak)
         shares = shares.to(TYPE)
@@ -229,7 +233,7 @@ def coded_decode(
     require(supports_coded_decode(query, cache, lengths, starts))
     batch, heads, width = query.shape
     key_heads = cache.keys[0].shape[1]
-    launch = launch or choose_coded_launch(device_limits(query.device), batch, key_heads, cache.tokens)
+    launch = launch or choose_coded_launch(device_limits(query.device), batch, key_heads, width, cache.tokens)
     out = torch.empty_like(query, memory_format=torch.contiguous_format) if out is None else out
     scratch = scratch or DecodeScratch.of(batch, heads, width, launch, query.device)
     length_step, recent = int(lengths.numel() > 1), cache.recent_keys
@@ -237,7 +241,7 @@ def coded_decode(
     flags |= {"SPLITS": launch.splits, "num_warps": launch.warps}
     with on_device(query):
         coded_decode_kernel[(launch.splits, key_heads, batch)](
-            query, *_in_words(cache.keys), *_in_words(cache.values), recent, cache.recent_values, scratch.partial,
+            query, *_key_words(cache.keys), *_in_words(cache.values), recent, cache.recent_values, scratch.partial,
             scratch.weight, lengths, starts, cache.pages, query.stride(0), query.stride(1), recent.stride(0),
             recent.stride(1), recent.stride(2), length_step, heads, cache.keys[0].shape[2],
             width**-0.5 if scale is None else scale,
@@ -254,6 +258,12 @@ def coded_decode(
 
 
 def _in_words(coded: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Codes four by four, which one instruction each makes numbers of; steps and middles as they are."""
+    """Codes four by four; steps and middles as they are."""
     codes, *others = coded
     return codes.view(torch.int32), *others
+
+
+def _key_words(coded: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Codes four by four, and so their steps and middles, which lie by channel."""
+    codes, step, middle = coded
+    return codes.view(torch.int32), step.view(torch.int64), middle.view(torch.int64)

@@ -20,8 +20,8 @@ LATENT_WIDTHS = (64, 128, 256, 512)
 ROPE_WIDTHS = (16, 32, 64, 128)
 """Widths of the two parts of a latent cache."""
 MOST_SPLITS = 128
-CODED_PROGRAMS = 3
-"""Programs over codes that a multiprocessor has registers for."""
+CODED_PROGRAMS = 4
+"""Programs over codes that a multiprocessor has registers for, of two warps each."""
 MOST_JOINED = 128
 """Rows of float32 that one program joins."""
 MOST_BLOCKS = 4096
@@ -86,8 +86,8 @@ class CodedLaunch:
     """The same over codes, of which a program takes so many tokens in one step."""
 
     splits: int
-    tokens: int = 32
-    warps: int = 4
+    tokens: int = 64
+    warps: int = 2
     stages: int = 3
 
 
@@ -192,14 +192,19 @@ def choose_decode_launch(limits: Limits, batch: int, key_heads: int, head_dim: i
     return DecodeLaunch(splits, stages=stages)
 
 
-def choose_coded_launch(limits: Limits, batch: int, key_heads: int, capacity: int) -> CodedLaunch:
+def choose_coded_launch(limits: Limits, batch: int, key_heads: int, head_dim: int, capacity: int) -> CodedLaunch:
     """The launch of the decode kernel over codes: making numbers of them needs more than one program's warps.
 
-    >>> choose_coded_launch(HOPPER, batch=1, key_heads=8, capacity=32768)
-    CodedLaunch(splits=49, tokens=32, warps=4, stages=3)
+    Two warps take half the instructions of four, which each do for themselves what is shared; wide heads, and GPUs
+    before Hopper, have no registers for that.
+
+    >>> choose_coded_launch(HOPPER, batch=1, key_heads=8, head_dim=128, capacity=32768)
+    CodedLaunch(splits=66, tokens=64, warps=2, stages=3)
     """
-    wanted = CODED_PROGRAMS * limits.multiprocessors // (batch * key_heads)
-    return CodedLaunch(max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE))))
+    few = head_dim <= (128 if limits.capability >= HOPPER.capability else 64)
+    wanted = (CODED_PROGRAMS if few else 2) * limits.multiprocessors // (batch * key_heads)
+    splits = max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE)))
+    return CodedLaunch(splits) if few else CodedLaunch(splits, tokens=32, warps=4)
 
 
 def last_joins(launch: DecodeLaunch, group: int) -> bool:
