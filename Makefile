@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint verify bench-check clean
+.PHONY: help demo test lint verify bench-check site clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ verify: lint ## lint, and every test that needs no GPU: long sweeps and download
 
 bench-check: $(READY) ## what optimizing gains on this CPU, against the recorded ratios (fetches 93 MB the first time)
 	$(BIN)/python benchmarks/check.py
+
+site: $(READY) ## the documentation as a site, in build/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean: ## remove .venv and build leftovers; the models in your cache stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
