@@ -194,11 +194,11 @@ ARMS: dict[str, PrefillArm] = {
     ),
     "pio-flash": PrefillArm("inference-pio flash_attention", _named("flash_attention")),
     "pio-pieces": PrefillArm(
-        "inference-pio flash_attention, activation_offloading in 450 MB",
+        "inference-pio flash_attention, activation_offloading in 640 MB",
         _named(
             "flash_attention",
             "activation_offloading",
-            activation_offloading={"max_activation_bytes": "450MB", "text_tokens": 32768},
+            activation_offloading={"max_activation_bytes": "640MB", "text_tokens": 32768},
         ),
     ),
     "pio-int4": PrefillArm("inference-pio int4 weights in groups of 128", _compressed(format="int4"), "int4"),
