@@ -77,7 +77,7 @@ def _walk(model: nn.Module, takes: Callable[[nn.Module], bool]) -> Walk:
     readers = [path for path, module in model.named_modules() if _reads_weights_inside(module)]
     for path, module in list(model.named_modules()):
         if takes(module) and not any(within(path, reader) for reader in readers):
-            yield path, module, roles[path]
+            yield path, module, roles.get(path, "unknown")  # a parametrized layer holds no weights itself
 
 
 def _reads_weights_inside(module: nn.Module) -> bool:

@@ -1,0 +1,55 @@
+"""The linear layers whose weight may be kept in another shape, and the reasons of those that may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from inference_pio.anatomy.chosen import Chosen
+from inference_pio.anatomy.latent_attention import OUT_OF_LATENT, is_latent_attention
+from inference_pio.anatomy.parts import is_adapted
+from inference_pio.anatomy.shared_weights import shared_weights, why_shared
+from inference_pio.anatomy.walk import experts, linears, parent_of
+from inference_pio.contract.site import Site
+
+KEPT_ROLES = {
+    "head": "the head is kept: what it loses reaches the output directly (targets=['head'] takes it)",
+    "embedding": "embeddings are kept: a lookup gains nothing from two factors",
+    "router": "routers are kept: a changed router sends tokens to other experts",
+    "vision": "the vision tower is kept (targets=['vision'] takes it)",
+    "adapter": "adapters are kept: they are small and may be trained",
+}
+ON_REQUEST = frozenset({"head", "vision"})
+"""Kept roles that are taken where the targets name them."""
+
+
+def factorable_sites(model: nn.Module, chosen: Chosen, claims: frozenset[str]) -> Iterator[Site]:
+    """A site for each linear layer and each module of fused experts, with the reason where it is passed over."""
+    shared = shared_weights(model)
+    for path, module, role in linears(model):
+        skip = chosen.why_not(path, role) or _why_kept(model, path, module, role, chosen)
+        skip = skip or why_shared(module.parameters(recurse=False), shared)
+        weight = module._parameters.get("weight")
+        yield Site(path, role, claims, skip, nbytes=0 if weight is None else weight.nbytes)
+    for path, _, role in experts(model):
+        reason = "fused experts are kept: one product serves all of them, and knows no factors"
+        yield Site(path, role, claims, chosen.why_not(path, role) or reason)
+
+
+def _why_kept(model: nn.Module, path: str, module: nn.Module, role: str, chosen: Chosen) -> str | None:
+    if role in KEPT_ROLES and not (role in ON_REQUEST and chosen.by_role(role)):
+        return KEPT_ROLES[role]
+    if not path:
+        return "it is the model itself, which nothing holds"
+    parent, name = parent_of(model, path)
+    if is_latent_attention(parent) and name == OUT_OF_LATENT:
+        return "what expands a latent cache is kept: attention reads its weight from beside it"
+    if is_adapted(parent):
+        return "an adapter is wrapped around it"
+    if "forward" in module.__dict__ or hasattr(module, "parametrizations"):
+        return "its forward or its weight is overridden"
+    weight = module._parameters.get("weight")
+    if weight is None or not weight.is_floating_point() or weight.element_size() < 2:
+        return "its weight is stored in fewer bits already"
+    return None

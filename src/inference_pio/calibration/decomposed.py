@@ -1,0 +1,283 @@
+"""Linear layers in two factors: by their inputs and by what outputs do, ranks by loss, judged by held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_pio.anatomy.side_by_side import SideBySide
+from inference_pio.calibration.forward import Progress
+from inference_pio.calibration.groups import groups_within
+from inference_pio.calibration.held_out import HeldOut, parted
+from inference_pio.calibration.input_pass import BUDGET_BYTES, collect_inputs, watched_layers
+from inference_pio.calibration.output_pass import collect_outputs
+from inference_pio.calibration.ranks import WHOLE, Rank, allocate_ranks, factor_numbers, ranks_of
+from inference_pio.calibration.rounding import part_of
+from inference_pio.calibration.source import CalibrationSource
+from inference_pio.calibration.stood_in import stood_in
+from inference_pio.errors import InvalidSetting
+from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
+from inference_pio.kernels.low_rank import Spectrum, pivoted, shrunk, spectrum
+
+UNIFORM, MEASURED = "uniform", "measured"
+FEWEST_TOKENS = 4
+"""A text must hold a token for so many inputs of the widest layer: what is doubtful is drawn towards the mean."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What layers of one input become: `into` [rank, inputs] (or, with an `order`, [rank, inputs - rank]) is theirs
+    together, `out_of` [sum of outputs, rank] lies one above the other.
+    """
+
+    into: Tensor
+    out_of: Tensor
+    order: Tensor | None
+
+    @property
+    def rank(self) -> int:
+        return self.into.shape[0]
+
+
+@dataclass
+class Candidate:
+    """One way to decompose all layers: factors by the name of their group, and the divergence on held-out text."""
+
+    factors: dict[str, Factors] = field(default_factory=dict)
+    divergence: float = float("inf")
+
+
+@dataclass
+class Decomposed:
+    """The candidate that was taken, and how it was come by."""
+
+    taken: Candidate
+    allocation: str
+    divergences: dict[str, float]
+    ranks: dict[str, int]
+    foretold: dict[str, float]
+    """By group, what its rank loses in nats a token (of outputs that are no logits: squared), as their spectra say."""
+    source: dict[str, Any]
+    outputs: str | None = None
+    """Why outputs could not be weighed; None where they were."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "allocation": self.allocation, "ranks": self.ranks, "held_out_divergence": self.divergences,
+            "foretold": self.foretold, "source": self.source, "outputs_not_weighed": self.outputs,
+        }  # fmt: skip
+
+
+def decompose(
+    model: nn.Module, groups: Sequence[SideBySide], ranks: Mapping[str, int], source: CalibrationSource, *,
+    pivots: bool = True, ratio: float | None = None, align: Mapping[str, int] | None = None,
+    progress: Progress | None = None, budget_bytes: int = BUDGET_BYTES,
+) -> Decomposed:  # fmt: skip
+    """Two factors of `ranks[name]` for each group; with `ratio`, ranks with which that share of all numbers goes where
+    it costs least instead, if held-out text then loses less.
+
+    Nothing of the model is edited. Raises InvalidSetting for a text that is too short to learn from.
+    """
+    learned, judged = parted(source)
+    _check_length(source, learned, groups)
+    found = {UNIFORM: Candidate()}
+    curves: dict[str, list[Rank]] = {}
+    kept: dict[str, Spectrum] = {}
+    walk = _Walk(model, groups, learned, budget_bytes, progress)
+    keeps = sum(_spectrum_bytes(one) for one in groups) <= budget_bytes
+    for one, parts in walk.over("calibration"):
+        found[UNIFORM].factors[one.name] = factors_at(parts, ranks[one.name], pivots, one.weight(model))
+        curves[one.name] = _curve(one, parts, pivots, (align or {}).get(one.name, 1))
+        if ratio is not None and keeps:
+            kept[one.name] = parts
+    held_out = HeldOut(model, judged)
+    if ratio is not None and len(groups) > 1:
+        if walk.why_not_weighed:
+            curves = _scaled(model, groups, curves, found[UNIFORM], held_out)
+        allotted = allocate_ranks(curves, (1 - ratio) * sum(one.numbers for one in groups))
+        found[MEASURED] = Candidate()
+        spectra = ((one, kept[one.name]) for one in groups) if keeps else walk.over("factors")
+        for one, parts in spectra:
+            if allotted[one.name] != WHOLE:
+                made = factors_at(parts, allotted[one.name], pivots, one.weight(model))
+                found[MEASURED].factors[one.name] = made
+    for candidate in found.values():
+        with stood_in(model, layers_of(model, groups, candidate.factors)):
+            candidate.divergence = held_out.divergence(model)
+    name = min(found, key=lambda allocation: found[allocation].divergence)
+    taken = {
+        one.name: found[name].factors[one.name].rank if one.name in found[name].factors else WHOLE for one in groups
+    }
+    return Decomposed(
+        found[name], name, {allocation: candidate.divergence for allocation, candidate in found.items()}, taken,
+        {one.name: _loss_at(curves[one.name], taken[one.name]) for one in groups},
+        {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest},
+        walk.why_not_weighed,
+    )  # fmt: skip
+
+
+def decompose_weights(
+    model: nn.Module, groups: Sequence[SideBySide], ranks: Mapping[str, int], *, pivots: bool = True
+) -> Decomposed:  # fmt: skip
+    """The same by the weights alone: what plain singular values keep."""
+    found = Candidate()
+    for one in groups:
+        weight = one.weight(model)
+        found.factors[one.name] = factors_at(spectrum(weight), ranks[one.name], pivots, weight)
+    return Decomposed(found, UNIFORM, {}, dict(ranks), {}, {})
+
+
+def factors_to_come(
+    model: nn.Module, groups: Sequence[SideBySide], ranks: Mapping[str, int], pivots: bool
+) -> dict[str, Factors]:  # fmt: skip
+    """Factors of the right shapes, to be filled."""
+    found = {}
+    for one in groups:
+        if (rank := ranks[one.name]) != WHOLE:
+            like = one.weight(model)
+            into = like.new_empty(rank, one.inputs - (rank if pivots else 0))
+            order = torch.arange(one.inputs, dtype=torch.int32, device=like.device) if pivots else None
+            found[one.name] = Factors(into, like.new_empty(len(like), rank), order)
+    return found
+
+
+def factors_at(parts: Spectrum, rank: int, pivots: bool, like: Tensor) -> Factors:
+    """The two factors of a rank, rounded once to the dtype of `like`."""
+    left, right = parts.factors(rank)
+    order = None
+    if pivots:
+        order, left, right = pivoted(left, right)
+        order = order.to(torch.int32)
+    return Factors(right.to(like.dtype).contiguous(), left.to(like.dtype).contiguous(), order)
+
+
+def layers_of(
+    model: nn.Module, groups: Sequence[SideBySide], factors: Mapping[str, Factors]
+) -> dict[str, FactoredLinear]:
+    """The layers that take the places of the model's, by path; biases are the very Parameters that they were."""
+    made = {}
+    for one in groups:
+        if (given := factors.get(one.name)) is None:
+            continue
+        modules = [model.get_submodule(path) for path in one.paths]
+        learns = any(module.weight.requires_grad for module in modules)  # type: ignore[union-attr, operator]
+        into = IntoFew(_linear(given.into, learns), given.order, len(modules))
+        for path, module, part in zip(one.paths, modules, torch.split(given.out_of, list(one.outputs)), strict=True):
+            bias: Any = module.bias
+            made[path] = FactoredLinear(into, _linear(part, learns, bias))
+    return made
+
+
+def _linear(weight: Tensor, learns: bool, bias: nn.Parameter | None = None) -> nn.Linear:
+    with torch.device("meta"):
+        made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    made.weight = nn.Parameter(weight.clone() if weight._is_view() else weight, requires_grad=learns)
+    made.register_parameter("bias", bias)
+    return made
+
+
+def _check_length(source: CalibrationSource, learned: CalibrationSource, groups: Sequence[SideBySide]) -> None:
+    widest = max(one.inputs for one in groups)
+    wanted = -(-widest // FEWEST_TOKENS)
+    if source.tokens and learned.tokens < wanted:
+        raise InvalidSetting(
+            f"{source.name} leaves {learned.tokens} tokens to learn from, and the widest layer has {widest} inputs: "
+            f"give {wanted - learned.tokens} tokens more at least (40 times as many are better)."
+        )
+
+
+class _Walk:
+    """Every group with its spectrum, as many groups at a time as the budget has room for."""
+
+    def __init__(
+        self, model: nn.Module, groups: Sequence[SideBySide], learned: CalibrationSource, budget_bytes: int,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.model, self.learned, self.budget_bytes, self.progress = model, learned, budget_bytes, progress
+        self.why_not_weighed: str | None = None
+        self._named = {one.name: one for one in groups}
+
+    def over(self, stage: str) -> Iterator[tuple[SideBySide, Spectrum]]:
+        model, learned = self.model, self.learned
+        together = list(groups_within(watched_layers(model, list(self._named)), True, self.budget_bytes))
+        for number, group in enumerate(together):
+            told = part_of(self.progress, stage, number, len(together))
+            ones = [self._named[watched.path] for watched in group]
+            outputs = self._outputs([path for one in ones for path in one.paths])
+            inputs = collect_inputs(
+                model, learned, [one.name for one in ones], budget_bytes=self.budget_bytes, progress=told
+            )
+            for statistics in inputs:
+                assert statistics.gram is not None  # the pass was asked for it
+                mean = shrunk(statistics.gram / max(statistics.count, 1), statistics.count)
+                for path in statistics.readers:
+                    one = self._named[path]
+                    yield one, self._spectrum(one, mean, outputs)
+
+    def _outputs(self, paths: Sequence[str]) -> dict[str, Tensor]:
+        if self.why_not_weighed is not None:
+            return {}
+        try:
+            return collect_outputs(self.model, self.learned, paths)
+        except InvalidSetting as error:
+            self.why_not_weighed = str(error)
+            return {}
+
+    def _spectrum(self, one: SideBySide, mean: Tensor, outputs: Mapping[str, Tensor]) -> Spectrum:
+        weight = one.weight(self.model)
+        if self.why_not_weighed is not None:
+            return spectrum(weight, mean)
+        return spectrum(weight, mean, _weights_of_outputs([outputs.get(path) for path in one.paths], one, weight))
+
+
+def _weights_of_outputs(found: Sequence[Tensor | None], one: SideBySide, like: Tensor) -> Tensor:
+    """How much the outputs of layers one above the other count; those that nothing depends on, not at all."""
+    given = [
+        torch.zeros(width, dtype=torch.float64, device=like.device) if part is None else part
+        for part, width in zip(found, one.outputs, strict=True)
+    ]
+    if any(part.dim() == 1 for part in given):
+        return torch.cat([part if part.dim() == 1 else part.diagonal() for part in given])
+    whole: Tensor = torch.block_diag(*given)  # type: ignore[no-untyped-call]
+    return whole
+
+
+def _curve(one: SideBySide, parts: Spectrum, pivots: bool, align: int) -> list[Rank]:
+    """What each rank loses, with the matrix as it is as one way more."""
+    rows = sum(one.outputs)
+    squares = parts.values.square()
+    tails = (0.5 * (squares.sum() - squares.cumsum(0))).clamp(min=0).tolist()
+    ways = [
+        Rank(rank, factor_numbers(rows, one.inputs, rank, pivots), tails[rank - 1])
+        for rank in ranks_of(rows, one.inputs, align, pivots)
+    ]
+    return [*ways, Rank(WHOLE, one.numbers)]
+
+
+def _loss_at(ways: Sequence[Rank], rank: int) -> float:
+    return next((way.loss for way in ways if way.rank == rank), 0.0)
+
+
+def _scaled(
+    model: nn.Module, groups: Sequence[SideBySide], curves: Mapping[str, list[Rank]], candidate: Candidate,
+    held_out: HeldOut,
+) -> dict[str, list[Rank]]:  # fmt: skip
+    """Losses by what one rank of each group alone was measured to lose: errors of outputs are not alike."""
+    found = {}
+    for one in groups:
+        made = candidate.factors[one.name]
+        with stood_in(model, layers_of(model, [one], {one.name: made})):
+            divergence = max(held_out.divergence(model), 0.0)
+        foretold = _loss_at(curves[one.name], made.rank)
+        share = divergence / foretold if foretold else 0.0
+        found[one.name] = [Rank(way.rank, way.numbers, way.loss * share) for way in curves[one.name]]
+    return found
+
+
+def _spectrum_bytes(one: SideBySide) -> int:
+    rows = sum(one.outputs)
+    return 8 * min(rows, one.inputs) * (rows + one.inputs)

@@ -1,0 +1,203 @@
+"""`tensor_decomposition`: matrices as products of two smaller ones, with ranks where they cost the model least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from inference_pio.anatomy.chosen import Chosen
+from inference_pio.anatomy.factorable import factorable_sites
+from inference_pio.anatomy.side_by_side import SideBySide, side_by_side
+from inference_pio.calibration.decomposed import (
+    MEASURED,
+    Decomposed,
+    decompose,
+    decompose_weights,
+    factors_to_come,
+    layers_of,
+)
+from inference_pio.calibration.held_out import ONE_IN
+from inference_pio.calibration.ranks import WHOLE, align_of, factor_numbers, rank_at, why_no_faster
+from inference_pio.calibration.source import calibration_source, token_windows
+from inference_pio.contract.config import OptimizationType
+from inference_pio.contract.optimization import OptimizationInterface, Stage
+from inference_pio.contract.settings import Settings
+from inference_pio.contract.site import Site
+from inference_pio.errors import InvalidModel, PlanError
+from inference_pio.measure.target import max_positions, vocab_size
+from inference_pio.sources.progress import share_bar
+
+CLAIMS = frozenset({"weights.shape"})
+WINDOW, LEAST_WINDOW = 1024, 32
+"""Tokens of a window of text: fewer where the text is short, since one window in eight is held out."""
+LONG_BYTES = 64 * 2**20
+"""A model of more is told how far its decomposition has come."""
+PIVOTED, PLAIN = "pivoted", "plain"
+
+
+class TensorDecompositionParameters(Settings):
+    """`decomposition_ratio` is the share of the numbers in linear layers that goes.
+
+    Of a "pivoted" product a part of one factor need not be kept, so that the same numbers hold a higher rank; a "plain"
+    one is two matrices and nothing else. Ranks are multiples of `align` (64, less of small matrices). With
+    `allocation` "measured" they are chosen by what they cost, "uniform" takes the same share of each. Learned from
+    `tokens` tokens of `text`; with `calibration` "none", and on models that are given no tokens, by the weights alone.
+    Nothing is done where the divergence on held-out text would be above `max_kl` nats a token. `targets` are roles or
+    path patterns, `skip` path patterns; `refuse_slower` leaves matrices alone that are too small to become faster.
+    """
+
+    decomposition_ratio: float = Field(default=0.2, ge=0.1, lt=1)
+    form: Literal["pivoted", "plain"] = "pivoted"
+    align: int | None = Field(default=None, ge=1)
+    allocation: Literal["measured", "uniform"] = "measured"
+    calibration: Literal["text", "none"] = "text"
+    max_kl: float | None = Field(default=None, gt=0)
+    targets: list[str] | None = None
+    skip: list[str] = Field(default_factory=list)
+    refuse_slower: bool = True
+    text: list[str] | list[list[int]] | None = None
+    tokens: int = Field(default=32768, ge=1)
+
+
+class TensorDecomposition(OptimizationInterface):
+    """Layers of one input share the factor that reads it; whatever comes later treats both factors as linear layers."""
+
+    name = "tensor_decomposition"
+    optimization_type = OptimizationType.COMPUTE
+    stage = Stage.STRUCTURE
+    summary = "linear layers in two factors, ranks chosen by what they cost the model's answers"
+    exactness = "approximate"
+    changes_state_dict = True
+    Parameters: ClassVar[type[Settings]] = TensorDecompositionParameters
+    on_small_models: ClassVar[Mapping[str, Any]] = {
+        "allocation": "uniform", "calibration": "none", "refuse_slower": False,
+        "targets": ["attention.qkv", "mlp.down", "unknown"],
+    }  # fmt: skip
+
+    def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
+        super().__init__(parameters)
+        self._found: Decomposed | None = None
+
+    def sites(self, model: nn.Module) -> Sequence[Site]:
+        asked = self.parameters
+        found = list(factorable_sites(model, Chosen(asked.targets, asked.skip), CLAIMS))
+        skips: dict[str, str] = {}
+        for one in side_by_side(model, [site.path for site in found if site.acts]):
+            if reason := self._why_not(model, one):
+                skips |= dict.fromkeys(one.paths, reason)
+        return [
+            Site(site.path, site.role, site.claims, skips[site.path]) if site.path in skips else site for site in found
+        ]
+
+    def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+        asked = self.parameters
+        groups = _groups(model, sites)
+        learns = asked.calibration == "text" and vocab_size(model) is not None
+        return {
+            "decomposition_ratio": asked.decomposition_ratio, "form": asked.form, "learns": learns,
+            "ranks": {one.name: self._rank(one) for one in groups},
+            "together": {one.name: list(one.paths) for one in groups},
+            "numbers": sum(one.numbers for one in groups),
+        }  # fmt: skip
+
+    def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        for site in sites:
+            for name, weight in model.get_submodule(site.path).named_parameters():
+                if not torch.isfinite(weight.detach().amax() - weight.detach().amin()):
+                    raise InvalidModel(
+                        f"{site.path}.{name} holds NaN or infinity: check the checkpoint; nothing was touched."
+                    )
+
+    def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
+        asked, groups = self.parameters, _groups(model, sites)
+        large = sum(parameter.nbytes for parameter in model.parameters()) > LONG_BYTES
+        with share_bar("decomposing layers", large) as progress:
+            if not decision["learns"]:
+                self._found = decompose_weights(model, groups, decision["ranks"], pivots=asked.form == PIVOTED)
+                return decision
+            window = min(WINDOW, max_positions(model) or WINDOW, max(LEAST_WINDOW, asked.tokens // ONE_IN))
+            self._found = found = decompose(
+                model, groups, decision["ranks"],
+                calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window),
+                pivots=asked.form == PIVOTED, align={one.name: self._align(one) for one in groups},
+                ratio=asked.decomposition_ratio if asked.allocation == MEASURED else None, progress=progress,
+            )  # fmt: skip
+        divergence = found.taken.divergence
+        if asked.max_kl is not None and divergence > asked.max_kl:
+            self._found = None
+            raise PlanError(
+                f"tensor_decomposition: with {asked.decomposition_ratio:.0%} of the numbers gone the divergence on "
+                f"held-out text is {divergence:.3g} nats a token, and max_kl is {asked.max_kl:g}: choose a smaller "
+                "decomposition_ratio. Nothing was touched."
+            )
+        return {**decision, "chosen": found.to_json()}
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        made, self._found = self._found, None
+        decision, groups = self.step.decision, _groups(model, self.step.sites)
+        pivots, ranks = decision["form"] == PIVOTED, _ranks(decision)
+        factors = made.taken.factors if made else factors_to_come(model, groups, ranks, pivots)
+        for path, layer in layers_of(model, groups, factors).items():
+            self.journal.replace(model.get_submodule(path), layer)
+        self._tell(groups, decision)
+        return model
+
+    def _tell(self, groups: Sequence[SideBySide], decision: Mapping[str, Any]) -> None:
+        pivots, ranks = decision["form"] == PIVOTED, _ranks(decision)
+        taken = [one for one in groups if ranks[one.name] != WHOLE]
+        left = sum(
+            factor_numbers(sum(one.outputs), one.inputs, ranks[one.name], pivots) if one in taken else one.numbers
+            for one in groups
+        )
+        self.say(
+            backend="two factors",
+            note=f"{len(taken)} inputs' matrices in two factors, {len(groups) - len(taken)} as they were: "
+            f"{1 - left / decision['numbers']:.1%} of their numbers are gone.",
+        )
+        aligned = sorted({self._align(one) for one in groups})
+        if self.parameters.align is None and aligned[0] < align_of(2**20, 2**20):
+            self.say(note=f"small matrices: ranks are multiples of {aligned[0]}.")
+        if not decision["learns"]:
+            self.say(note="chosen by the weights alone, which loses more: give text that the model is to read.")
+        elif (chosen := decision.get("chosen")) is None:
+            self.say(note="ranks are decided when it is applied, by the text that it learns from.")
+        else:
+            tried = ", ".join(f"{name} {value:.3g}" for name, value in chosen["held_out_divergence"].items())
+            self.say(note=f"allocation {chosen['allocation']}; divergence on held-out text, in nats a token: {tried}.")
+            if reason := chosen["outputs_not_weighed"]:
+                self.say(note=f"all outputs of a layer count alike: {reason}")
+
+    def _align(self, one: SideBySide) -> int:
+        return align_of(sum(one.outputs), one.inputs, self.parameters.align)
+
+    def _rank(self, one: SideBySide) -> int | None:
+        asked = self.parameters
+        pivots = asked.form == PIVOTED
+        return rank_at(sum(one.outputs), one.inputs, asked.decomposition_ratio, self._align(one), pivots)
+
+    def _why_not(self, model: nn.Module, one: SideBySide) -> str | None:
+        asked, rank = self.parameters, self._rank(one)
+        if rank is None:
+            return (
+                f"no rank that is a multiple of {self._align(one)} leaves {1 - asked.decomposition_ratio:.0%} of "
+                f"{sum(one.outputs)} x {one.inputs} numbers: choose a smaller align or decomposition_ratio"
+            )
+        if not asked.refuse_slower:
+            return None
+        numbers = factor_numbers(sum(one.outputs), one.inputs, rank, asked.form == PIVOTED)
+        each: Any = model.get_submodule(one.name).weight
+        return why_no_faster((one.numbers - numbers) * each.element_size(), self.device)
+
+
+def _groups(model: nn.Module, sites: Sequence[Site]) -> list[SideBySide]:
+    return side_by_side(model, [site.path for site in sites if site.acts])
+
+
+def _ranks(decision: Mapping[str, Any]) -> dict[str, int]:
+    """The ranks that were chosen; before there were data to choose by, those that are foretold."""
+    found: dict[str, int] = decision["chosen"]["ranks"] if "chosen" in decision else decision["ranks"]
+    return found
