@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from inference_pio import get_optimization_manager
 from inference_pio.anatomy.decoder import Decoder, decoder_of
+from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.compat import has_triton
 from inference_pio.formats.compressed_module import CompressedModule
+from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
 from tests import tiny
 from tests.decoding.conftest import COMPOSED, in_words
 from tests.decoding.test_step import both
@@ -29,12 +32,15 @@ def near(name: str, dtype: torch.dtype, padded: int, device: str = "cpu") -> Non
     assert (found - expected).abs().max().item() <= tolerance * expected.abs().max().item()
 
 
+def shallow(name: str) -> Any:
+    """One layer is enough for an interpreter."""
+    config: Any = copy.deepcopy(tiny.build(name).config)
+    config.num_hidden_layers, config.layer_types = 1, config.layer_types[:1]
+    return tiny.build(name, config=config)
+
+
 def compressed(name: str, form: str, device: str = "cpu") -> Any:
-    config = None
-    if device == "cpu":  # one layer is enough for an interpreter
-        config = copy.deepcopy(tiny.build(name).config)
-        config.num_hidden_layers, config.layer_types = 1, config.layer_types[:1]
-    model: Any = tiny.build(name, config=config).to(device)  # type: ignore[arg-type]
+    model = (shallow(name) if device == "cpu" else tiny.build(name)).to(device)
     manager = get_optimization_manager()
     sizes = {"group_size": 32} if form == "int4" else {}
     manager.apply_optimizations(
@@ -57,6 +63,74 @@ def near_over_codes(name: str, form: str, device: str = "cpu") -> None:
     tolerance = 2e-2 if device == "cpu" else 4e-3  # the library's products with codes are bfloat16 on a CPU
     assert (found - expected).abs().max().item() <= tolerance * expected.abs().max().item()
     assert "gemv" in used
+
+
+def factored(name: str, form: str, device: str = "cpu", **more: Any) -> Any:
+    """A model whose layers are in two factors, codes of them where a format is named."""
+    model = shallow(name).to(device)
+    asked = {"form": form, "calibration": "none", "allocation": "uniform", "refuse_slower": False}
+    manager = get_optimization_manager()
+    manager.apply_optimizations(model, ["tensor_decomposition"], parameters={"tensor_decomposition": asked})
+    if more:
+        manager.apply_optimizations(model, ["tensor_compression"], parameters={"tensor_compression": more})
+    return model
+
+
+def projected_in_factors(pivots: bool) -> list[int]:
+    """Products that our kernel computes for three layers of one input, a gate, and a result; their values are torch's."""
+    from inference_pio.decoding.fused import FusedOperations
+    from inference_pio.decoding.operations import PlainOperations
+    from inference_pio.kernels.triton import gemv as module
+
+    chance, launched, original = torch.Generator().manual_seed(0), [], module.gemv
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance) / shape[-1] ** 0.5
+
+    def layers(width: int, *outs: int) -> list[FactoredLinear]:
+        order = torch.randperm(width, generator=chance).to(torch.int32) if pivots else None
+        first, *others = (nn.Linear(*shape[::-1], bias=False) for shape in (
+            (8, width - 8 * pivots), *((out, 8) for out in outs)
+        ))  # fmt: skip
+        for linear in (first, *others):
+            linear.weight = nn.Parameter(drawn(*linear.weight.shape))
+        into = IntoFew(first, order, len(outs))
+        return [FactoredLinear(into, other) for other in others]
+
+    module_of_norm, x, counts = nn.RMSNorm(24), drawn(2, 24), list[int]()
+    module_of_norm.weight = nn.Parameter(drawn(24))
+    norm = Norm(module_of_norm, 1e-6)
+    module.gemv = lambda *given, **how: launched.append(1) or original(*given, **how)
+    try:
+        for taken, how in (
+            (layers(24, 16, 8, 8), {"norm": norm}), (layers(24, 40, 40), {"norm": norm, "gated": True}),
+            (layers(24, 24), {"residual": drawn(2, 24)}),
+        ):  # fmt: skip
+            launched.clear()
+            with torch.no_grad():
+                found, expected = (kind.project(x, taken, **how) for kind in (FusedOperations(), PlainOperations()))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            counts.append(len(launched))
+    finally:
+        module.gemv = original
+    return counts
+
+
+def near_in_factors(name: str, form: str, device: str = "cpu", **more: Any) -> int:
+    """The step over factors is the library's forward over the same; how many products our kernel computed."""
+    from inference_pio.decoding.fused import FusedOperations
+    from inference_pio.kernels.triton import gemv as module
+
+    launched, original = [], module.gemv
+    module.gemv = lambda *given, **how: launched.append(1) or original(*given, **how)
+    try:
+        model = factored(name, form, device, **more)
+        found, expected = both(name, torch.float32, 0, FusedOperations(), device, model=model)
+    finally:
+        module.gemv = original
+    tolerance = 2e-2 if more else 2e-5 if device == "cpu" else 2e-3
+    assert (found - expected).abs().max().item() <= tolerance * expected.abs().max().item()
+    return len(launched)
 
 
 @contextlib.contextmanager
@@ -166,6 +240,26 @@ def test_products_that_are_not_tuned_overlap_where_it_is_asked_for(interpreted: 
 @pytest.mark.parametrize("form", ["int4", *(pytest.param(form, marks=pytest.mark.slow) for form in ("fp8", "int8"))])
 def test_it_is_near_the_library_over_codes_in_the_interpreter(form: str, interpreted: Callable[..., Any]) -> None:
     interpreted(near_over_codes, "qwen3", form)
+
+
+@needs_triton
+@pytest.mark.parametrize("pivots", [True, False])
+def test_layers_in_two_factors_are_projected_as_torch_does(pivots: bool, interpreted: Callable[..., Any]) -> None:
+    assert interpreted(projected_in_factors, pivots) == [2, 2, 2]
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["pivoted", "plain"])
+def test_it_is_near_the_library_in_two_factors_in_the_interpreter(form: str, interpreted: Callable[..., Any]) -> None:
+    assert interpreted(near_in_factors, "qwen3", form) == 4 * 2 + 1  # two of each of four products, and the head
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [{}, {"format": "int8"}])
+@pytest.mark.parametrize("form", ["pivoted", "plain"])
+def test_it_is_near_the_library_in_two_factors_on_a_gpu(form: str, more: dict[str, str]) -> None:
+    near_in_factors("qwen3", form, "cuda", **more)
 
 
 @pytest.mark.gpu

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from inference_pio.decoding.weights import expert_weights, linear_weights
+from inference_pio.decoding.weights import expert_weights, factored_weights, linear_weights
+from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
 from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
 from inference_pio.formats.int4 import Int4Experts, Int4Linear
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
@@ -76,3 +77,22 @@ def test_experts_are_read_in_the_known_layout_alone() -> None:
     assert (found.gate_up, found.down_scale) == (packed.gate_up_int4, packed.down_scale)
     experts.is_transposed = True
     assert expert_weights(experts) is None
+
+
+def test_factors_are_read_where_layers_share_the_first() -> None:
+    order = torch.arange(32, dtype=torch.int32)
+    into, other = (IntoFew(nn.Linear(24, 8, bias=False), order, readers=2) for _ in range(2))
+    first, second, third = (FactoredLinear(one, nn.Linear(8, 5)) for one in (into, into, other))
+    found = factored_weights([first, second])
+    assert found is not None
+    assert (found.into.weight, found.rank, found.order) == (into.rest.weight, 8, order)
+    assert [one.weight for one in found.out_of] == [first.out_of.weight, second.out_of.weight]
+    assert [one.bias for one in found.out_of] == [first.out_of.bias, second.out_of.bias]
+    assert factored_weights([first, third]) is None
+    assert factored_weights([first, nn.Linear(32, 5)]) is None
+    second.out_of = Int8Linear.from_linear(second.out_of)
+    assert factored_weights([first, second]) is None
+    first.out_of = Int8Linear.from_linear(first.out_of)
+    coded = factored_weights([first, second])
+    assert coded is not None
+    assert coded.out_of[0].kind == (torch.int8, 0)

@@ -20,7 +20,14 @@ from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.launches import Launches
 from inference_pio.decoding.recordable import RecordableOperations, starts_of
 from inference_pio.decoding.step import logits_of_step
-from inference_pio.decoding.weights import LinearWeights, expert_weights, linear_weights
+from inference_pio.decoding.weights import (
+    FactoredWeights,
+    LinearWeights,
+    expert_weights,
+    factored_weights,
+    linear_weights,
+)
+from inference_pio.kernels.reordered import reordered
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, weight_bytes
 from inference_pio.kernels.triton.launch import (
     CodedLaunch,
@@ -74,10 +81,25 @@ class FusedOperations(RecordableOperations):
         self, x: Tensor, linears: Sequence[nn.Module], *, norm: Norm | None = None, gated: bool = False,
         residual: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
+        factors = factored_weights(linears) if len(x) <= MOST_ROWS else None
+        if factors is not None:
+            return self._through_few(x, factors, norm=norm, gated=gated, residual=residual)
         held = [linear_weights(layer) for layer in linears]
         if len(x) > MOST_ROWS or None in held or len({layer.kind for layer in held if layer}) > 1:
             return super().project(x, linears, norm=norm, gated=gated, residual=residual)
         return self._multiply(x, held, norm=norm, gated=gated, residual=residual)  # type: ignore[arg-type]
+
+    def _through_few(
+        self, x: Tensor, factors: FactoredWeights, *, norm: Norm | None, gated: bool, residual: Tensor | None
+    ) -> Tensor:
+        """Two products, the second of all layers at once; inputs that have an order are put into it first."""
+        into, order, rank = [factors.into], factors.order, factors.rank
+        if order is None:
+            few = self._multiply(x, into, norm=norm)
+        else:
+            put = reordered(x, order) if norm is None else reordered(x, order, norm.weight, norm.eps)
+            few = self._multiply(put[:, rank:], into, residual=put[:, :rank])
+        return self._multiply(few, factors.out_of, gated=gated, residual=residual)
 
     def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
         from inference_pio.kernels.triton.decode import decode_attention

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
+from inference_pio.formats.factored_linear import FactoredLinear
 from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
 from inference_pio.formats.int4 import Int4Experts, Int4Linear
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
@@ -27,6 +29,17 @@ class LinearWeights:
     def kind(self) -> tuple[torch.dtype, int]:
         """What weights of one product have in common."""
         return self.weight.dtype, group_of(self.weight, self.scale)
+
+
+@dataclass(frozen=True)
+class FactoredWeights:
+    """Layers of one input in two factors: `into` a few numbers (with an `order`, of the inputs behind the first `rank`,
+    which are added as they are), and each layer's `out_of` them."""
+
+    into: LinearWeights
+    out_of: tuple[LinearWeights, ...]
+    order: Tensor | None
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,19 @@ def linear_weights(layer: nn.Module) -> LinearWeights | None:
         return None
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return LinearWeights(weight, None, layer._parameters["bias"])
+
+
+def factored_weights(layers: Sequence[nn.Module]) -> FactoredWeights | None:
+    """What layers of one input hold that share the factor which reads it; None where they do not."""
+    if not all(isinstance(layer, FactoredLinear) for layer in layers):
+        return None
+    first = layers[0].into
+    if any(layer.into is not first for layer in layers):
+        return None
+    into, *out_of = (linear_weights(factor) for factor in (first.rest, *(layer.out_of for layer in layers)))  # type: ignore[arg-type, union-attr]
+    if into is None or any(one is None or one.kind != out_of[0].kind for one in out_of):  # type: ignore[union-attr]
+        return None
+    return FactoredWeights(into, tuple(out_of), first._buffers["order"], first.rank)  # type: ignore[arg-type, union-attr]
 
 
 def expert_weights(experts: nn.Module) -> ExpertWeights | None:
