@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inference_pio.kernels import low_rank
 from inference_pio.kernels.low_rank import naive_truncation, pivoted, shrunk, spectrum
 
 SHAPES = [(7, 12), (12, 7), (9, 9), (1, 5), (5, 1)]
@@ -99,3 +100,13 @@ def test_full_rank_loses_nothing_in_float32() -> None:
     made = torch.empty(20, 30)
     made[:, order] = torch.cat([columns.float(), columns.float() @ rest.float()], 1)
     torch.testing.assert_close(made, weight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (40, 6)])
+def test_singular_values_by_products_are_those_of_torch(shape: tuple[int, int]) -> None:
+    weight = chance(*shape) * torch.logspace(-3, 1, shape[1]).double()
+    left, values, right = low_rank._parts_by_products(weight)
+    torch.testing.assert_close(values, torch.linalg.svdvals(weight), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close((left * values) @ right, weight, rtol=1e-9, atol=1e-9)
+    few = low_rank._parts_by_products(torch.outer(weight[:, 0], weight[0]))
+    assert all(part.isfinite().all() for part in few)

@@ -67,7 +67,7 @@ def spectrum(weight: Tensor, inputs: Tensor | None = None, outputs: Tensor | Non
     seen = exact if before is None else exact @ before
     seen = seen if behind is None else behind.T @ seen
     seen = seen if scale is None else scale[:, None] * seen
-    left, values, right = torch.linalg.svd(seen, full_matrices=False)
+    left, values, right = _parts(seen)
     left = left if scale is None else left / scale[:, None]
     left = left if behind is None else torch.linalg.solve_triangular(behind.T, left, upper=True)
     right = right if before is None else torch.linalg.solve_triangular(before, right, upper=False, left=False)
@@ -112,6 +112,22 @@ def pivoted(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rest = torch.linalg.solve_triangular(first, behind, upper=False, left=False, unitriangular=True).T
     columns = left.double() @ right.double()[:, order[:rank]]
     return order, columns, rest
+
+
+def _parts(seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _parts_by_products(seen) if seen.is_cuda else torch.linalg.svd(seen, full_matrices=False)
+
+
+def _parts_by_products(seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular values and vectors by the products of columns: on a GPU a tenth of the time that its SVD takes
+    (predicted). Values below 1e-8 of the largest are not told apart; what they stand for is nothing either way."""
+    if seen.shape[0] < seen.shape[1]:
+        left, values, right = _parts_by_products(seen.T)
+        return right.T, values, left.T
+    squares, vectors = torch.linalg.eigh(seen.T @ seen)
+    values, vectors = squares.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
+    left = seen @ vectors
+    return torch.where(values > 0, left / values, 0.0), values, vectors.T
 
 
 def _order_of(swaps: Tensor, count: int) -> Tensor:
