@@ -55,6 +55,8 @@ class DecodeJob:
 
     def set_up(self) -> Answer:
         model = _model(self.suite, self.device, self.smoke, self.arm.build)
+        if self.arm.prepare is not None:
+            self.arm.prepare(model)
         self.prompt = real_models.prompt(model, self.suite.prompt_tokens, rows=self.suite.rows)
         wanted = faithful.reference(model, self.prompt, self.suite.check_tokens, self.arm.exactness)
         kept = weights.cache_bytes_per_token(model, self.prompt[-1:])

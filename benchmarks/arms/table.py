@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.arms import offload, ours, quantized
+from benchmarks.arms import factored, offload, ours, quantized
 from benchmarks.arms.decoder import Decoder, GenerateDecoder
 from benchmarks.arms.graph import GraphDecoder
 from benchmarks.arms.room import Room
@@ -23,7 +23,8 @@ Make = Callable[[nn.Module, Room], Decoder]
 @dataclass(frozen=True)
 class Arm:
     """`exactness` names the noise that its check allows; `build` goes to the model's `from_config`. `warm_ups` are
-    whole decodes before the first timed one: compiling and recording happen there."""
+    whole decodes before the first timed one: compiling and recording happen there. `prepare` changes the weights of the
+    model before the plain answers are asked for, where random ones would not bear what the system does."""
 
     label: str
     make: Make
@@ -32,6 +33,7 @@ class Arm:
     gpu_only: bool = False
     build: dict[str, Any] = field(default_factory=dict)
     warm_ups: int = 1
+    prepare: Callable[[nn.Module], None] | None = None
 
     def unavailable(self, cuda: bool) -> str | None:
         """Why this system cannot run here, or None."""
@@ -121,6 +123,18 @@ ARMS: dict[str, Arm] = {
     "pio-int4": Arm("inference-pio graph over int4 weights in groups of 128", ours.compressed(format="int4"), "int4"),
     "pio-kv-int8": Arm(
         "inference-pio graph over a cache in int8", ours.compressed(kv_cache="int8", targets=[]), "int8"
+    ),
+    "pio-decomposed": Arm(
+        "inference-pio graph over two factors of half the numbers",
+        factored.decomposed("plain"),
+        "int8",
+        prepare=factored.of_half_the_rank("plain"),
+    ),
+    "pio-decomposed-pivoted": Arm(
+        "inference-pio graph over pivoted factors of half the numbers",
+        factored.decomposed("pivoted"),
+        "int8",
+        prepare=factored.of_half_the_rank("pivoted"),
     ),
     "pio-graph-large-room": Arm("inference-pio graph, in room for 64K tokens", ours.in_large_room),
     "pio-lossless": Arm("inference-pio lossless", ours.profile("lossless")),

@@ -45,6 +45,13 @@ def test_every_system_of_every_suite_is_right_or_says_why_not(suite: str, tmp_pa
             assert all(row["median"] > 0 for row in arm["cases"].values())
 
 
+def test_models_in_two_factors_are_right_for_weights_of_that_rank(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert smoke("decode-qwen3-4b", out, "--arms", "plain,pio-decomposed,pio-decomposed-pivoted") == 0
+    for name, arm in results.read(out)["arms"].items():
+        assert arm["status"] == "ok", f"{name}: {arm['reason']}"
+
+
 def test_a_resumed_run_measures_only_what_is_missing(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     smoke("decode-qwen3-4b", out, "--arms", "plain")

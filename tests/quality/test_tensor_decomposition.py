@@ -99,7 +99,9 @@ def test_a_fifth_of_the_numbers_goes_at_little_loss() -> None:
         assert found.kl_nats_per_token <= 0.03
 
 
-@pytest.mark.parametrize(("ratio", "of_plain", "of_whitened"), [(0.2, 0.02, 0.12), (0.4, 0.07, 0.25)])
+@pytest.mark.parametrize(
+    ("ratio", "of_plain", "of_whitened"), [(0.2, 0.02, 0.12), pytest.param(0.4, 0.07, 0.25, marks=pytest.mark.slow)]
+)
 def test_it_loses_a_small_part_of_what_singular_values_lose(ratio: float, of_plain: float, of_whitened: float) -> None:
     for number in EACH_DRAW:
         ours, plain, whitened = (
@@ -118,6 +120,7 @@ def test_two_plain_matrices_lose_less_than_singular_values_too(ratio: float) -> 
         assert ours <= 0.4 * whitened
 
 
+@pytest.mark.slow
 def test_two_fifths_go_at_what_a_small_model_bears() -> None:
     assert max(lost("qwen3", 0.4, "ours", number).perplexity_ratio for number in EACH_DRAW) <= 1.25
 

@@ -16,8 +16,9 @@ MOST_SHARE = 0.9
 ALIGN, LEAST_ALIGN, RANKS = 64, 8, 16
 """Ranks are multiples of 64, which fill matrix units; where a matrix would have less than 16 of them, of less."""
 TRIES = 100
-LEAST_SAVED_BYTES = {"cpu": 2**17, "cuda": 6 * 2**20}
-"""A second product costs a CPU some 10 us and a GPU 2 us, in which they read so much (predicted)."""
+LEAST_SAVED_BYTES = {"cpu": 2**20, "cuda": 6 * 2**20}
+"""What a second product costs. On 2 CPU cores half of 1024 x 1024 numbers in float32 is 1.45 times as fast for one row,
+half of 512 x 512 no faster (`benchmarks/factored_layers.py --width`); on a GPU it is 2 us, by its bandwidth."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def why_no_faster(saved_bytes: int, device: torch.device) -> str | None:
         return None
     return (
         f"two factors would read {in_words(saved_bytes)} less, which a second product costs more than it saves here "
-        f"(predicted: {in_words(least)} at least; refuse_slower=false takes it)"
+        f"({in_words(least)} at least; refuse_slower=false takes it)"
     )
 
 
