@@ -13,8 +13,10 @@ from torch import nn
 from inference_pio.artifact import load, save
 from inference_pio.contract.config import OptimizationConfig
 from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError
+from inference_pio.formats.factored_conv import FactoredConv
 from inference_pio.formats.factored_linear import FactoredLinear
-from inference_pio.manager import ModularOptimizationManager
+from inference_pio.manager import ModularOptimizationManager, get_optimization_manager
+from inference_pio.undo.fingerprint import fingerprint
 from inference_pio.undo.journal import Journal
 from tests import tiny
 from tests.sweep import Case
@@ -108,6 +110,34 @@ def test_a_model_that_is_given_no_tokens_goes_by_its_weights_and_says_so() -> No
     assert any("weights alone" in note for note in receipt.notes)
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
+
+
+class Pictures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 24, 3, stride=2), nn.Conv2d(24, 32, 3, padding=1)
+        self.depthwise = nn.Conv2d(32, 32, 3, groups=32)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.depthwise(self.second(torch.relu(self.first(images))))
+
+
+def test_convolutions_become_three_and_come_back(tmp_path: Path) -> None:
+    model = Pictures().eval()
+    before, images = fingerprint(model), torch.randn(2, 3, 16, 16)
+    answers = model(images)
+    receipt = decomposed(model, decomposition_ratio=0.4)
+    assert [site.path for site in receipt.acted] == ["second"]
+    reasons = {skip["paths"][0]: skip["reason"] for skip in receipt.to_json()["skipped"]}
+    assert "no core of 8 channels" in reasons["first"]
+    assert "32 groups" in reasons["depthwise"]
+    assert isinstance(model.second, FactoredConv)
+    assert receipt.weight_bytes_after < receipt.weight_bytes_before
+    assert model(images).shape == answers.shape
+    save(model, tmp_path / "saved")
+    assert torch.equal(load(tmp_path / "saved", model=Pictures())(images), model(images))
+    get_optimization_manager().remove_optimizations(model)
+    assert before.differences(fingerprint(model)) == []
 
 
 def test_small_matrices_are_left_alone_unless_asked() -> None:

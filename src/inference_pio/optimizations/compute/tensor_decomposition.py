@@ -28,6 +28,7 @@ from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidModel, PlanError
+from inference_pio.formats.factored_conv import FactoredConv, core_channels, why_no_core
 from inference_pio.measure.target import max_positions, vocab_size
 from inference_pio.sources.progress import share_bar
 
@@ -69,7 +70,7 @@ class TensorDecomposition(OptimizationInterface):
     name = "tensor_decomposition"
     optimization_type = OptimizationType.COMPUTE
     stage = Stage.STRUCTURE
-    summary = "linear layers in two factors, ranks chosen by what they cost the model's answers"
+    summary = "linear layers in two factors, ranks chosen by what they cost the model's answers; convolutions in three"
     exactness = "approximate"
     changes_state_dict = True
     Parameters: ClassVar[type[Settings]] = TensorDecompositionParameters
@@ -86,22 +87,26 @@ class TensorDecomposition(OptimizationInterface):
         asked = self.parameters
         found = list(factorable_sites(model, Chosen(asked.targets, asked.skip), CLAIMS))
         skips: dict[str, str] = {}
-        for one in side_by_side(model, [site.path for site in found if site.acts]):
+        for one in _groups(model, found):
             if reason := self._why_not(model, one):
                 skips |= dict.fromkeys(one.paths, reason)
+        for path, conv in _convolutions(model, found).items():
+            if reason := self._why_no_conv(conv):
+                skips[path] = reason
         return [
             Site(site.path, site.role, site.claims, skips[site.path]) if site.path in skips else site for site in found
         ]
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         asked = self.parameters
-        groups = _groups(model, sites)
+        groups, convolutions = _groups(model, sites), _convolutions(model, sites)
         learns = asked.calibration == "text" and vocab_size(model) is not None
         return {
             "decomposition_ratio": asked.decomposition_ratio, "form": asked.form, "learns": learns,
             "ranks": {one.name: self._rank(one) for one in groups},
             "together": {one.name: list(one.paths) for one in groups},
             "numbers": sum(one.numbers for one in groups),
+            "convolutions": {path: self._channels(conv) for path, conv in convolutions.items()},
         }  # fmt: skip
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
@@ -116,7 +121,7 @@ class TensorDecomposition(OptimizationInterface):
         asked, groups = self.parameters, _groups(model, sites)
         large = sum(parameter.nbytes for parameter in model.parameters()) > LONG_BYTES
         with share_bar("decomposing layers", large) as progress:
-            if not decision["learns"]:
+            if not decision["learns"] or not groups:
                 self._found = decompose_weights(model, groups, decision["ranks"], pivots=asked.form == PIVOTED)
                 return decision
             window = min(WINDOW, max_positions(model) or WINDOW, max(LEAST_WINDOW, asked.tokens // ONE_IN))
@@ -143,6 +148,9 @@ class TensorDecomposition(OptimizationInterface):
         factors = made.taken.factors if made else factors_to_come(model, groups, ranks, pivots)
         for path, layer in layers_of(model, groups, factors).items():
             self.journal.replace(model.get_submodule(path), layer)
+        for path, (outputs, inputs) in decision["convolutions"].items():
+            conv: Any = model.get_submodule(path)
+            self.journal.replace(conv, FactoredConv.from_conv(conv, (outputs, inputs)))
         self._tell(groups, decision)
         return model
 
@@ -153,8 +161,12 @@ class TensorDecomposition(OptimizationInterface):
             factor_numbers(sum(one.outputs), one.inputs, ranks[one.name], pivots) if one in taken else one.numbers
             for one in groups
         )
+        self.say(backend="factors")
+        if convolutions := len(decision["convolutions"]):
+            self.say(note=f"{convolutions} convolutions in three, by their kernels alone.")
+        if not groups:
+            return
         self.say(
-            backend="two factors",
             note=f"{len(taken)} inputs' matrices in two factors, {len(groups) - len(taken)} as they were: "
             f"{1 - left / decision['numbers']:.1%} of their numbers are gone.",
         )
@@ -179,6 +191,21 @@ class TensorDecomposition(OptimizationInterface):
         pivots = asked.form == PIVOTED
         return rank_at(sum(one.outputs), one.inputs, asked.decomposition_ratio, self._align(one), pivots)
 
+    def _channels(self, conv: Any) -> list[int] | None:
+        align = align_of(conv.out_channels, conv.in_channels, self.parameters.align)
+        found = core_channels(conv, self.parameters.decomposition_ratio, align)
+        return None if found is None else list(found)
+
+    def _why_no_conv(self, conv: Any) -> str | None:
+        asked = self.parameters
+        if reason := why_no_core(conv):
+            return reason
+        if self._channels(conv) is None:
+            align = align_of(conv.out_channels, conv.in_channels, asked.align)
+            return f"no core of {align} channels or a multiple leaves {1 - asked.decomposition_ratio:.0%} of its kernel"
+        saved = int(asked.decomposition_ratio * conv.weight.nbytes)
+        return why_no_faster(saved, self.device) if asked.refuse_slower else None
+
     def _why_not(self, model: nn.Module, one: SideBySide) -> str | None:
         asked, rank = self.parameters, self._rank(one)
         if rank is None:
@@ -194,7 +221,13 @@ class TensorDecomposition(OptimizationInterface):
 
 
 def _groups(model: nn.Module, sites: Sequence[Site]) -> list[SideBySide]:
-    return side_by_side(model, [site.path for site in sites if site.acts])
+    others = _convolutions(model, sites)
+    return side_by_side(model, [site.path for site in sites if site.acts and site.path not in others])
+
+
+def _convolutions(model: nn.Module, sites: Sequence[Site]) -> dict[str, nn.Module]:
+    modules = {site.path: model.get_submodule(site.path) for site in sites if site.acts}
+    return {path: module for path, module in modules.items() if isinstance(module, nn.modules.conv._ConvNd)}
 
 
 def _ranks(decision: Mapping[str, Any]) -> dict[str, int]:
