@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from inference_pio.anatomy.side_by_side import SideBySide  # noqa: E402
-from inference_pio.calibration.decomposed import factors_to_come, layers_of  # noqa: E402
+from inference_pio.calibration.factors import factors_to_come, layers_of  # noqa: E402
 from inference_pio.calibration.ranks import align_of, rank_at  # noqa: E402
 
 LAYERS = {

@@ -10,7 +10,16 @@ import torch
 from inference_pio.anatomy.side_by_side import SideBySide, side_by_side
 from inference_pio.anatomy.walk import linears
 from inference_pio.calibration import decomposed
-from inference_pio.calibration.decomposed import MEASURED, UNIFORM, Decomposed, decompose, decompose_weights, layers_of
+from inference_pio.calibration.decomposed import (
+    FORETOLD,
+    MEASURED,
+    REFITTED,
+    UNIFORM,
+    Decomposed,
+    decompose,
+    decompose_weights,
+)
+from inference_pio.calibration.factors import layers_of
 from inference_pio.calibration.ranks import WHOLE, factor_numbers, rank_at
 from inference_pio.calibration.stood_in import stood_in
 from inference_pio.errors import InvalidSetting
@@ -30,7 +39,7 @@ def run(model: Any, ratio: float = 0.3, **how: Any) -> Decomposed:
     groups, pivots = groups_of(model), how.get("pivots", True)
     ranks = {one.name: rank_at(sum(one.outputs), one.inputs, ratio, 4, pivots) or 4 for one in groups}
     source = how.pop("source", None) or text()
-    asked = {"ratio": ratio, "align": dict.fromkeys(ranks, 4), **how}
+    asked = {"ratio": ratio, "allocations": (FORETOLD, MEASURED), "align": dict.fromkeys(ranks, 4), **how}
     return decompose(model, groups, ranks, source, **asked)
 
 
@@ -42,7 +51,7 @@ def test_layers_are_replaced_in_thought_alone_and_lose_less_than_by_their_weight
     found = run(model, pivots=pivots)
     assert before.differences(fingerprint(model)) == []
     assert found.outputs is None
-    assert set(found.divergences) == {UNIFORM, MEASURED}
+    assert set(found.divergences) == {UNIFORM, FORETOLD, MEASURED}
     assert found.taken.divergence == min(found.divergences.values())
     groups = groups_of(model)
     plain = decompose_weights(model, groups, found.ranks | {k: v or 4 for k, v in found.ranks.items()}, pivots=pivots)
@@ -58,8 +67,8 @@ def test_ranks_go_where_they_are_needed_and_keep_to_the_budget() -> None:
             weight = model.get_submodule(path).weight
             weight.copy_(torch.outer(weight[:, 0], weight[0]))
     found = run(model)
-    assert found.allocation == MEASURED
-    assert found.divergences[MEASURED] < found.divergences[UNIFORM]
+    assert found.allocation != UNIFORM
+    assert found.divergences[found.allocation] < found.divergences[UNIFORM]
     assert found.ranks[thin] == min(rank for rank in found.ranks.values() if rank)
     numbers = {
         name: one.numbers
@@ -85,7 +94,17 @@ def test_without_gradients_losses_are_measured_and_the_reason_is_told(monkeypatc
     monkeypatch.setattr(decomposed, "collect_outputs", fail)
     found = run(tiny.build("llama"))
     assert "no gradients here" in (found.to_json()["outputs_not_weighed"] or "")
-    assert set(found.divergences) == {UNIFORM, MEASURED}
+    assert set(found.divergences) == {UNIFORM, FORETOLD, MEASURED}
+
+
+def test_refitted_factors_are_kept_where_held_out_text_bears_them_out() -> None:
+    model, source = tiny.build("llama"), text(64)
+    before = fingerprint(model)
+    found = run(model, 0.6, source=source, allocations=(), refits=True)
+    assert before.differences(fingerprint(model)) == []
+    assert found.divergences[REFITTED] < found.divergences[UNIFORM]
+    assert found.taken.divergence == found.divergences[REFITTED]
+    assert found.allocation == UNIFORM
 
 
 def test_factors_hold_the_biases_that_were_there() -> None:

@@ -10,37 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.side_by_side import SideBySide
+from inference_pio.calibration.factors import Factors, factors_at, layers_of
 from inference_pio.calibration.forward import Progress
 from inference_pio.calibration.groups import groups_within
 from inference_pio.calibration.held_out import HeldOut, parted
 from inference_pio.calibration.input_pass import BUDGET_BYTES, collect_inputs, watched_layers
 from inference_pio.calibration.output_pass import collect_outputs
 from inference_pio.calibration.ranks import WHOLE, Rank, allocate_ranks, factor_numbers, ranks_of
+from inference_pio.calibration.refit import refit
 from inference_pio.calibration.rounding import part_of
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
 from inference_pio.errors import InvalidSetting
-from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
-from inference_pio.kernels.low_rank import Spectrum, pivoted, shrunk, spectrum
+from inference_pio.kernels.low_rank import Spectrum, shrunk, spectrum
 
-UNIFORM, MEASURED = "uniform", "measured"
+UNIFORM, FORETOLD, MEASURED = "uniform", "foretold", "measured"
+REFITTED = "refitted"
 FEWEST_TOKENS = 4
 """A text must hold a token for so many inputs of the widest layer: what is doubtful is drawn towards the mean."""
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What layers of one input become: `into` [rank, inputs] (or, with an `order`, [rank, inputs - rank]) is theirs
-    together, `out_of` [sum of outputs, rank] lies one above the other.
-    """
-
-    into: Tensor
-    out_of: Tensor
-    order: Tensor | None
-
-    @property
-    def rank(self) -> int:
-        return self.into.shape[0]
 
 
 @dataclass
@@ -74,11 +61,11 @@ class Decomposed:
 
 def decompose(
     model: nn.Module, groups: Sequence[SideBySide], ranks: Mapping[str, int], source: CalibrationSource, *,
-    pivots: bool = True, ratio: float | None = None, align: Mapping[str, int] | None = None,
-    progress: Progress | None = None, budget_bytes: int = BUDGET_BYTES,
+    pivots: bool = True, ratio: float = 0.0, allocations: Sequence[str] = (), refits: bool = False,
+    align: Mapping[str, int] | None = None, progress: Progress | None = None, budget_bytes: int = BUDGET_BYTES,
 ) -> Decomposed:  # fmt: skip
-    """Two factors of `ranks[name]` for each group; with `ratio`, ranks with which that share of all numbers goes where
-    it costs least instead, if held-out text then loses less.
+    """Two factors of `ranks[name]` for each group, or of ranks with which `ratio` of all numbers goes where it costs
+    least, by each of the `allocations`; held-out text judges which is taken, and whether refitted ones are.
 
     Nothing of the model is edited. Raises InvalidSetting for a text that is too short to learn from.
     """
@@ -92,32 +79,41 @@ def decompose(
     for one, parts in walk.over("calibration"):
         found[UNIFORM].factors[one.name] = factors_at(parts, ranks[one.name], pivots, one.weight(model))
         curves[one.name] = _curve(one, parts, pivots, (align or {}).get(one.name, 1))
-        if ratio is not None and keeps:
+        if allocations and keeps:
             kept[one.name] = parts
     held_out = HeldOut(model, judged)
-    if ratio is not None and len(groups) > 1:
-        if walk.why_not_weighed:
-            curves = _scaled(model, groups, curves, found[UNIFORM], held_out)
-        allotted = allocate_ranks(curves, (1 - ratio) * sum(one.numbers for one in groups))
-        found[MEASURED] = Candidate()
-        spectra = ((one, kept[one.name]) for one in groups) if keeps else walk.over("factors")
-        for one, parts in spectra:
-            if allotted[one.name] != WHOLE:
-                made = factors_at(parts, allotted[one.name], pivots, one.weight(model))
-                found[MEASURED].factors[one.name] = made
-    for candidate in found.values():
-        with stood_in(model, layers_of(model, groups, candidate.factors)):
-            candidate.divergence = held_out.divergence(model)
-    name = min(found, key=lambda allocation: found[allocation].divergence)
-    taken = {
-        one.name: found[name].factors[one.name].rank if one.name in found[name].factors else WHOLE for one in groups
-    }
+    _judge(model, groups, found[UNIFORM], held_out)
+    for allocation in allocations if len(groups) > 1 else ():
+        if allocation == MEASURED or walk.why_not_weighed:
+            curves = _scaled(model, groups, curves, _best(found)[1], held_out)
+        ranks = allocate_ranks(curves, (1 - ratio) * sum(one.numbers for one in groups))
+        made = found[allocation] = Candidate()
+        for one, parts in ((one, kept[one.name]) for one in groups) if keeps else walk.over("factors"):
+            if ranks[one.name] != WHOLE:
+                made.factors[one.name] = factors_at(parts, ranks[one.name], pivots, one.weight(model))
+        _judge(model, groups, made, held_out)
+    name, taken = _best(found)
+    if refits:
+        made = Candidate(refit(model, groups, taken.factors, learned, progress=progress))
+        _judge(model, groups, made, held_out)
+        found[REFITTED] = made
+        taken = min(taken, made, key=lambda candidate: candidate.divergence)
+    final = {one.name: taken.factors[one.name].rank if one.name in taken.factors else WHOLE for one in groups}
     return Decomposed(
-        found[name], name, {allocation: candidate.divergence for allocation, candidate in found.items()}, taken,
-        {one.name: _loss_at(curves[one.name], taken[one.name]) for one in groups},
+        taken, name, {how: candidate.divergence for how, candidate in found.items()}, final,
+        {one.name: _loss_at(curves[one.name], final[one.name]) for one in groups},
         {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest},
         walk.why_not_weighed,
     )  # fmt: skip
+
+
+def _judge(model: nn.Module, groups: Sequence[SideBySide], candidate: Candidate, held_out: HeldOut) -> None:
+    with stood_in(model, layers_of(model, groups, candidate.factors)):
+        candidate.divergence = held_out.divergence(model)
+
+
+def _best(found: Mapping[str, Candidate]) -> tuple[str, Candidate]:
+    return min(found.items(), key=lambda item: item[1].divergence)
 
 
 def decompose_weights(
@@ -129,55 +125,6 @@ def decompose_weights(
         weight = one.weight(model)
         found.factors[one.name] = factors_at(spectrum(weight), ranks[one.name], pivots, weight)
     return Decomposed(found, UNIFORM, {}, dict(ranks), {}, {})
-
-
-def factors_to_come(
-    model: nn.Module, groups: Sequence[SideBySide], ranks: Mapping[str, int], pivots: bool
-) -> dict[str, Factors]:  # fmt: skip
-    """Factors of the right shapes, to be filled."""
-    found = {}
-    for one in groups:
-        if (rank := ranks[one.name]) != WHOLE:
-            like = one.weight(model)
-            into = like.new_empty(rank, one.inputs - (rank if pivots else 0))
-            order = torch.arange(one.inputs, dtype=torch.int32, device=like.device) if pivots else None
-            found[one.name] = Factors(into, like.new_empty(len(like), rank), order)
-    return found
-
-
-def factors_at(parts: Spectrum, rank: int, pivots: bool, like: Tensor) -> Factors:
-    """The two factors of a rank, rounded once to the dtype of `like`."""
-    left, right = parts.factors(rank)
-    order = None
-    if pivots:
-        order, left, right = pivoted(left, right)
-        order = order.to(torch.int32)
-    return Factors(right.to(like.dtype).contiguous(), left.to(like.dtype).contiguous(), order)
-
-
-def layers_of(
-    model: nn.Module, groups: Sequence[SideBySide], factors: Mapping[str, Factors]
-) -> dict[str, FactoredLinear]:
-    """The layers that take the places of the model's, by path; biases are the very Parameters that they were."""
-    made = {}
-    for one in groups:
-        if (given := factors.get(one.name)) is None:
-            continue
-        modules = [model.get_submodule(path) for path in one.paths]
-        learns = any(module.weight.requires_grad for module in modules)  # type: ignore[union-attr, operator]
-        into = IntoFew(_linear(given.into, learns), given.order, len(modules))
-        for path, module, part in zip(one.paths, modules, torch.split(given.out_of, list(one.outputs)), strict=True):
-            bias: Any = module.bias
-            made[path] = FactoredLinear(into, _linear(part, learns, bias))
-    return made
-
-
-def _linear(weight: Tensor, learns: bool, bias: nn.Parameter | None = None) -> nn.Linear:
-    with torch.device("meta"):
-        made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    made.weight = nn.Parameter(weight.clone() if weight._is_view() else weight, requires_grad=learns)
-    made.register_parameter("bias", bias)
-    return made
 
 
 def _check_length(source: CalibrationSource, learned: CalibrationSource, groups: Sequence[SideBySide]) -> None:
@@ -266,10 +213,11 @@ def _scaled(
     model: nn.Module, groups: Sequence[SideBySide], curves: Mapping[str, list[Rank]], candidate: Candidate,
     held_out: HeldOut,
 ) -> dict[str, list[Rank]]:  # fmt: skip
-    """Losses by what one rank of each group alone was measured to lose: errors of outputs are not alike."""
-    found = {}
+    """Losses by what each group alone was measured to lose in a candidate: what is foretold holds for small errors."""
+    found = dict(curves)
     for one in groups:
-        made = candidate.factors[one.name]
+        if (made := candidate.factors.get(one.name)) is None:
+            continue
         with stood_in(model, layers_of(model, [one], {one.name: made})):
             divergence = max(held_out.divergence(model), 0.0)
         foretold = _loss_at(curves[one.name], made.rank)

@@ -33,7 +33,7 @@ def collect_outputs(
     chance = torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
     rows = 0
-    for batch in _some(source, tokens):
+    for batch in some_batches(source, tokens):
         with _outputs(model, paths) as outputs:
             try:
                 loss, count = _loss(model, batch, chance)
@@ -57,7 +57,7 @@ def _products(gradient: Tensor) -> Tensor:
     return (rows.T @ rows if rows.shape[1] <= MOST_SQUARE else rows.square().sum(0)).double()
 
 
-def _some(source: CalibrationSource, tokens: int) -> list[Batch]:
+def some_batches(source: CalibrationSource, tokens: int) -> list[Batch]:
     """Batches spread evenly, of about so many tokens."""
     count = len(source.batches)
     wanted = max(1, min(count, round(count * tokens / source.tokens) if source.tokens else count))

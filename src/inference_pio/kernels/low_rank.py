@@ -13,6 +13,8 @@ from torch import Tensor
 
 LEAST_SHARE = 1e-6
 """What a mean of products is drawn towards its mean diagonal at least, so that it can be factored."""
+LEAST_PULL = 1e-3
+"""How much a factor that is fitted again stays what it was, in parts of the mean of what it is given."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,20 @@ def pivoted(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rest = torch.linalg.solve_triangular(first, behind, upper=False, left=False, unitriangular=True).T
     columns = left.double() @ right.double()[:, order[:rank]]
     return order, columns, rest
+
+
+def refitted_factor(factor: Tensor, wanted: Tensor, given: Tensor, rows: int) -> Tensor:
+    """The `factor` [out, r] that comes closest to outputs y from what it is given, t: `wanted` [out, r] is the sum of
+    y tᵀ, `given` [r, r] that of t tᵀ, over `rows` tokens, which pull it from what it was as far as they are many.
+
+    >>> refitted_factor(torch.tensor([[1.0]]), torch.tensor([[8.0]]), torch.tensor([[4.0]]), rows=10**9)
+    tensor([[1.9990]])
+    """
+    rank = given.shape[0]
+    drawn = max(LEAST_PULL, rank / (rank + rows)) * given.diagonal().double().mean()
+    inner = given.double() + drawn * torch.eye(rank, dtype=torch.float64, device=given.device)
+    made = torch.linalg.solve(inner, (wanted.double() + drawn * factor.double()).T).T
+    return made.to(factor.dtype).contiguous() if bool(made.isfinite().all()) else factor
 
 
 def _parts(seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:

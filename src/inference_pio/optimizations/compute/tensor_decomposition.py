@@ -12,14 +12,8 @@ from torch import nn
 from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.factorable import factorable_sites
 from inference_pio.anatomy.side_by_side import SideBySide, side_by_side
-from inference_pio.calibration.decomposed import (
-    MEASURED,
-    Decomposed,
-    decompose,
-    decompose_weights,
-    factors_to_come,
-    layers_of,
-)
+from inference_pio.calibration.decomposed import FORETOLD, MEASURED, UNIFORM, Decomposed, decompose, decompose_weights
+from inference_pio.calibration.factors import factors_to_come, layers_of
 from inference_pio.calibration.held_out import ONE_IN
 from inference_pio.calibration.ranks import WHOLE, align_of, factor_numbers, rank_at, why_no_faster
 from inference_pio.calibration.source import calibration_source, token_windows
@@ -35,6 +29,8 @@ from inference_pio.sources.progress import share_bar
 CLAIMS = frozenset({"weights.shape"})
 WINDOW, LEAST_WINDOW = 1024, 32
 """Tokens of a window of text: fewer where the text is short, since one window in eight is held out."""
+ALLOCATIONS = {UNIFORM: (), FORETOLD: (FORETOLD,), MEASURED: (FORETOLD, MEASURED)}
+"""What is tried beside equal shares."""
 LONG_BYTES = 64 * 2**20
 """A model of more is told how far its decomposition has come."""
 PIVOTED, PLAIN = "pivoted", "plain"
@@ -45,16 +41,19 @@ class TensorDecompositionParameters(Settings):
 
     Of a "pivoted" product a part of one factor need not be kept, so that the same numbers hold a higher rank; a "plain"
     one is two matrices and nothing else. Ranks are multiples of `align` (64, less of small matrices). With
-    `allocation` "measured" they are chosen by what they cost, "uniform" takes the same share of each. Learned from
-    `tokens` tokens of `text`; with `calibration` "none", and on models that are given no tokens, by the weights alone.
-    Nothing is done where the divergence on held-out text would be above `max_kl` nats a token. `targets` are roles or
-    path patterns, `skip` path patterns; `refuse_slower` leaves matrices alone that are too small to become faster.
+    `allocation` "foretold" they are chosen by what they cost as spectra say, with "measured" also as held-out text
+    says; "uniform" takes the same share of each. `refit` lets layers make up for what those before them lose. Learned
+    from `tokens` tokens of `text`; with `calibration` "none", and on models that are given no tokens, by the weights
+    alone. Nothing is done where the divergence on held-out text would be above `max_kl` nats a token. `targets` are
+    roles or path patterns, `skip` path patterns; `refuse_slower` leaves matrices alone that are too small to become
+    faster.
     """
 
     decomposition_ratio: float = Field(default=0.2, ge=0.1, lt=1)
     form: Literal["pivoted", "plain"] = "pivoted"
     align: int | None = Field(default=None, ge=1)
-    allocation: Literal["measured", "uniform"] = "measured"
+    allocation: Literal["measured", "foretold", "uniform"] = "measured"
+    refit: bool = False
     calibration: Literal["text", "none"] = "text"
     max_kl: float | None = Field(default=None, gt=0)
     targets: list[str] | None = None
@@ -129,7 +128,8 @@ class TensorDecomposition(OptimizationInterface):
                 model, groups, decision["ranks"],
                 calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window),
                 pivots=asked.form == PIVOTED, align={one.name: self._align(one) for one in groups},
-                ratio=asked.decomposition_ratio if asked.allocation == MEASURED else None, progress=progress,
+                ratio=asked.decomposition_ratio, allocations=ALLOCATIONS[asked.allocation], refits=asked.refit,
+                progress=progress,
             )  # fmt: skip
         divergence = found.taken.divergence
         if asked.max_kl is not None and divergence > asked.max_kl:
