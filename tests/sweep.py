@@ -35,9 +35,9 @@ NAMES = ModularOptimizationManager().get_available_optimizations()
 PAIRS = list(itertools.combinations(NAMES, 2))
 
 
-APART = {"disk_offloading", "structured_pruning"}
+APART = {"disk_offloading", "structured_pruning", "tensor_decomposition"}
 """What streams refuses some ordinary calls: training, and weights loaded into it (tests/streaming/test_hooks.py). What
-prunes runs the model to learn from it, and everything behind it is made anew where it comes or goes."""
+changes shapes comes first, and everything behind it is made anew where it comes or goes."""
 
 
 def _together() -> list[str]:

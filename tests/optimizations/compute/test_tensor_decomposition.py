@@ -12,7 +12,7 @@ from torch import nn
 
 from inference_pio.artifact import load, save
 from inference_pio.contract.config import OptimizationConfig
-from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError
+from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError, RefusedOnOptimized
 from inference_pio.formats.factored_conv import FactoredConv
 from inference_pio.formats.factored_linear import FactoredLinear
 from inference_pio.manager import ModularOptimizationManager, get_optimization_manager
@@ -110,6 +110,30 @@ def test_a_model_that_is_given_no_tokens_goes_by_its_weights_and_says_so() -> No
     assert any("weights alone" in note for note in receipt.notes)
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
+
+
+def test_ordinary_calls_work_or_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    model = tiny.build("qwen3")
+    original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    decomposed(model, form="pivoted")
+    answers = tiny.logits(model, "qwen3")
+    with pytest.raises(RefusedOnOptimized):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(RefusedOnOptimized):
+        model.load_state_dict(original, strict=False)
+    model.load_state_dict(model.state_dict())
+    assert torch.equal(tiny.logits(model, "qwen3"), answers)
+    twin = copy.deepcopy(model)
+    assert torch.equal(tiny.logits(twin, "qwen3"), answers)
+    assert tiny.logits(twin.to(torch.bfloat16), "qwen3").dtype is torch.bfloat16
+    compiled = torch.compile(model, backend="eager")
+    given = tiny.inputs("qwen3", model)
+    with torch.no_grad():
+        assert torch.equal(compiled(**given, use_cache=False).logits, model(**given, use_cache=False).logits)
+    model.train()
+    model(**given, labels=given["input_ids"]).loss.backward()
+    layers = layers_of(model).values()
+    assert all(parameter.grad is not None for layer in layers for parameter in layer.parameters())
 
 
 class Pictures(nn.Module):
