@@ -34,11 +34,11 @@ def test_all_channels_lose_nothing_and_what_has_few_is_found() -> None:
     assert tucker(few, 2, 3).error == pytest.approx(0, abs=1e-6)
 
 
-def test_it_lacks_no_more_than_leading_vectors_of_each_side_alone() -> None:
+def test_it_lacks_less_than_leading_vectors_of_each_side_alone() -> None:
     for seed in range(5):
         kernel = drawn(8, 6, 3, 3, seed=seed)
         found = tucker(kernel, 3, 2)
         out_of = torch.linalg.svd(kernel.flatten(1))[0][:, :3]
         into = torch.linalg.svd(kernel.transpose(0, 1).flatten(1))[0][:, :2]
         core = torch.einsum("oikl,or,is->rskl", kernel, out_of, into)
-        assert found.error <= float(kernel.square().sum() - core.square().sum()) + 1e-9
+        assert found.error < 0.999 * float(kernel.square().sum() - core.square().sum())

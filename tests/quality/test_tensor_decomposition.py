@@ -30,10 +30,10 @@ def original(name: str) -> Any:
 
 
 @functools.cache
-def decomposed(name: str, ratio: float, form: str = "pivoted") -> Any:
+def decomposed(name: str, ratio: float, **more: Any) -> Any:
     model = reference_models.load(name)
     asked = {
-        "decomposition_ratio": ratio, "form": form, "align": 8, "refuse_slower": False, "text": calibration_tokens(),
+        "decomposition_ratio": ratio, "align": 8, "refuse_slower": False, "text": calibration_tokens(), **more,
     }  # fmt: skip
     ModularOptimizationManager().apply_optimizations(
         model, ["tensor_decomposition"], parameters={"tensor_decomposition": asked}
@@ -73,19 +73,17 @@ def by_svd(name: str, ratio: float, whitened: bool = False) -> Any:
 def lost(name: str, ratio: float, how: str, number: int) -> Quality:
     changed = {
         "ours": lambda: decomposed(name, ratio),
-        "ours, plain": lambda: decomposed(name, ratio, "plain"),
+        "ours, foretold": lambda: decomposed(name, ratio, allocation="foretold"),
+        "ours, refitted": lambda: decomposed(name, ratio, refit=True),
+        "ours, plain": lambda: decomposed(name, ratio, form="plain"),
         "svd": lambda: by_svd(name, ratio),
         "whitened": lambda: by_svd(name, ratio, whitened=True),
     }[how]()
     return judged(original(name), changed, number)
 
 
-def divergences(name: str, ratio: float, how: str) -> list[float]:
-    return [lost(name, ratio, how, number).kl_nats_per_token for number in EACH_DRAW]
-
-
 def test_a_fifth_of_the_numbers_goes_at_little_loss() -> None:
-    model = decomposed("qwen3", 0.2)
+    model = decomposed("qwen3", 0.2, allocation="foretold")
     paths = layers(original("qwen3"))
     before = sum(original("qwen3").get_submodule(path).weight.numel() for path in paths)
     factors = [module for module in model.modules() if isinstance(module, FactoredLinear)]
@@ -94,14 +92,13 @@ def test_a_fifth_of_the_numbers_goes_at_little_loss() -> None:
     after = sum(kept.values()) + sum(one.weight.numel() for one in whole if isinstance(one, nn.Linear))
     assert after <= 0.8 * before
     for number in EACH_DRAW:
-        found = lost("qwen3", 0.2, "ours", number)
+        found, plain = (lost("qwen3", 0.2, how, number) for how in ("ours, foretold", "svd"))
         assert found.perplexity_ratio <= 1.04
-        assert found.kl_nats_per_token <= 0.03
+        assert found.kl_nats_per_token <= 0.02 * plain.kl_nats_per_token
 
 
-@pytest.mark.parametrize(
-    ("ratio", "of_plain", "of_whitened"), [(0.2, 0.02, 0.12), pytest.param(0.4, 0.07, 0.25, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("ratio", "of_plain", "of_whitened"), [(0.2, 0.02, 0.12), (0.4, 0.06, 0.22)])
 def test_it_loses_a_small_part_of_what_singular_values_lose(ratio: float, of_plain: float, of_whitened: float) -> None:
     for number in EACH_DRAW:
         ours, plain, whitened = (
@@ -121,8 +118,12 @@ def test_two_plain_matrices_lose_less_than_singular_values_too(ratio: float) -> 
 
 
 @pytest.mark.slow
-def test_two_fifths_go_at_what_a_small_model_bears() -> None:
-    assert max(lost("qwen3", 0.4, "ours", number).perplexity_ratio for number in EACH_DRAW) <= 1.25
+def test_two_fifths_go_at_what_the_dense_model_bears() -> None:
+    for number in EACH_DRAW:
+        as_they_are, refitted = (lost("qwen3", 0.4, how, number) for how in ("ours", "ours, refitted"))
+        assert as_they_are.perplexity_ratio <= 1.2
+        assert refitted.perplexity_ratio <= 1.15
+        assert refitted.kl_nats_per_token < 0.95 * as_they_are.kl_nats_per_token
 
 
 @pytest.mark.slow

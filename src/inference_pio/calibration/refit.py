@@ -17,7 +17,8 @@ from inference_pio.calibration.source import Batch, CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
 from inference_pio.kernels.low_rank import refitted_factor
 
-TOKENS = 8192
+TOKENS = 16384
+"""On a trained model 8,192 leave 5% more to be lost, 28,672 take twice the time for 4% less."""
 
 
 class _Reached(Exception):
