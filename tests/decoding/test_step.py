@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from inference_pio import get_optimization_manager
 from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.operations import Operations, PlainOperations
@@ -44,4 +45,16 @@ def both(
 def test_plain_operations_give_the_librarys_bits(name: str, dtype: torch.dtype, padded: int) -> None:
     found, expected = both(name, dtype, padded, PlainOperations())
     assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("form", ["pivoted", "plain"])
+@pytest.mark.parametrize("name", ["qwen3", "glm4_moe_lite"])
+def test_plain_operations_give_the_bits_of_layers_in_two_factors(name: str, form: str) -> None:
+    model = tiny.build(name)
+    asked = {"form": form, "calibration": "none", "allocation": "uniform", "refuse_slower": False}
+    get_optimization_manager().apply_optimizations(
+        model, ["tensor_decomposition"], parameters={"tensor_decomposition": asked}
+    )
+    found, expected = both(name, torch.float32, 0, PlainOperations(), model=model)
     assert torch.equal(found, expected)

@@ -30,7 +30,7 @@ def collect_outputs(
     times chance, where it gives no logits), so that half of what an error of the outputs comes to by these means is the
     divergence that it leads to. Raises InvalidSetting, with the reason, where the model cannot be differentiated.
     """
-    chance = torch.Generator().manual_seed(seed)
+    chance = torch.Generator(input_device(model)).manual_seed(seed)
     sums: dict[str, Tensor] = {}
     rows = 0
     for batch in some_batches(source, tokens):
@@ -96,8 +96,8 @@ def _loss(model: nn.Module, batch: Batch, chance: torch.Generator) -> tuple[Tens
     if isinstance(mask, Tensor) and mask.numel() == len(answers):
         answers = answers[mask.reshape(-1).bool().to(answers.device)]
     if logits is None:
-        noise = torch.randn(answers.shape, generator=chance).to(answers.device)
+        noise = torch.randn(answers.shape, generator=chance, device=chance.device).to(answers.device)
         return (answers * noise).sum(), len(answers)
-    kept = answers.detach().softmax(-1).cpu()
-    chosen = torch.multinomial(kept, 1, generator=chance).to(answers.device)
+    likely = answers.detach().softmax(-1).to(chance.device)
+    chosen = torch.multinomial(likely, 1, generator=chance).to(answers.device)
     return -answers.log_softmax(-1).gather(-1, chosen).sum(), len(answers)
