@@ -59,7 +59,7 @@ def core_channels(conv: Conv, ratio: float, align: int) -> tuple[int, int] | Non
     """The channels out of a core and into it, alike in their share, with which `ratio` of a kernel's numbers goes.
 
     >>> core_channels(nn.Conv2d(64, 64, 3), 0.5, 8), core_channels(nn.Conv2d(4, 4, 3), 0.5, 8)
-    ((40, 40), None)
+    ((32, 32), None)
     """
     outputs, inputs, taps = conv.out_channels, conv.in_channels, math.prod(conv.kernel_size)
     least = align / min(outputs, inputs)
