@@ -206,8 +206,8 @@ SUITES = {
             "prefill-qwen3-4b", "prefill", "Qwen3-4B, forward of a prompt",
             arms={"plain": 25, "flash-only": 28, "pio-lossless": 28, "pio-balanced": 35, "compile": 90},
             optional={
-                "pio-elementwise": 28, "pio-merged": 28, "pio-int4": 40, "pio-int8-activations": 40,
-                "pio-fp8-activations": 40,
+                "pio-elementwise": 28, "pio-merged": 28, "pio-int4": 80, "pio-int8-activations": 60,
+                "pio-fp8-activations": 60,
             },
             model="qwen3-4b", gigabytes=26, lengths=(8192, 32768),
         ),
