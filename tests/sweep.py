@@ -35,9 +35,10 @@ NAMES = ModularOptimizationManager().get_available_optimizations()
 PAIRS = list(itertools.combinations(NAMES, 2))
 
 
-APART = {"disk_offloading", "structured_pruning", "tensor_decomposition"}
+APART = {"disk_offloading", "model_surgery", "structured_pruning", "tensor_decomposition"}
 """What streams refuses some ordinary calls: training, and weights loaded into it (tests/streaming/test_hooks.py). What
-changes shapes comes first, and everything behind it is made anew where it comes or goes."""
+changes shapes, or runs the model to learn from it, comes first, and everything behind it is made anew where it comes or
+goes."""
 
 
 def _together() -> list[str]:

@@ -20,6 +20,7 @@ FLOORS = [  # from top to bottom; rooms of one floor do not import one another
     {"manager"},
     {"plan"},
     {"optimizations"},
+    {"surgery"},
     {"measure", "streaming", "decoding", "spiking", "calibration", "sparsity"},
     {"cache", "formats", "anatomy", "sources"},
     {"contract", "configuration"},

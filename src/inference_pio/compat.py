@@ -404,6 +404,13 @@ def bmm_widens(device_type: str, dtype: Any) -> bool:
     return bool(wide.dtype == torch.float32)
 
 
+def assert_on_device(condition: Any, message: str) -> None:
+    """Let a device stop where a condition on it does not hold, without the host waiting for it."""
+    import torch
+
+    torch._assert_async(condition, message)
+
+
 @functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed (it is made for Linux alone); it is not loaded to find out."""

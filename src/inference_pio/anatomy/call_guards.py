@@ -75,7 +75,7 @@ def put_around(journal: Journal, module: nn.Module, around: Around) -> None:
 
 
 def is_foreign(forward: Any) -> bool:
-    """Whether a forward that stands on an instance is not one of this package's own."""
+    """Whether a forward, or another method, that stands on an instance is not one of this package's own."""
     function = getattr(forward, "__func__", forward)
     written_in = getattr(function, "__globals__", {}).get("__name__", "")  # a wrapper's own, not that of the wrapped
     return function is not None and not written_in.startswith("inference_pio.")

@@ -94,6 +94,8 @@ def _mixture(module: nn.Module, children: dict[str, nn.Module]) -> Mixture | str
     rule = _rule(router)
     if isinstance(rule, str):
         return rule
+    if weights_of(router)["weight"].shape[0] not in {tensor.shape[0] for tensor in weights_of(experts).values()}:
+        return f"the router of {named} knows other experts than there are"
     parts = mlp_parts(shared) if shared is not None else None
     if isinstance(parts, str | Mixture):
         return f"the shared expert of {named} is no gated MLP"

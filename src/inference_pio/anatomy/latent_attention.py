@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from inference_pio.anatomy.call_guards import is_foreign
 from inference_pio.anatomy.parts import is_adapted, runs_attention, widths
 from inference_pio.compat import LATENT_EXPANSION, why_expansion_is_needed
 
@@ -44,7 +45,7 @@ def latent_sites(model: nn.Module) -> list[tuple[str, nn.Module, str | None]]:
 
 def why_not_absorbed(module: nn.Module) -> str | None:
     """Why a latent attention cannot attend to its cache as it is, or None."""
-    if LATENT_EXPANSION in vars(module):
+    if is_foreign(vars(module).get(LATENT_EXPANSION)):
         return "the method that expands its cache is overridden"
     if reason := why_expansion_is_needed(type(module)):  # type: ignore[arg-type]
         return reason

@@ -22,8 +22,9 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def vocab_size(model: nn.Module) -> int | None:
-    """How many tokens the model knows, or None where it has no token embedding."""
-    return next((int(weight.shape[0]) for weight in _embedding_weights(model)), None)
+    """How many tokens the model tells apart, kept ones or not, or None where it has no token embedding."""
+    told = getattr(_embedding(model), "num_embeddings", None)
+    return told if isinstance(told, int) else next((int(weight.shape[0]) for weight in _embedding_weights(model)), None)
 
 
 def max_positions(model: nn.Module) -> int | None:
@@ -74,10 +75,13 @@ def _forward_parameters(model: nn.Module) -> dict[str, Any]:
     return {parameter.name: parameter.kind for parameter in both}
 
 
-def _embedding_weights(model: nn.Module) -> list[Tensor]:
+def _embedding(model: nn.Module) -> Any:
     try:
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        return model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
-        return []
-    weight = getattr(embedding, "weight", None)
+        return None
+
+
+def _embedding_weights(model: nn.Module) -> list[Tensor]:
+    weight = getattr(_embedding(model), "weight", None)
     return [weight] if isinstance(weight, Tensor) else []

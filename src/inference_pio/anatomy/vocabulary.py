@@ -1,0 +1,80 @@
+"""A model's embedding and head, whether their tokens can be told apart, and the tokens that it knows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from inference_pio.anatomy.walk import path_of
+from inference_pio.undo.places import configs_of
+
+NAMED = ("token_id", "token_ids", "token_index")
+"""How the names end under which configurations keep ids of tokens."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`embedding` and `head` by path, with a row of weights for each of `size` tokens; `tied` if it is one weight."""
+
+    embedding: str
+    head: str
+    size: int
+    tied: bool
+
+
+def vocabulary_of(model: nn.Module) -> Vocabulary | tuple[str, str] | None:
+    """The vocabulary, or the embedding's path with the reason why its rows must stay, or None where there is none."""
+    embedding, head = (_end(model, call) for call in ("get_input_embeddings", "get_output_embeddings"))
+    if embedding is None or head is None:
+        return None
+    path = path_of(model, embedding)
+    if type(embedding) is not nn.Embedding or embedding.max_norm is not None:
+        return path, "its embedding is none of torch's own"
+    if type(head) is not nn.Linear:
+        return path, f"its head is a {type(head).__name__}, and no plain Linear"
+    if any("forward" in one.__dict__ or hasattr(one, "parametrizations") for one in (embedding, head)):
+        return path, "the forward or the weight of its embedding or head is overridden"
+    size = embedding.num_embeddings
+    if head.out_features != size:
+        return path, f"its embedding knows {size} tokens and its head {head.out_features}"
+    ends = {id(embedding), id(head)}
+    weights = {id(embedding.weight), id(head.weight)}
+    others = [
+        one for one in model.modules() if id(one) not in ends and weights & set(map(id, one._parameters.values()))
+    ]
+    if others:
+        return path, f"a {type(others[0]).__name__} shares its weight"
+    return Vocabulary(path, path_of(model, head), size, embedding.weight is head.weight)
+
+
+def named_tokens(model: nn.Module) -> set[int]:
+    """The ids that a model's configurations, and what it generates by, call by a name: ends, padding, pictures.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> sizes = {"vocab_size": 8, "n_embd": 4, "n_layer": 1, "n_head": 1}
+    >>> sorted(named_tokens(GPT2LMHeadModel(GPT2Config(**sizes, eos_token_id=5, bos_token_id=2))))
+    [2, 5]
+    """
+    held = [config for _, config in configs_of(model)]
+    generation = getattr(model, "generation_config", None)
+    return {token for one in (*held, generation) if one is not None for token in _named(one)}
+
+
+def _named(config: Any) -> Iterator[int]:
+    for name, value in vars(config).items():
+        if name.endswith(NAMED):
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, int) and not isinstance(one, bool) and one >= 0:
+                    yield one
+
+
+def _end(model: nn.Module, call: str) -> nn.Module | None:
+    method = getattr(model, call, None)
+    try:
+        found = method() if callable(method) else None
+    except (NotImplementedError, AttributeError):  # the library's answer for a model that has none
+        return None
+    return found if isinstance(found, nn.Module) else None

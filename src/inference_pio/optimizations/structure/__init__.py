@@ -1,0 +1,1 @@
+"""Optimizations of what a model is made of."""

@@ -1,0 +1,52 @@
+"""What may be asked of surgery: which edits, how much they may cost, and what they learn from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from inference_pio.contract.settings import Settings
+
+EditName = Literal[
+    "patch_linear", "latent_decode", "dead_modules", "norm_folding", "text_only", "vocabulary", "unused_experts",
+    "attention", "blocks",
+]  # fmt: skip
+WITHOUT_LOSS: tuple[EditName, ...] = ("patch_linear", "latent_decode", "dead_modules")
+APPROXIMATE: tuple[EditName, ...] = ("attention", "blocks")
+
+
+class SurgeryParameters(Settings):
+    """`edits` are asked by name; without them, those that change no answer beyond rounding and take nothing away. With
+    `max_kl` alone the approximate ones join them.
+
+    Each approximate edit takes `remove` layers at most, the cheapest first, while the divergence on held-out text stays
+    at `max_kl` nats a token or below. `keep_ids` are the tokens that `vocabulary` keeps, else those of `text`, from
+    which other edits learn as well, `tokens` of it. `targets` and `skip` are path patterns.
+    """
+
+    edits: list[EditName] | None = Field(default=None, min_length=1)
+    max_kl: float | None = Field(default=None, gt=0)
+    remove: int = Field(default=1, ge=1)
+    keep_ids: list[int] | None = Field(default=None, min_length=1)
+    targets: list[str] | None = None
+    skip: list[str] = Field(default_factory=list)
+    text: list[str] | list[list[int]] | None = None
+    tokens: int = Field(default=32768, ge=1)
+
+    @model_validator(mode="after")
+    def _fitting(self) -> SurgeryParameters:
+        if self.keep_ids is not None and "vocabulary" not in self.names:
+            raise ValueError("keep_ids is for the edit 'vocabulary', which is not among the edits: add it")
+        if self.keep_ids is not None and min(self.keep_ids) < 0:
+            raise ValueError("keep_ids are ids of tokens, 0 or more")
+        if self.max_kl is not None and not set(APPROXIMATE) & set(self.names):
+            raise ValueError(f"max_kl is for the edits {', '.join(APPROXIMATE)}, and none of them is among the edits")
+        return self
+
+    @property
+    def names(self) -> tuple[EditName, ...]:
+        """The edits that are meant."""
+        if self.edits is not None:
+            return tuple(dict.fromkeys(self.edits))
+        return (*WITHOUT_LOSS, *APPROXIMATE) if self.max_kl is not None else WITHOUT_LOSS

@@ -1,0 +1,90 @@
+"""What the removal of layers and of their attentions share: candidates, the choice by data, and what is told of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from inference_pio.anatomy.chosen import Chosen
+from inference_pio.anatomy.removable_layers import StackLayer, stack_layers
+from inference_pio.calibration.removal import cheapest, influences, passed_over
+from inference_pio.contract.site import Site
+from inference_pio.surgery.edit import Edit, Places
+from inference_pio.surgery.text import SurgeryText
+
+
+class RemovalEdit(Edit):
+    """Takes something out of the layers of a stack; places are the paths of the layers."""
+
+    exactness = "approximate"
+    learns = True
+
+    @abstractmethod
+    def part(self, layer: StackLayer) -> str:
+        """The path of what goes."""
+
+    def why_not(self, model: nn.Module, layer: StackLayer) -> str | None:
+        """Why nothing goes from a layer that may spare something, or None."""
+        return None
+
+    def sites(self, model: nn.Module) -> Iterable[Site]:
+        layers = stack_layers(model)
+        if isinstance(layers, str):
+            return
+        chosen = Chosen(self.asked.targets, self.asked.skip)
+        for layer in layers:
+            skip = chosen.why_not(layer.path, "unknown") or layer.kept or self.why_not(model, layer)
+            yield Site(layer.path, "layer", skip=skip, nbytes=_bytes(model.get_submodule(self.part(layer))))
+
+    def decide(self, model: nn.Module, paths: Iterable[str], others: Mapping[str, Places]) -> Places:
+        """Foretold are the last layers: which go is told by data."""
+        meant = set(paths) - _gone(others)
+        there = [layer for layer in _layers(model) if layer.path in meant]
+        return _places(there[-self.asked.remove :], len(_layers(model)))
+
+    def learn(
+        self, model: nn.Module, places: Places, text: SurgeryText, others: Mapping[str, Places]
+    ) -> tuple[Places, dict[str, Any]] | None:
+        gone = _gone(others)
+        layers = {layer.path: layer for layer in _layers(model)}
+        free = {site.path for site in self.sites(model) if site.acts and site.path not in gone}
+        parts = {self.part(layers[path]): path for path in free}
+        whole = [path for path in parts if path in layers]
+        influence = influences(
+            model, text.learned, whole, {part: path for part, path in parts.items() if part not in whole}
+        )
+        before, judge = [path for path in gone if path in layers], text.held_out  # answers of the whole model
+
+        def divergence(taken: Sequence[str]) -> float:
+            blocks = [*before, *(part for part in taken if part in layers)]
+            with passed_over(model, blocks, [part for part in taken if part not in layers]):
+                return judge.divergence(model)
+
+        removal = cheapest(influence, divergence, self.asked.remove, self.asked.max_kl)
+        told = {
+            "held_out_divergence": removal.together, "divergences": removal.divergences, "influences": influence,
+            "source": text.source.name, "sha256": text.source.digest,
+        }  # fmt: skip
+        return _places([layers[parts[part]] for part in removal.taken], len(layers)), told
+
+
+def _places(layers: Sequence[StackLayer], count: int) -> Places:
+    """What `apply` needs to know of each, on a model that may have fewer layers by then."""
+    return {layer.path: {"of": count, "attention": layer.attention} for layer in layers}
+
+
+def _gone(others: Mapping[str, Places]) -> set[str]:
+    """Layers from which another edit takes something already."""
+    return {path for found in others.values() for path in found}
+
+
+def _layers(model: nn.Module) -> list[StackLayer]:
+    found = stack_layers(model)
+    return [] if isinstance(found, str) else found
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())

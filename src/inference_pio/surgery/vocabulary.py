@@ -1,0 +1,112 @@
+"""`vocabulary`: tokens that no text of a kind uses leave the embedding and the head; ids stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference_pio.anatomy.vocabulary import Vocabulary, named_tokens, vocabulary_of
+from inference_pio.contract.site import Site
+from inference_pio.errors import InvalidSetting, NoEffect
+from inference_pio.surgery.edit import Edit, Places
+from inference_pio.surgery.text import SurgeryText
+from inference_pio.surgery.trimmed import TrimmedEmbedding, TrimmedHead
+from inference_pio.undo.journal import Journal
+
+Runs = list[list[int]]
+"""Ids as pairs of a first one and the one behind the last: most are neighbours."""
+
+
+class TrimmedVocabulary(Edit):
+    """Kept are the tokens of `keep_ids` or of the text, and all that the model calls by a name. Logits of kept tokens
+    are the same bits; the others are minus infinity, so nothing generates them, and a text that holds one is refused.
+    """
+
+    name = "vocabulary"
+    exactness = "traffic"
+    learns = True
+
+    def sites(self, model: nn.Module) -> Iterable[Site]:
+        found = vocabulary_of(model)
+        if isinstance(found, tuple):
+            yield Site(found[0], skip=found[1])
+        elif found is not None:
+            nbytes = sum(model.get_submodule(path).weight.nbytes for path in (found.embedding, found.head))  # type: ignore[union-attr, misc]
+            yield Site(found.embedding, "embedding", nbytes=nbytes // (1 + found.tied))
+
+    def decide(self, model: nn.Module, paths: Iterable[str], others: Mapping[str, Places]) -> Places:
+        """Foretold are the ids that are given; those of a text are known once it is read."""
+        found, given = vocabulary_of(model), self.asked.keep_ids
+        if not isinstance(found, Vocabulary):
+            return {}
+        if given is not None and max(given) >= found.size:
+            raise InvalidSetting(f"keep_ids holds {max(given)}, and this model knows {found.size} tokens.")
+        kept = range(found.size) if given is None else _with_named(model, given, found.size)
+        return {path: {"head": found.head, "size": found.size, "kept": runs_of(kept)} for path in paths}
+
+    def learn(
+        self, model: nn.Module, places: Places, text: SurgeryText, others: Mapping[str, Places]
+    ) -> tuple[Places, dict[str, Any]] | None:
+        if self.asked.keep_ids is not None:
+            return None
+        seen: set[int] = set()
+        for batch in text.source.batches:
+            seen.update(batch["input_ids"].unique().tolist())
+        learned = {
+            path: {**place, "kept": runs_of(_with_named(model, seen, place["size"]))} for path, place in places.items()
+        }
+        return learned, {"source": text.source.name, "tokens": text.source.tokens, "sha256": text.source.digest}
+
+    def apply(self, journal: Journal, model: nn.Module, places: Places) -> list[str]:
+        told = []
+        for path, place in places.items():
+            kept = ids_of(place["kept"])
+            if len(kept) == place["size"] and not kept.is_meta and next(model.parameters()).device.type != "meta":
+                raise NoEffect("model_surgery: all tokens of the vocabulary are kept, so nothing of it can go.")
+            _trim(journal, model, path, place["head"], kept)
+            told.append(f"{len(kept)} of {place['size']} tokens stay: others are refused, and never generated.")
+        return told
+
+
+def _trim(journal: Journal, model: nn.Module, path: str, head_path: str, kept: Tensor) -> None:
+    embedding: Any = model.get_submodule(path)
+    head: Any = model.get_submodule(head_path)
+    weight = _rows(embedding.weight, kept)
+    tied = embedding.weight is head.weight
+    bias = None if head.bias is None else _rows(head.bias, kept)
+    other = TrimmedHead(head, weight if tied else _rows(head.weight, kept), bias, kept)
+    journal.replace(embedding, TrimmedEmbedding(embedding, weight, kept))
+    journal.replace(head, other)
+
+
+def _rows(weight: nn.Parameter, kept: Tensor) -> nn.Parameter:
+    rows = weight.detach().index_select(0, kept.to(weight.device))
+    return nn.Parameter(rows, requires_grad=weight.requires_grad)
+
+
+def _with_named(model: nn.Module, ids: Iterable[int], size: int) -> list[int]:
+    return sorted({*ids, *(one for one in named_tokens(model) if one < size)})
+
+
+def runs_of(ids: Iterable[int]) -> Runs:
+    """Sorted ids as runs.
+
+    >>> runs_of([1, 2, 3, 7])
+    [[1, 4], [7, 8]]
+    """
+    found = list(ids)
+    starts = [0, *(place for place, (one, other) in enumerate(pairwise(found), 1) if other != one + 1), len(found)]
+    return [[found[start], found[end - 1] + 1] for start, end in pairwise(starts)]
+
+
+def ids_of(runs: Runs) -> Tensor:
+    """The ids of runs, int64, on the CPU.
+
+    >>> ids_of([[1, 4], [7, 8]]).tolist()
+    [1, 2, 3, 7]
+    """
+    return torch.cat([torch.arange(start, end, device="cpu") for start, end in runs])

@@ -1,0 +1,67 @@
+"""Layers without attention add nothing and keep nothing; caches of every kind go on working, and undo is exact."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inference_pio.artifact import load, save
+from inference_pio.surgery.attention import NoAttention
+from tests import tiny
+from tests.surgery.help import operate
+from tests.surgery.test_removal import TEXT, six_layers
+from tests.sweep import Case
+
+NAMES = ["llama", "gpt2", "qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "glm4_moe_lite"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_generates_and_comes_back_exactly(name: str) -> None:
+    case = Case(name)
+    operate(case.model, "attention", text=TEXT)
+    assert tiny.logits(case.model, name).isfinite().all()
+    given = tiny.inputs(name, case.model)
+    how = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    model: Any = copy.deepcopy(case.model)
+    greedy = model.generate(**given, **how)
+    assert torch.equal(model.generate(**given, **how, use_cache=False), greedy)
+    assert torch.equal(model.generate(**given, **how, cache_implementation="static"), greedy)
+    assert model.generate(**given, max_new_tokens=4, num_beams=2).shape[0] == len(given["input_ids"])
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_the_layer_computes_as_if_its_attention_said_nothing() -> None:
+    model = six_layers()
+    silenced = copy.deepcopy(model)
+    receipt = operate(model, "attention", text=TEXT, remove=2)
+    for path in receipt.decision["learned"]["attention"]:
+        silenced.get_submodule(path).self_attn.o_proj.weight.data.zero_()
+    ids = torch.randint(1, 120, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(ids).logits, silenced(ids).logits)
+    cache = model(ids, use_cache=True).past_key_values
+    kept = [path for path in ("model.layers.2", "model.layers.3") if path in receipt.decision["learned"]["attention"]]
+    assert kept
+    for path in kept:
+        assert not cache.layers[int(path.rpartition(".")[2])].is_initialized
+
+
+def test_nothing_is_added() -> None:
+    x = torch.randn(2, 3, 4)
+    found, weights = NoAttention()(hidden_states=x, attention_mask=None)
+    assert torch.equal(found, torch.zeros_like(x))
+    assert weights is None
+
+
+@pytest.mark.parametrize("edits", [("attention",), ("attention", "blocks")])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_what_is_saved_comes_back_without_a_text(name: str, edits: tuple[str, ...], tmp_path: Path) -> None:
+    model = tiny.build(name)
+    operate(model, *edits, text=TEXT)
+    save(model, tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert torch.equal(tiny.logits(again, name), tiny.logits(model, name))

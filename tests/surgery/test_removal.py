@@ -1,0 +1,97 @@
+"""Layers and attentions to take out: foretold, chosen by what they cost on held-out text, within a bar, never twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from inference_pio.errors import NoEffect, PlanError
+from inference_pio.manager import ModularOptimizationManager
+from tests import tiny
+from tests.surgery.help import operate, skips
+from tests.sweep import Case
+
+TEXT = [[1 + (place * place + row) % 96 for place in range(16)] for row in range(8)]
+
+
+def six_layers() -> Any:
+    config = tiny.CONFIGS["llama"]()
+    config.num_hidden_layers = 6
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        tiny._fill(model, torch.Generator().manual_seed(0))
+        model.model.layers[3].mlp.down_proj.weight.mul_(0.01)
+        model.model.layers[3].self_attn.o_proj.weight.mul_(0.01)
+        model.model.layers[2].self_attn.o_proj.weight.mul_(0.001)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("edit", "wanted"), [("blocks", "model.layers.3"), ("attention", "model.layers.2")])
+def test_what_does_nothing_goes(edit: str, wanted: str) -> None:
+    receipt = operate(six_layers(), edit, text=TEXT)
+    assert list(receipt.decision["learned"][edit]) == [wanted]
+    told = receipt.decision["told"][edit]
+    part = wanted if edit == "blocks" else f"{wanted}.self_attn"
+    assert min(told["divergences"], key=told["divergences"].get) == part
+    assert min(told["influences"], key=told["influences"].get) == part
+    assert 0 < told["held_out_divergence"] == told["divergences"][part] < 0.01
+
+
+def test_both_at_once_take_from_different_layers() -> None:
+    receipt = operate(six_layers(), "attention", "blocks", text=TEXT, remove=2)
+    taken = {name: set(places) for name, places in receipt.decision["learned"].items()}
+    assert [len(places) for places in taken.values()] == [2, 2]
+    assert not taken["attention"] & taken["blocks"]
+    assert "model.layers.2" in taken["attention"] | taken["blocks"]
+
+
+def test_a_bar_stops_them_and_a_bar_below_all_is_refused() -> None:
+    model = six_layers()
+    one = operate(model, "blocks", text=TEXT, remove=4, max_kl=0.02)
+    assert list(one.decision["learned"]["blocks"]) == ["model.layers.3"]
+    case = Case("llama")
+    with pytest.raises(PlanError, match=r"max_kl is 1e-09.*Nothing was touched"):
+        operate(case.model, "blocks", text=TEXT, max_kl=1e-9)
+    case.check_untouched()
+
+
+def test_a_bar_alone_asks_for_both_and_leaves_what_costs_too_much() -> None:
+    model = six_layers()
+    manager = ModularOptimizationManager()
+    manager.apply_optimizations(
+        model, ["model_surgery"], parameters={"model_surgery": {"max_kl": 0.02, "text": TEXT, "remove": 3}}
+    )
+    learned = manager.get_receipts(model)[0].decision["learned"]
+    assert list(learned["blocks"]) == ["model.layers.3"]
+    case = Case("llama")
+    with pytest.raises(NoEffect, match="leave nothing to do for blocks, attention"):
+        ModularOptimizationManager().apply_optimizations(
+            case.model, ["model_surgery"], parameters={"model_surgery": {"max_kl": 1e-9, "text": TEXT}}
+        )
+    case.check_untouched()
+
+
+def test_targets_and_skips_are_kept_to_and_layers_that_must_stay_are_told() -> None:
+    receipt = operate(
+        six_layers(), "blocks", text=TEXT, targets=["*.layers.0", "*.layers.4", "*.layers.5"], skip=["*.5"]
+    )
+    assert list(receipt.decision["learned"]["blocks"]) == ["model.layers.4"]
+    told = skips(receipt)
+    assert "how long a cache is" in str(told["model.layers.0"])
+    assert told["model.layers.1"] == "it is not among the targets"
+    assert told["model.layers.5"] == "`skip` names it ('*.5')"
+
+
+def test_a_plan_tells_how_many_go_and_that_data_choose() -> None:
+    manager = ModularOptimizationManager()
+    model = six_layers()
+    wanted = manager.wanted("model_surgery", {"edits": ["blocks"], "remove": 2})
+    (step,) = manager.plan(model, [wanted]).steps
+    assert list(step.decision["edits"]["blocks"]) == ["model.layers.4", "model.layers.5"]
+    assert any("decided when it is applied" in note for note in step.notes)
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    layer = sum(parameter.nbytes for parameter in model.model.layers[1].parameters())
+    assert step.weight_bytes_after == sum(parameter.nbytes for parameter in model.parameters()) + buffers - 2 * layer

@@ -1,0 +1,109 @@
+"""Tokens go from both ends, ids stay: kept logits are the same bits, ties stay ties, named tokens are never lost."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inference_pio.artifact import load, save
+from inference_pio.errors import InvalidSetting, NoEffect, RefusedOnOptimized
+from inference_pio.manager import ModularOptimizationManager
+from inference_pio.surgery.vocabulary import ids_of, runs_of
+from tests import tiny
+from tests.surgery.help import operate
+from tests.sweep import Case
+
+NAMES = ["llama", "gpt2", "qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "glm4_moe_lite"]
+FROM, TO = 1, 120
+"""Those of the tiny models' inputs; what they generate may be others."""
+
+
+@pytest.mark.parametrize("ids", [[0], [0, 1, 2], [3, 7, 8, 20], [1, 3, 5]])
+def test_runs_are_ids(ids: list[int]) -> None:
+    assert ids_of(runs_of(ids)).tolist() == ids
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_logits_are_the_same_bits(name: str) -> None:
+    case = Case(name)
+    model: Any = case.model
+    given = tiny.inputs(name, model)
+    with torch.no_grad():
+        wanted = model(**given).logits
+        operate(model, "vocabulary", keep_ids=list(range(FROM, TO)))
+        found = model(**given).logits
+    kept = ids_of(next(iter(_decision(model).values()))["kept"])
+    assert found.shape == wanted.shape
+    assert torch.equal(found[..., kept], wanted[..., kept])
+    assert found.isneginf().sum() == (wanted.shape[-1] - len(kept)) * found[..., 0].numel()
+    out = copy.deepcopy(model).generate(**given, max_new_tokens=8, do_sample=True, top_k=0, pad_token_id=0)
+    assert set(out.flatten().tolist()) <= set(kept.tolist())
+    case.manager.remove_optimizations(model)
+    case.check_untouched()
+
+
+def _decision(model: Any) -> Any:
+    return ModularOptimizationManager().get_receipts(model)[0].decision["edits"]["vocabulary"]
+
+
+def test_ties_stay_and_bytes_go() -> None:
+    model: Any = tiny.build("qwen3")
+    receipt = operate(model, "vocabulary", keep_ids=[5, 6, 7, 8])
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert len(model.lm_head.weight) == 5  # and the padding token
+    places, kept = 128 * 8, 5 * 8
+    assert receipt.weight_bytes_before - receipt.weight_bytes_after == (128 - 5) * 64 * 4 - places - kept
+
+
+def test_named_tokens_and_those_of_a_text_are_kept() -> None:
+    model: Any = tiny.build("qwen3_vl")
+    model.generation_config.eos_token_id = [17, 99]
+    receipt = operate(model, "vocabulary", text=[[1, 2, 3, 4], [5, 2, 6, 1]])
+    (place,) = receipt.decision["learned"]["vocabulary"].values()
+    assert ids_of(place["kept"]).tolist() == [0, 1, 2, 3, 4, 5, 6, 17, 99, 123, 124, 125, 126]
+    assert any("13 of 128 tokens stay" in note for note in receipt.notes)
+
+
+def test_a_text_with_another_token_is_refused() -> None:
+    model: Any = tiny.build("llama")
+    operate(model, "vocabulary", keep_ids=[1, 2, 3])
+    model(torch.tensor([[1, 2, 3]]))
+    with pytest.raises(RefusedOnOptimized, match="token 4 was left out"):
+        model(torch.tensor([[1, 4, 3]]))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_what_is_saved_comes_back_with_its_tokens(name: str, tmp_path: Path) -> None:
+    model: Any = tiny.build(name)
+    operate(model, "vocabulary", keep_ids=list(range(FROM, TO)))
+    save(model, tmp_path / "saved")
+    again: Any = load(tmp_path / "saved")
+    given = tiny.inputs(name, again)
+    with torch.no_grad():
+        assert torch.equal(again(**given).logits, model(**given).logits)
+
+
+def test_what_cannot_be_is_refused_and_nothing_was_touched() -> None:
+    case = Case("qwen3")
+    with pytest.raises(InvalidSetting, match="keep_ids holds 128, and this model knows 128"):
+        operate(case.model, "vocabulary", keep_ids=[128])
+    with pytest.raises(NoEffect, match="all tokens of the vocabulary are kept"):
+        operate(case.model, "vocabulary", keep_ids=list(range(128)))
+    case.check_untouched()
+
+
+def test_compression_passes_the_ends_over_and_works_on_the_rest() -> None:
+    case = Case("qwen3")
+    manager = ModularOptimizationManager()
+    asked = {"model_surgery": {"edits": ["vocabulary"], "keep_ids": list(range(FROM, TO))}}
+    manager.apply_optimizations(case.model, ["model_surgery", "tensor_compression", "kernel_fusion"], parameters=asked)
+    model: Any = case.model
+    found = model(**tiny.inputs("qwen3", model)).logits
+    assert found[..., FROM:TO].isfinite().all()
+    assert found[..., TO:].isneginf().all()
+    manager.remove_optimizations(model)
+    case.check_untouched()
