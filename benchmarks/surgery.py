@@ -1,6 +1,7 @@
 """`python benchmarks/surgery.py`: what exact edits of `model_surgery` gain on this CPU, at the widths of real models.
 
-Random weights; the median of rounds in which the library's module and ours take turns. `--smoke` is for small ones.
+Random weights; rounds in which the library's module and ours take turns, by the clock and, of one thread, by what the
+processor gave, which other work on the machine does not spoil. `--smoke` is for small ones.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ LATENT = {
 Run = Callable[[], Any]
 
 
-def taken(plain: Run, ours: Run, rounds: int = ROUNDS) -> tuple[list[float], list[float]]:
+def taken(plain: Run, ours: Run, rounds: int, clock: Callable[[], float]) -> tuple[list[float], list[float]]:
     """Seconds of two calls that take turns, each called twice beforehand."""
     for _ in range(2):
         plain(), ours()
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for found, call in zip(seconds, (plain, ours), strict=True):
-            begun = time.perf_counter()
+            begun = clock()
             call()
-            found.append(time.perf_counter() - begun)
+            found.append(clock() - begun)
     return seconds
 
 
@@ -91,6 +92,10 @@ def _step(model: Any) -> Run:
     return step
 
 
+def _told(word: str, plain: float, ours: float) -> str:
+    return f"{word} {1e3 * plain:.2f} ms -> {1e3 * ours:.2f} ms, {plain / ours:.1f}x"
+
+
 def main(words: list[str] | None = None) -> int:
     import torch
 
@@ -98,16 +103,18 @@ def main(words: list[str] | None = None) -> int:
     reader.add_argument("--smoke", action="store_true")
     asked = reader.parse_args(words)
     torch.set_grad_enabled(False)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads")
     for name, make in (("patch_linear", patches), ("latent_decode", latent)):
         for dtype in (torch.float32, torch.bfloat16):
-            seconds = taken(*make(dtype, asked.smoke), rounds=3 if asked.smoke else ROUNDS)
-            kind = str(dtype).removeprefix("torch.")
-            told = []
-            for word, of in (("median", statistics.median), ("fastest", min)):
-                plain, ours = (1e3 * of(found) for found in seconds)
-                told.append(f"{word} {plain:.2f} ms -> {ours:.2f} ms, {plain / ours:.1f}x")
-            print(f"{name}, {kind}: {'; '.join(told)}")
+            arms, rounds = make(dtype, asked.smoke), 3 if asked.smoke else ROUNDS
+            wall = taken(*arms, rounds, time.perf_counter)
+            torch.set_num_threads(1)
+            alone = taken(*arms, rounds, time.process_time)
+            torch.set_num_threads(threads)
+            shown = (("median", statistics.median, wall), ("fastest", min, wall), ("one thread", min, alone))
+            told = [_told(word, *map(of, seconds)) for word, of, seconds in shown]
+            print(f"{name}, {str(dtype).removeprefix('torch.')}: {'; '.join(told)}")
     return 0
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from inference_pio.calibration.removal import cheapest, influences, passed_over, stream_in
+from inference_pio.calibration.removal import cheapest, influences, passed_over, stream_in, to_judge
 from inference_pio.calibration.source import calibration_source
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
@@ -21,31 +21,23 @@ def divergence(gone: Sequence[str]) -> float:
 
 
 def test_the_cheapest_goes_first_and_the_next_is_judged_beside_it() -> None:
-    influence = dict.fromkeys(COSTS, 1.0)
-    one = cheapest(influence, divergence, remove=1)
+    one = cheapest(COSTS, divergence, remove=1)
     assert (one.taken, one.together, one.divergences) == (["b"], 0.1, COSTS)
-    assert cheapest(influence, divergence, remove=2).taken == ["b", "a"]  # alone, c is cheaper than a
-    assert sorted(cheapest(influence, divergence, remove=9).taken) == ["a", "b", "c"]
+    assert cheapest(COSTS, divergence, remove=2).taken == ["b", "a"]  # alone, c is cheaper than a
+    assert sorted(cheapest(COSTS, divergence, remove=9).taken) == ["a", "b", "c"]
 
 
 def test_a_bar_ends_it() -> None:
-    influence = dict.fromkeys(COSTS, 1.0)
-    assert cheapest(influence, divergence, remove=3, max_kl=0.45).taken == ["b", "a"]
-    none = cheapest(influence, divergence, remove=3, max_kl=0.05)
+    assert cheapest(COSTS, divergence, remove=3, max_kl=0.45).taken == ["b", "a"]
+    none = cheapest(COSTS, divergence, remove=3, max_kl=0.05)
     assert (none.taken, none.together, none.divergences) == ([], 0.0, COSTS)
-    assert cheapest(influence, lambda gone: float("nan"), remove=1, max_kl=1.0).taken == []
+    assert cheapest(COSTS, lambda gone: float("nan"), remove=1, max_kl=1.0).taken == []
 
 
 def test_only_those_of_least_influence_are_judged() -> None:
-    influence = {str(number): float(number) for number in range(20)}
-    judged: set[str] = set()
-
-    def cost(gone: Sequence[str]) -> float:
-        judged.update(gone)
-        return 1.0
-
-    cheapest(influence, cost, remove=1)
-    assert judged == {str(number) for number in range(8)}
+    influence = {str(number): float(-number) for number in range(20)}
+    assert to_judge(influence, remove=1) == [str(number) for number in range(19, 11, -1)]
+    assert len(to_judge(influence, remove=12)) == 12
 
 
 def test_influence_is_how_far_the_stream_is_turned() -> None:
@@ -83,14 +75,16 @@ def test_what_is_passed_over_computes_like_a_model_without_it(name: str, layer: 
     attention = f"{layer}.{'attn' if name == 'gpt2' else 'self_attn'}"
     before = fingerprint(model)
     with torch.no_grad():
-        with passed_over(model, [layer], []):
+        with passed_over(model, [layer], {}):
             without = model(ids).logits
-        with passed_over(model, [], [attention]):
+        with passed_over(model, [], {attention: None}):
             less = model(ids).logits
         assert before.differences(fingerprint(model)) == []
         above, _, last = layer.rpartition(".")
         listed = model.get_submodule(above)
         whole = listed[int(last)]  # type: ignore[index]
+        with passed_over(model, [], {attention: nn.Linear(64, 64)}):
+            assert not torch.equal(model(ids).logits, less)
         result = whole.get_submodule(attention.rpartition(".")[2])
         out = result.get_submodule("c_proj" if name == "gpt2" else "o_proj")
         for parameter in out.parameters():

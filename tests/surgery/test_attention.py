@@ -12,7 +12,7 @@ import torch
 from inference_pio.artifact import load, save
 from inference_pio.surgery.attention import NoAttention
 from tests import tiny
-from tests.surgery.help import operate
+from tests.surgery.help import operate, relative
 from tests.surgery.test_removal import TEXT, six_layers
 from tests.sweep import Case
 
@@ -38,7 +38,7 @@ def test_it_generates_and_comes_back_exactly(name: str) -> None:
 def test_the_layer_computes_as_if_its_attention_said_nothing() -> None:
     model = six_layers()
     silenced = copy.deepcopy(model)
-    receipt = operate(model, "attention", text=TEXT, remove=2)
+    receipt = operate(model, "attention", text=TEXT, remove=2, refit=False)
     for path in receipt.decision["learned"]["attention"]:
         silenced.get_submodule(path).self_attn.o_proj.weight.data.zero_()
     ids = torch.randint(1, 120, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -55,6 +55,23 @@ def test_nothing_is_added() -> None:
     found, weights = NoAttention()(hidden_states=x, attention_mask=None)
     assert torch.equal(found, torch.zeros_like(x))
     assert weights is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_stays_in_its_place_is_what_it_said_of_a_token_for_itself(dtype: torch.dtype) -> None:
+    model: Any = tiny.build("llama", dtype)
+    with torch.no_grad():
+        for layer in model.model.layers:  # what it says depends on the token alone
+            layer.self_attn.v_proj.weight.zero_()
+            layer.self_attn.o_proj.bias = torch.nn.Parameter(torch.linspace(-1, 1, 64).to(dtype))
+    before = tiny.logits(model, "llama")
+    receipt = operate(model, "attention", text=TEXT, remove=2)
+    assert len(receipt.decision["learned"]["attention"]) == 2
+    instead = model.model.layers[1].self_attn.instead
+    assert instead.weight.dtype == dtype
+    assert float(instead.weight.detach().abs().max()) < 1e-3
+    torch.testing.assert_close(instead.bias.detach(), torch.linspace(-1, 1, 64).to(dtype), rtol=1e-2, atol=1e-2)
+    assert relative(tiny.logits(model, "llama"), before) < 1e-2
 
 
 @pytest.mark.parametrize("edits", [("attention",), ("attention", "blocks")])

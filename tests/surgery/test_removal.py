@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from inference_pio.errors import NoEffect, PlanError
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.surgery.parameters import SurgeryParameters
+from inference_pio.surgery.text import SurgeryText
 from tests import tiny
 from tests.surgery.help import operate, skips
 from tests.sweep import Case
@@ -38,6 +41,17 @@ def test_what_does_nothing_goes(edit: str, wanted: str) -> None:
     assert min(told["divergences"], key=told["divergences"].get) == part
     assert min(told["influences"], key=told["influences"].get) == part
     assert 0 < told["held_out_divergence"] == told["divergences"][part] < 0.01
+
+
+@pytest.mark.parametrize("edits", [("blocks",), ("attention",), ("attention", "blocks")])
+@pytest.mark.parametrize("refit", [True, False])
+def test_what_was_judged_is_what_was_done(edits: tuple[str, ...], refit: bool) -> None:
+    model = six_layers()
+    text = SurgeryText(copy.deepcopy(model), SurgeryParameters(text=TEXT))
+    judge = text.held_out
+    receipt = operate(model, *edits, text=TEXT, remove=2, refit=refit)
+    told = receipt.decision["told"][edits[0]]["held_out_divergence"]
+    assert judge.divergence(model) == pytest.approx(told, rel=1e-4)
 
 
 def test_both_at_once_take_from_different_layers() -> None:

@@ -28,18 +28,25 @@ class Removal:
     together: float = 0.0
 
 
-def cheapest(
-    influence: Mapping[str, float], divergence: Callable[[Sequence[str]], float], remove: int,
-    max_kl: float | None = None,
-) -> Removal:  # fmt: skip
-    """At most `remove` of the candidates in `influence`, one after another that costs least beside those that went,
-    while the divergence is no more than `max_kl`.
+def to_judge(influence: Mapping[str, float], remove: int) -> list[str]:
+    """The candidates of least influence, as many as are worth a run of the text.
 
-    >>> cheapest({"a": 0.1, "b": 0.2}, lambda gone: 1.0 * len(gone) + ("b" not in gone), remove=1).taken
+    >>> to_judge({"a": 0.3, "b": 0.1}, remove=1)
+    ['b', 'a']
+    """
+    return sorted(influence, key=lambda path: influence[path])[: max(JUDGED, remove)]
+
+
+def cheapest(
+    candidates: Iterable[str], divergence: Callable[[Sequence[str]], float], remove: int, max_kl: float | None = None
+) -> Removal:
+    """At most `remove` of the candidates, one after another that costs least beside those that went, while the
+    divergence is no more than `max_kl`.
+
+    >>> cheapest(["a", "b"], lambda gone: 1.0 * len(gone) + ("b" not in gone), remove=1).taken
     ['b']
     """
-    found = Removal()
-    left = sorted(influence, key=lambda path: influence[path])[: max(JUDGED, remove)]
+    found, left = Removal(), list(candidates)
     while left and len(found.taken) < remove:
         costs = {path: divergence([*found.taken, path]) for path in left}
         best = min(costs, key=lambda path: costs[path])
@@ -77,11 +84,16 @@ def influences(
 
 
 @contextmanager
-def passed_over(model: nn.Module, layers: Iterable[str], attentions: Iterable[str]) -> Iterator[None]:
-    """Within this, layers give back what they are given, and attentions add nothing; no module is edited."""
+def passed_over(
+    model: nn.Module, layers: Iterable[str], attentions: Mapping[str, nn.Module | None]
+) -> Iterator[None]:  # fmt: skip
+    """Within this, layers give back what they are given, and attentions add nothing, or what another module makes of
+    what they are given; no module is edited.
+    """
+    hooks = dict.fromkeys(layers, _gives_back) | {path: _adds(other) for path, other in attentions.items()}
     handles = []
     try:
-        for path, hook in [*((path, _gives_back) for path in layers), *((path, _adds_nothing) for path in attentions)]:
+        for path, hook in hooks.items():
             handles.append(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
@@ -100,8 +112,13 @@ def _gives_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return stream if isinstance(result, Tensor) else (stream, *result[1:])
 
 
-def _adds_nothing(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-    return torch.zeros_like(result) if isinstance(result, Tensor) else (torch.zeros_like(result[0]), *result[1:])
+def _adds(other: nn.Module | None) -> Any:
+    def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        first = first_result(result)
+        added = torch.zeros_like(first) if other is None else other(stream_in(args, kwargs))
+        return added if isinstance(result, Tensor) else (added, *result[1:])
+
+    return give
 
 
 class _Watch:
@@ -114,7 +131,7 @@ class _Watch:
 
     def layer(self, path: str, module: nn.Module) -> None:
         def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            self._note(path, stream_in(args, kwargs), _first(result))
+            self._note(path, stream_in(args, kwargs), first_result(result))
 
         self._handles.append(module.register_forward_hook(note, with_kwargs=True))
 
@@ -124,7 +141,7 @@ class _Watch:
 
         def note(attention: nn.Module, args: tuple[Any, ...], result: Any) -> None:
             stream = self._stream[id(layer)]
-            self._note(path, stream, stream + _first(result))
+            self._note(path, stream, stream + first_result(result))
 
         self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
         self._handles.append(module.register_forward_hook(note))
@@ -138,6 +155,7 @@ class _Watch:
             handle.remove()
 
 
-def _first(result: Any) -> Tensor:
+def first_result(result: Any) -> Tensor:
+    """What a layer, or an attention, gives of the stream."""
     found: Tensor = result if isinstance(result, Tensor) else result[0]
     return found

@@ -21,13 +21,15 @@ class SurgeryParameters(Settings):
     `max_kl` alone the approximate ones join them.
 
     Each approximate edit takes `remove` layers at most, the cheapest first, while the divergence on held-out text stays
-    at `max_kl` nats a token or below. `keep_ids` are the tokens that `vocabulary` keeps, else those of `text`, from
+    at `max_kl` nats a token or below. With `refit` an attention leaves a linear layer, the closest to what it said of a
+    token for itself. `keep_ids` are the tokens that `vocabulary` keeps, else those of `text`, from
     which other edits learn as well, `tokens` of it. `targets` and `skip` are path patterns.
     """
 
     edits: list[EditName] | None = Field(default=None, min_length=1)
     max_kl: float | None = Field(default=None, gt=0)
     remove: int = Field(default=1, ge=1)
+    refit: bool = True
     keep_ids: list[int] | None = Field(default=None, min_length=1)
     targets: list[str] | None = None
     skip: list[str] = Field(default_factory=list)

@@ -10,7 +10,8 @@ from torch import nn
 
 from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.removable_layers import StackLayer, stack_layers
-from inference_pio.calibration.removal import cheapest, influences, passed_over
+from inference_pio.anatomy.roles import hidden_width
+from inference_pio.calibration.removal import cheapest, influences, passed_over, to_judge
 from inference_pio.contract.site import Site
 from inference_pio.surgery.edit import Edit, Places
 from inference_pio.surgery.text import SurgeryText
@@ -25,6 +26,10 @@ class RemovalEdit(Edit):
     @abstractmethod
     def part(self, layer: StackLayer) -> str:
         """The path of what goes."""
+
+    def instead(self, model: nn.Module, text: SurgeryText, parts: Sequence[str]) -> dict[str, nn.Module]:
+        """What takes the place of parts, by their paths."""
+        return {}
 
     def why_not(self, model: nn.Module, layer: StackLayer) -> str | None:
         """Why nothing goes from a layer that may spare something, or None."""
@@ -43,7 +48,7 @@ class RemovalEdit(Edit):
         """Foretold are the last layers: which go is told by data."""
         meant = set(paths) - _gone(others)
         there = [layer for layer in _layers(model) if layer.path in meant]
-        return _places(there[-self.asked.remove :], len(_layers(model)))
+        return self._places(model, there[-self.asked.remove :])
 
     def learn(
         self, model: nn.Module, places: Places, text: SurgeryText, others: Mapping[str, Places]
@@ -57,23 +62,25 @@ class RemovalEdit(Edit):
             model, text.learned, whole, {part: path for part, path in parts.items() if part not in whole}
         )
         before, judge = [path for path in gone if path in layers], text.held_out  # answers of the whole model
+        judged = to_judge(influence, self.asked.remove)
+        instead = self.instead(model, text, judged)
 
         def divergence(taken: Sequence[str]) -> float:
             blocks = [*before, *(part for part in taken if part in layers)]
-            with passed_over(model, blocks, [part for part in taken if part not in layers]):
+            with passed_over(model, blocks, {part: instead.get(part) for part in taken if part not in layers}):
                 return judge.divergence(model)
 
-        removal = cheapest(influence, divergence, self.asked.remove, self.asked.max_kl)
+        removal = cheapest(judged, divergence, self.asked.remove, self.asked.max_kl)
         told = {
             "held_out_divergence": removal.together, "divergences": removal.divergences, "influences": influence,
             "source": text.source.name, "sha256": text.source.digest,
         }  # fmt: skip
-        return _places([layers[parts[part]] for part in removal.taken], len(layers)), told
+        return self._places(model, [layers[parts[part]] for part in removal.taken]), told
 
-
-def _places(layers: Sequence[StackLayer], count: int) -> Places:
-    """What `apply` needs to know of each, on a model that may have fewer layers by then."""
-    return {layer.path: {"of": count, "attention": layer.attention} for layer in layers}
+    def _places(self, model: nn.Module, layers: Sequence[StackLayer]) -> Places:
+        """What `apply` needs to know of each, on a model that may have fewer layers by then."""
+        known = {"of": len(_layers(model)), "width": hidden_width(model)}
+        return {layer.path: {**known, "attention": layer.attention} for layer in layers}
 
 
 def _gone(others: Mapping[str, Places]) -> set[str]:

@@ -37,6 +37,10 @@ class ModelSurgery(OptimizationInterface):
         "edits": ["patch_linear", "latent_decode", "dead_modules", "attention", "blocks"], "text": SMALL_TEXT,
     }  # fmt: skip
 
+    def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
+        super().__init__(parameters)
+        self._edits: list[Edit] = edits_of(self.parameters)
+
     def sites(self, model: nn.Module) -> Sequence[Site]:
         found: dict[str, Site] = {}
         for edit in self._edits:
@@ -89,10 +93,6 @@ class ModelSurgery(OptimizationInterface):
     def report(self, model: nn.Module) -> dict[str, Any]:
         found = unserved(model)
         return {"unserved_experts": found} if found else {}
-
-    @property
-    def _edits(self) -> list[Edit]:
-        return edits_of(self.parameters)
 
     def _check(self, edit: Edit, places: Places, told: Mapping[str, Any]) -> None:
         """Refuse an order that the bar leaves nothing of."""
