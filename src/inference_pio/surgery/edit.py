@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -46,7 +46,7 @@ class Edit(ABC):
         """
         return None
 
-    def preflight(self, model: nn.Module, places: Places) -> None:
+    def preflight(self, model: nn.Module, paths: Sequence[str]) -> None:
         """Checks that need values, before the first write; raise to refuse."""
         return
 

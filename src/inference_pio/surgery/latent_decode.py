@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ class LatentDecode(Edit):
         for path, module, reason in latent_sites(model):
             yield Site(path, "attention", MLA_DECODE, reason or _why_not(module), whole=False)
 
-    def preflight(self, model: nn.Module, places: Places) -> None:
-        for path in list(places)[:1]:
+    def preflight(self, model: nn.Module, paths: Sequence[str]) -> None:
+        for path in paths[:1]:
             check_absorbed(model.get_submodule(path))
 
     def apply(self, journal: Journal, model: nn.Module, places: Places) -> list[str]:

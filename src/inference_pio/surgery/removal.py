@@ -36,27 +36,25 @@ class RemovalEdit(Edit):
         return None
 
     def sites(self, model: nn.Module) -> Iterable[Site]:
-        layers = stack_layers(model)
-        if isinstance(layers, str):
-            return
-        chosen = Chosen(self.asked.targets, self.asked.skip)
-        for layer in layers:
-            skip = chosen.why_not(layer.path, "unknown") or layer.kept or self.why_not(model, layer)
-            yield Site(layer.path, "layer", skip=skip, nbytes=_bytes(model.get_submodule(self.part(layer))))
+        for layer in _layers(model):
+            nbytes = _bytes(model.get_submodule(self.part(layer)))
+            yield Site(layer.path, "layer", skip=self._why_kept(model, layer), nbytes=nbytes)
 
     def decide(self, model: nn.Module, paths: Iterable[str], others: Mapping[str, Places]) -> Places:
         """Foretold are the last layers: which go is told by data."""
         meant = set(paths) - _gone(others)
-        there = [layer for layer in _layers(model) if layer.path in meant]
-        return self._places(model, there[-self.asked.remove :])
+        layers = _layers(model)
+        return self._places(
+            model, [layer for layer in layers if layer.path in meant][-self.asked.remove :], len(layers)
+        )
 
     def learn(
         self, model: nn.Module, places: Places, text: SurgeryText, others: Mapping[str, Places]
     ) -> tuple[Places, dict[str, Any]] | None:
         gone = _gone(others)
         layers = {layer.path: layer for layer in _layers(model)}
-        free = {site.path for site in self.sites(model) if site.acts and site.path not in gone}
-        parts = {self.part(layers[path]): path for path in free}
+        free = [layer for layer in layers.values() if layer.path not in gone and self._why_kept(model, layer) is None]
+        parts = {self.part(layer): layer.path for layer in free}
         whole = [path for path in parts if path in layers]
         influence = influences(
             model, text.learned, whole, {part: path for part, path in parts.items() if part not in whole}
@@ -75,11 +73,15 @@ class RemovalEdit(Edit):
             "held_out_divergence": removal.together, "divergences": removal.divergences, "influences": influence,
             "source": text.source.name, "sha256": text.source.digest,
         }  # fmt: skip
-        return self._places(model, [layers[parts[part]] for part in removal.taken]), told
+        return self._places(model, [layers[parts[part]] for part in removal.taken], len(layers)), told
 
-    def _places(self, model: nn.Module, layers: Sequence[StackLayer]) -> Places:
+    def _why_kept(self, model: nn.Module, layer: StackLayer) -> str | None:
+        reason = Chosen(self.asked.targets, self.asked.skip).why_not(layer.path, "unknown")
+        return reason or layer.kept or self.why_not(model, layer)
+
+    def _places(self, model: nn.Module, layers: Sequence[StackLayer], count: int) -> Places:
         """What `apply` needs to know of each, on a model that may have fewer layers by then."""
-        known = {"of": len(_layers(model)), "width": hidden_width(model)}
+        known = {"of": count, "width": hidden_width(model)}
         return {layer.path: {**known, "attention": layer.attention} for layer in layers}
 
 

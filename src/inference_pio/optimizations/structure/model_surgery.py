@@ -21,6 +21,8 @@ from inference_pio.surgery.unused_experts import unserved
 
 SMALL_TEXT = [[1 + (place * place + row) % 96 for place in range(16)] for row in range(2)]
 """Tokens without a meaning that every small model knows."""
+BOTH = ", "
+"""Between the names of edits that act at one place."""
 
 
 class ModelSurgery(OptimizationInterface):
@@ -49,18 +51,14 @@ class ModelSurgery(OptimizationInterface):
         return list(found.values())
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
-        acting = {site.path for site in sites}
         foretold: dict[str, Places] = {}
         for edit in reversed(self._edits):  # whole layers first: what goes with them is nobody's to decide on
-            there = [site.path for site in edit.sites(model) if site.acts and site.path in acting]
-            foretold[edit.name] = edit.decide(model, there, foretold)
+            foretold[edit.name] = edit.decide(model, _paths(edit, sites), foretold)
         return {"edits": {name: places for name, places in foretold.items() if places}}
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
-        foretold = self.decide(model, sites)["edits"]
         for edit in self._edits:
-            if edit.name in foretold:
-                edit.preflight(model, foretold[edit.name])
+            edit.preflight(model, _paths(edit, sites))
 
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
         text = SurgeryText(model, self.parameters)
@@ -106,6 +104,11 @@ class ModelSurgery(OptimizationInterface):
             )
 
 
+def _paths(edit: Edit, sites: Sequence[Site]) -> list[str]:
+    """Where an edit acts, among all sites that do."""
+    return [site.path for site in sites if edit.name in site.role.split(BOTH)]
+
+
 def _joined(one: Site | None, other: Site) -> Site:
     """Two edits' sites at one path: it acts if one of them does."""
     if one is None:
@@ -113,7 +116,7 @@ def _joined(one: Site | None, other: Site) -> Site:
     if one.acts and other.acts:
         return replace(
             one,
-            role=f"{one.role}, {other.role}",
+            role=f"{one.role}{BOTH}{other.role}",
             claims=one.claims | other.claims,
             nbytes=max(one.nbytes, other.nbytes),
         )
