@@ -9,11 +9,13 @@ from typer.testing import CliRunner
 
 import inference_pio
 from inference_pio.cli import app
+from inference_pio.configuration import ConfigManager
 from inference_pio.integration.many_profiles import ManyProfiles
 from inference_pio.integration.side_by_side import SideBySide
 from tests import tiny
 from tests.model_folder import byte_tokenizer
 
+NO_MEMBER = " ".join(f"--disable {name}" for name in ConfigManager().get_profile("lossless").default_settings)
 BAD_CALLS = [  # the words (M: a model, S: a saved one, D: an empty folder to write in), the exit code, what is told
     ("optimise M", 2, "optimise"),
     ("plan", 2, "MODEL"),
@@ -32,7 +34,7 @@ BAD_CALLS = [  # the words (M: a model, S: a saved one, D: an empty folder to wr
     ("plan M --set tensor_compression.format=int7", 1, "int8"),
     ("plan M --set a.b=1 --set a.b=2", 2, "given twice"),
     ("plan M --enable flash_attention --disable flash_attention", 1, "give one of them"),
-    ("plan M --profile lossless --disable flash_attention --disable kernel_fusion", 1, "nothing is left of"),
+    (f"plan M --profile lossless {NO_MEMBER}", 1, "nothing is left of"),
     ("plan M --device moon", 1, "device='moon'"),
     ("plan M --device cuda:99", 1, "device='cuda:99'"),
     ("plan M --dtype int3", 2, "int3"),

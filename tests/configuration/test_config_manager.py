@@ -26,7 +26,8 @@ def test_the_five_profiles_are_there_each_in_the_file_of_its_name() -> None:
 
 def test_lossless_is_faster_kernels_and_balanced_adds_int8_weights() -> None:
     manager = ConfigManager()
-    assert manager.get_profile("lossless").default_settings == {"flash_attention": {}, "kernel_fusion": {}}
+    exact = {"flash_attention": {}, "kernel_fusion": {}, "model_surgery": {}}
+    assert manager.get_profile("lossless").default_settings == exact
     assert manager.get_profile("balanced").default_settings == {
         "flash_attention": {},
         "kernel_fusion": {},
@@ -128,7 +129,7 @@ def test_a_profile_is_laid_over_a_family_config() -> None:
     manager = ConfigManager()
     glm = manager.get_family_config("glm")
     config = manager.apply_profile_to_model_config(glm, "lossless")
-    assert [member.name for member in config.enabled] == ["flash_attention", "kernel_fusion"]
+    assert [member.name for member in config.enabled] == ["flash_attention", "kernel_fusion", "model_surgery"]
     assert config == manager.apply_profile_to_model_config(glm, manager.get_profile("lossless"))
     with pytest.raises(InvalidSetting, match="a profile must be"):
         manager.apply_profile_to_model_config(glm, {"name": "mine"})

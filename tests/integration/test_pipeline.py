@@ -31,7 +31,8 @@ def test_without_a_family_each_models_own_is_taken() -> None:
 def test_a_pipeline_says_what_it_does() -> None:
     pipeline = create_optimization_pipeline("qwen", "lossless")
     told = (
-        "OptimizationPipeline(profile_name='lossless', model_family=ModelFamily.QWEN): flash_attention, kernel_fusion"
+        "OptimizationPipeline(profile_name='lossless', model_family=ModelFamily.QWEN): "
+        "flash_attention, kernel_fusion, model_surgery"
     )
     assert repr(pipeline) == told
     assert pipeline == OptimizationPipeline("lossless", ModelFamily.QWEN)

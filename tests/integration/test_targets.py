@@ -84,9 +84,9 @@ def test_what_the_user_switched_off_stays_off_in_a_profile() -> None:
 
 def test_changes_are_orders_on_top() -> None:
     changes = Changes(enable=("tensor_compression",), parameters={"flash_attention": {"use_triton": True}})
-    flash, fusion, compression = profile_target("lossless", ModelFamily.OTHER, changes)
+    flash, fusion, surgery, compression = profile_target("lossless", ModelFamily.OTHER, changes)
     assert (flash.order, flash.parameters) == (True, {"use_triton": True})
-    assert (fusion.order, fusion.source) == (False, "profile 'lossless'")
+    assert (fusion.order, fusion.source) == (surgery.order, surgery.source) == (False, "profile 'lossless'")
     assert (compression.order, compression.source) == (True, "by name")
 
 
@@ -102,8 +102,9 @@ def test_a_disabled_member_is_gone() -> None:
 
 
 def test_disabling_every_member_is_refused() -> None:
+    members = tuple(ConfigManager().get_profile("lossless").default_settings)
     with pytest.raises(InvalidSetting, match="nothing is left of profile 'lossless'"):
-        profile_target("lossless", ModelFamily.OTHER, Changes(disable=("flash_attention", "kernel_fusion")))
+        profile_target("lossless", ModelFamily.OTHER, Changes(disable=members))
 
 
 def test_a_name_cannot_be_switched_on_and_off_at_once() -> None:

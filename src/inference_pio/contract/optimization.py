@@ -58,7 +58,7 @@ class OptimizationInterface(ABC):
     stage: ClassVar[Stage] = Stage.COMPUTATION
     summary: ClassVar[str] = ""
     exactness: ClassVar[str] = "approximate"
-    changes_state_dict: ClassVar[bool] = False
+    changes_state_dict: bool = False
     dependencies: ClassVar[tuple[str, ...]] = ()
     Parameters: ClassVar[type[Settings]] = NoParameters
     on_small_models: ClassVar[Mapping[str, Any]] = {}

@@ -21,6 +21,7 @@ class DeadModules(Edit):
 
     name = "dead_modules"
     exactness = "bit"
+    changes_state_dict = False
 
     def sites(self, model: nn.Module) -> Iterable[Site]:
         for path, module in model.named_modules():

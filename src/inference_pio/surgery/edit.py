@@ -24,6 +24,7 @@ class Edit(ABC):
 
     name: ClassVar[str]
     exactness: ClassVar[Exactness]
+    changes_state_dict: ClassVar[bool] = True
     learns: ClassVar[bool] = False
     """Whether data decide what it does."""
 

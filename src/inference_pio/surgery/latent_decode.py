@@ -27,6 +27,7 @@ class LatentDecode(Edit):
 
     name = "latent_decode"
     exactness = "algebraic"
+    changes_state_dict = False
 
     def sites(self, model: nn.Module) -> Iterable[Site]:
         for path, module, reason in latent_sites(model):

@@ -19,6 +19,7 @@ class PatchLinear(Edit):
 
     name = "patch_linear"
     exactness = "algebraic"
+    changes_state_dict = False
 
     def sites(self, model: nn.Module) -> Iterable[Site]:
         for path, module in model.named_modules():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inference_pio.artifact import load, save
-from inference_pio.errors import InferencePioError, InvalidSetting, NoEffect
+from inference_pio.errors import InferencePioError, InvalidSetting, NoEffect, RefusedOnOptimized
 from inference_pio.manager import ModularOptimizationManager
 from tests import tiny
 from tests.surgery.help import operate, relative
@@ -132,3 +132,16 @@ def test_text_of_another_vocabulary_and_too_little_of_it_are_refused_before_any_
 
 def operate_with(model: nn.Module, asked: dict[str, Any]) -> None:
     ModularOptimizationManager().apply_optimizations(model, ["model_surgery"], parameters={"model_surgery": asked})
+
+
+def test_only_edits_that_change_weights_keep_the_library_from_saving(tmp_path: Path) -> None:
+    manager = ModularOptimizationManager()
+    kept: Any = tiny.build("qwen3_vl")
+    manager.apply_optimizations(kept, ["model_surgery"])
+    kept.save_pretrained(tmp_path / "kept")
+    again = type(kept).from_pretrained(tmp_path / "kept")
+    assert relative(tiny.logits(again, "qwen3_vl"), tiny.logits(kept, "qwen3_vl")) <= 1e-5
+    cut: Any = tiny.build("llama")
+    operate(cut, "blocks", text=TEXT)
+    with pytest.raises(RefusedOnOptimized, match="model_surgery changed the weights"):
+        cut.save_pretrained(tmp_path / "cut")

@@ -33,7 +33,6 @@ class ModelSurgery(OptimizationInterface):
     stage = Stage.STRUCTURE
     summary = "small edits: patches as a product, absorbed latent decode; by name, layers, tokens and towers go"
     exactness = "exact up to rounding, unless approximate edits are asked for"
-    changes_state_dict = True
     Parameters: ClassVar[type[Settings]] = SurgeryParameters
     on_small_models: ClassVar[Mapping[str, Any]] = {
         "edits": ["patch_linear", "latent_decode", "dead_modules", "attention", "blocks"], "text": SMALL_TEXT,
@@ -42,6 +41,7 @@ class ModelSurgery(OptimizationInterface):
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)
         self._edits: list[Edit] = edits_of(self.parameters)
+        self.changes_state_dict = any(edit.changes_state_dict for edit in self._edits)
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         found: dict[str, Site] = {}
