@@ -29,11 +29,19 @@ def test_steps_are_attended_absorbed(monkeypatch: pytest.MonkeyPatch) -> None:
             served.append(query.shape[2])
         return out
 
+    expand, expansions = latent_decode.expanded, [0]
+
+    def expanding(*given: Any) -> Any:
+        expansions[0] += 1
+        return expand(*given)
+
     monkeypatch.setattr(latent_decode, "attend_absorbed", counting)
+    monkeypatch.setattr(latent_decode, "expanded", expanding)
     receipt = operate(case.model, "latent_decode")
     assert len(receipt.acted) == 2
     found = tiny.logits(case.model, NAME)
     assert served == [1, 1]
+    assert expansions == [2]  # of the prompt alone, in two layers
     assert relative(found, case.logits) <= 1e-5
 
 

@@ -12,6 +12,7 @@ import torch
 from inference_pio.artifact import load, save
 from inference_pio.errors import InvalidSetting, NoEffect, RefusedOnOptimized
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.measure.target import vocab_size
 from inference_pio.surgery.vocabulary import ids_of, runs_of
 from tests import tiny
 from tests.surgery.help import operate
@@ -94,6 +95,15 @@ def test_what_cannot_be_is_refused_and_nothing_was_touched() -> None:
     with pytest.raises(NoEffect, match="all tokens of the vocabulary are kept"):
         operate(case.model, "vocabulary", keep_ids=list(range(128)))
     case.check_untouched()
+
+
+def test_later_steps_learn_from_texts_in_the_same_ids() -> None:
+    model: Any = tiny.build("llama")
+    operate(model, "vocabulary", keep_ids=[3, 128, 129, 130])
+    assert vocab_size(model) == 131
+    asked = {"structured_pruning": {"align": 8, "text": [[128, 129, 130, 3] * 16] * 8}}
+    ModularOptimizationManager().apply_optimizations(model, ["structured_pruning"], parameters=asked)
+    assert model(torch.tensor([[130, 3]])).logits[..., [3, 128, 129, 130]].isfinite().all()
 
 
 def test_compression_passes_the_ends_over_and_works_on_the_rest() -> None:
