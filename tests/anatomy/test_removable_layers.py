@@ -51,6 +51,9 @@ def test_what_is_no_stack_is_told() -> None:
     model: Any = copy.deepcopy(tiny.build("llama"))
     model.model.layers[1].self_attn = nn.Identity()
     assert stack_layers(model) == "not every layer of it holds one attention"
+    twice: Any = tiny.build("llama")
+    twice.model.layers[2] = twice.model.layers[1]
+    assert stack_layers(twice) == "its list holds one layer at several places"
     shared: Any = tiny.build("qwen3")
     shared.config.num_kv_shared_layers = 1
     assert stack_layers(shared) == "its last layers read the cache of others"

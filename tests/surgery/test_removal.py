@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inference_pio.errors import NoEffect, PlanError
+from inference_pio.errors import InvalidModel, NoEffect, PlanError
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.surgery.parameters import SurgeryParameters
 from inference_pio.surgery.text import SurgeryText
+from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
 from tests.surgery.help import operate, skips
 from tests.sweep import Case
@@ -70,6 +71,16 @@ def test_a_bar_stops_them_and_a_bar_below_all_is_refused() -> None:
     with pytest.raises(PlanError, match=r"max_kl is 1e-09.*Nothing was touched"):
         operate(case.model, "blocks", text=TEXT, max_kl=1e-9)
     case.check_untouched()
+
+
+def test_what_cannot_be_judged_is_refused_and_nothing_was_touched() -> None:
+    model = six_layers()
+    with torch.no_grad():
+        model.model.layers[4].mlp.up_proj.weight[3, 3] = float("nan")
+    before = fingerprint(model)
+    with pytest.raises(InvalidModel, match="NaN or infinity"):
+        operate(model, "blocks", text=TEXT)
+    assert before.differences(fingerprint(model)) == []
 
 
 def test_a_bar_alone_asks_for_both_and_leaves_what_costs_too_much() -> None:

@@ -48,6 +48,8 @@ def stack_layers(model: nn.Module) -> list[StackLayer] | str:
     config = getattr(stack, "config", None)
     if len(layers) != len(inside) or any(id(layer) not in layers for layer in listed):
         return "not every layer of it holds one attention"
+    if len({id(layer) for layer in listed}) != len(listed):
+        return "its list holds one layer at several places"
     if getattr(config, SHARED_CACHE, None):
         return "its last layers read the cache of others"
     kept = list(_reasons(model, config, len(listed)))

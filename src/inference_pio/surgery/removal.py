@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from inference_pio.anatomy.removable_layers import StackLayer, stack_layers
 from inference_pio.anatomy.roles import hidden_width
 from inference_pio.calibration.removal import cheapest, influences, passed_over, to_judge
 from inference_pio.contract.site import Site
+from inference_pio.errors import InvalidModel
 from inference_pio.surgery.edit import Edit, Places
 from inference_pio.surgery.text import SurgeryText
 
@@ -69,6 +71,11 @@ class RemovalEdit(Edit):
                 return judge.divergence(model)
 
         removal = cheapest(judged, divergence, self.asked.remove, self.asked.max_kl)
+        if not all(map(math.isfinite, (*removal.divergences.values(), removal.together))):
+            raise InvalidModel(
+                f"what this model says of {text.source.name} holds NaN or infinity, with all of its layers or without "
+                f"one, so {self.name!r} cannot be judged: check the checkpoint. Nothing was touched."
+            )
         told = {
             "held_out_divergence": removal.together, "divergences": removal.divergences, "influences": influence,
             "source": text.source.name, "sha256": text.source.digest,

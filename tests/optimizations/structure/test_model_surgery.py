@@ -145,3 +145,56 @@ def test_only_edits_that_change_weights_keep_the_library_from_saving(tmp_path: P
     operate(cut, "blocks", text=TEXT)
     with pytest.raises(RefusedOnOptimized, match="model_surgery changed the weights"):
         cut.save_pretrained(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("other", "asked"),
+    [
+        ("activation_offloading", {"kv_placement": "host"}),
+        ("disk_offloading", {}),
+        ("sparse_attention", {}),
+        ("kernel_fusion", {}),
+    ],
+)
+def test_generate_says_the_same_where_another_step_follows_on_layers_without_attention(
+    other: str, asked: dict[str, Any]
+) -> None:
+    case, alone, manager = Case("llama"), Case("llama"), ModularOptimizationManager()
+    settings: dict[str, Any] = {
+        "model_surgery": {"edits": ["attention"], "text": TEXT},
+        other: {**manager.registry.get(other).on_small_models, **asked},
+    }
+    manager.apply_optimizations(case.model, ["model_surgery", other], parameters=settings)
+    operate(alone.model, "attention", text=TEXT)
+    ids = torch.randint(1, 120, (2, 40), generator=torch.Generator().manual_seed(0))
+    how: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False}
+    assert torch.equal(case.model.generate(ids, **how), alone.model.generate(ids, **how))  # type: ignore[operator]
+    manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_a_cache_of_codes_serves_layers_without_attention() -> None:
+    case, manager = Case("llama"), ModularOptimizationManager()
+    settings: dict[str, Any] = {
+        "model_surgery": {"edits": ["attention"], "text": TEXT}, "tensor_compression": {"kv_cache": "int8"},
+    }  # fmt: skip
+    manager.apply_optimizations(case.model, ["model_surgery", "tensor_compression"], parameters=settings)
+    ids = torch.randint(1, 120, (2, 80), generator=torch.Generator().manual_seed(0))
+    model: Any = case.model
+    assert model.generate(ids, max_new_tokens=70, min_new_tokens=70).shape == (2, 150)
+    assert model.generate(ids, max_new_tokens=4, num_beams=2).shape[1] > 80
+    manager.remove_optimizations(model)
+    case.check_untouched()
+
+
+def test_experts_that_are_left_come_from_disk() -> None:
+    case, alone, manager = Case("qwen3_moe"), Case("qwen3_moe"), ModularOptimizationManager()
+    settings: dict[str, Any] = {
+        "model_surgery": {"edits": ["unused_experts"], "text": [[5, 6] * 8] * 2},
+        "disk_offloading": manager.registry.get("disk_offloading").on_small_models,
+    }
+    manager.apply_optimizations(case.model, ["model_surgery", "disk_offloading"], parameters=settings)
+    operate(alone.model, "unused_experts", text=settings["model_surgery"]["text"])
+    assert torch.equal(tiny.logits(case.model, "qwen3_moe"), tiny.logits(alone.model, "qwen3_moe"))
+    manager.remove_optimizations(case.model)
+    case.check_untouched()
