@@ -86,11 +86,12 @@ def test_what_cannot_be_judged_is_refused_and_nothing_was_touched() -> None:
 def test_a_bar_alone_asks_for_both_and_leaves_what_costs_too_much() -> None:
     model = six_layers()
     manager = ModularOptimizationManager()
-    manager.apply_optimizations(
-        model, ["model_surgery"], parameters={"model_surgery": {"max_kl": 0.02, "text": TEXT, "remove": 3}}
-    )
-    learned = manager.get_receipts(model)[0].decision["learned"]
-    assert list(learned["blocks"]) == ["model.layers.3"]
+    asked = {"max_kl": 0.02, "text": TEXT, "remove": 3, "skip": ["*.layers.2"]}
+    manager.apply_optimizations(model, ["model_surgery"], parameters={"model_surgery": asked})
+    (receipt,) = manager.get_receipts(model)
+    assert list(receipt.decision["learned"]["blocks"]) == ["model.layers.3"]
+    assert receipt.decision["learned"]["attention"] == {}
+    assert any(note.startswith("attention: nothing goes") for note in receipt.notes)
     case = Case("llama")
     with pytest.raises(NoEffect, match="leave nothing to do for blocks, attention"):
         ModularOptimizationManager().apply_optimizations(

@@ -92,8 +92,10 @@ def test_what_cannot_be_is_refused_and_nothing_was_touched() -> None:
     case = Case("qwen3")
     with pytest.raises(InvalidSetting, match="keep_ids holds 128, and this model knows 128"):
         operate(case.model, "vocabulary", keep_ids=[128])
-    with pytest.raises(NoEffect, match="all tokens of the vocabulary are kept"):
+    with pytest.raises(NoEffect, match="all of its 128 tokens are kept"):
         operate(case.model, "vocabulary", keep_ids=list(range(128)))
+    with pytest.raises(NoEffect, match="data leave nothing to do for vocabulary"):
+        operate(case.model, "vocabulary", text=[list(range(64)), list(range(64, 128))])
     case.check_untouched()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inference_pio.anatomy.vocabulary import Vocabulary, named_tokens, vocabulary_of
 from inference_pio.contract.site import Site
-from inference_pio.errors import InvalidSetting, NoEffect
+from inference_pio.errors import InvalidSetting
 from inference_pio.surgery.edit import Edit, Places
 from inference_pio.surgery.text import SurgeryText
 from inference_pio.surgery.trimmed import TrimmedEmbedding, TrimmedHead
@@ -35,41 +35,49 @@ class TrimmedVocabulary(Edit):
         if isinstance(found, tuple):
             yield Site(found[0], skip=found[1])
         elif found is not None:
-            nbytes = sum(model.get_submodule(path).weight.nbytes for path in (found.embedding, found.head))  # type: ignore[union-attr, misc]
-            yield Site(found.embedding, "embedding", nbytes=nbytes // (1 + found.tied))
+            weights = [model.get_submodule(path).get_parameter("weight") for path in (found.embedding, found.head)]
+            nbytes = sum(weight.nbytes for weight in weights) // (1 + found.tied)
+            all_stay = (
+                self.asked.keep_ids is not None and len(self._kept(model, found, self.asked.keep_ids)) == found.size
+            )
+            skip = f"all of its {found.size} tokens are kept" if all_stay else None
+            yield Site(found.embedding, "embedding", skip=skip, nbytes=nbytes)
 
     def decide(self, model: nn.Module, paths: Iterable[str], others: Mapping[str, Places]) -> Places:
         """Foretold are the ids that are given; those of a text are known once it is read."""
         found, given = vocabulary_of(model), self.asked.keep_ids
         if not isinstance(found, Vocabulary):
             return {}
-        if given is not None and max(given) >= found.size:
-            raise InvalidSetting(f"keep_ids holds {max(given)}, and this model knows {found.size} tokens.")
-        kept = range(found.size) if given is None else _with_named(model, given, found.size)
+        kept = range(found.size) if given is None else self._kept(model, found, given)
         return {path: {"head": found.head, "size": found.size, "kept": runs_of(kept)} for path in paths}
 
     def learn(
         self, model: nn.Module, places: Places, text: SurgeryText, others: Mapping[str, Places]
     ) -> tuple[Places, dict[str, Any]] | None:
-        if self.asked.keep_ids is not None:
+        found = vocabulary_of(model)
+        if self.asked.keep_ids is not None or not isinstance(found, Vocabulary):
             return None
         seen: set[int] = set()
         for batch in text.source.batches:
             seen.update(batch["input_ids"].unique().tolist())
-        learned = {
-            path: {**place, "kept": runs_of(_with_named(model, seen, place["size"]))} for path, place in places.items()
-        }
+        kept = self._kept(model, found, seen)
+        learned = {path: {**place, "kept": runs_of(kept)} for path, place in places.items() if len(kept) < found.size}
         return learned, {"source": text.source.name, "tokens": text.source.tokens, "sha256": text.source.digest}
 
     def apply(self, journal: Journal, model: nn.Module, places: Places) -> list[str]:
         told = []
         for path, place in places.items():
             kept = ids_of(place["kept"])
-            if len(kept) == place["size"] and not kept.is_meta and next(model.parameters()).device.type != "meta":
-                raise NoEffect("model_surgery: all tokens of the vocabulary are kept, so nothing of it can go.")
             _trim(journal, model, path, place["head"], kept)
             told.append(f"{len(kept)} of {place['size']} tokens stay: others are refused, and never generated.")
         return told
+
+    def _kept(self, model: nn.Module, found: Vocabulary, ids: Iterable[int]) -> list[int]:
+        """Those ids and all that the model has a name for. Raises InvalidSetting for one that it does not know."""
+        asked = set(ids)
+        if max(asked) >= found.size:
+            raise InvalidSetting(f"keep_ids holds {max(asked)}, and this model knows {found.size} tokens.")
+        return sorted(asked | {one for one in named_tokens(model) if one < found.size})
 
 
 def _trim(journal: Journal, model: nn.Module, path: str, head_path: str, kept: Tensor) -> None:
@@ -86,10 +94,6 @@ def _trim(journal: Journal, model: nn.Module, path: str, head_path: str, kept: T
 def _rows(weight: nn.Parameter, kept: Tensor) -> nn.Parameter:
     rows = weight.detach().index_select(0, kept.to(weight.device))
     return nn.Parameter(rows, requires_grad=weight.requires_grad)
-
-
-def _with_named(model: nn.Module, ids: Iterable[int], size: int) -> list[int]:
-    return sorted({*ids, *(one for one in named_tokens(model) if one < size)})
 
 
 def runs_of(ids: Iterable[int]) -> Runs:

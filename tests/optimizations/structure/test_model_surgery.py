@@ -122,6 +122,12 @@ def test_settings_without_a_sense_are_refused(asked: dict[str, Any]) -> None:
         operate_with(tiny.build("llama"), asked)
 
 
+def test_an_edit_that_was_asked_for_and_finds_no_place_is_told() -> None:
+    receipt = operate(tiny.build("llama"), "blocks", "text_only", "unused_experts", text=TEXT)
+    told = [note for note in receipt.notes if "finds no place of its own" in note]
+    assert [note.split()[0] for note in told] == ["text_only", "unused_experts"]
+
+
 def test_text_of_another_vocabulary_and_too_little_of_it_are_refused_before_any_edit() -> None:
     case = Case("llama")
     for text, told in (([[1, 2], [3, 131]], "another model's tokenizer"), ([[1, 2, 3]], "must be held out")):

@@ -83,7 +83,11 @@ class ModelSurgery(OptimizationInterface):
                     self.say(note=f"{edit.name} ({edit.exactness}): {note}")
         self.say(backend=", ".join(places))
         for name, found in decision.get("told", {}).items():
-            self.say(note=f"{name}: {_shown(found)}.")
+            nothing = "" if decision["learned"][name] else "nothing goes, "
+            self.say(note=f"{name}: {nothing}{_shown(found)}.")
+        for edit in self._edits:
+            if self.parameters.edits is not None and edit.name not in decision["edits"]:
+                self.say(note=f"{edit.name} was asked for, and finds no place of its own in this model.")
         if "learned" not in decision and any(edit.learns for edit in self._edits if edit.name in places):
             self.say(note="what goes is decided when it is applied, by the text that it learns from.")
         return model
@@ -125,5 +129,7 @@ def _joined(one: Site | None, other: Site) -> Site:
 
 def _shown(told: Mapping[str, Any]) -> str:
     plain = {key: value for key, value in told.items() if isinstance(value, int | float | str) and key != "sha256"}
+    if costs := told.get("divergences"):
+        plain["the cheapest alone"] = min(costs.values())
     shown = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in plain.items()}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
