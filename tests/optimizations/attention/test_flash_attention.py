@@ -304,7 +304,9 @@ def test_the_receipt_says_which_backend_serves_which_phase() -> None:
     case.apply("flash_attention")
     receipt = case.manager.get_receipts(case.model)[0]
     said = str(receipt.backend)
-    assert said.startswith("vision flash; prefill cudnn; padded prefill triton; chunk triton; decode flash, triton from")
+    assert said.startswith(
+        "vision flash; prefill cudnn; padded prefill triton; chunk triton; decode flash, triton from"
+    )
     assert any(note.startswith("triton serves inference") for note in receipt.notes)
     names = {module.config._attn_implementation for _, module, _ in attention_modules(case.model)}
     assert len(names) == 2
