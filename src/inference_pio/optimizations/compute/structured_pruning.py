@@ -81,7 +81,7 @@ class StructuredPruning(OptimizationInterface):
         found = []
         for one in inner_channels(model):
             if isinstance(one, tuple):
-                found.append(Site(one[0], roles[one[0]], CLAIMS, one[1]))
+                found.append(Site(one[0], roles.get(one[0], "mlp"), CLAIMS, one[1]))
                 continue
             nbytes = sum(weight.nbytes for weight in one.weights.values())
             skip = self._why_not(one, chosen) or why_shared(one.weights.values(), shared)
