@@ -1,4 +1,4 @@
-"""Spiking attention: spikes and counts equal to the bit, and what rounded numbers come to, on awkward shapes and masks."""
+"""Spiking attention: spikes and counts equal to the bit, and what rounded numbers come to, on awkward shapes."""
 
 from __future__ import annotations
 

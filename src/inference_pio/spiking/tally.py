@@ -21,8 +21,8 @@ class Tally:
     >>> tally = Tally()
     >>> tally.add("q_proj", activations=4, spikes=2, accumulates=6, multiplies=12)
     >>> tally.add("attn.share", activations=4, spikes=0, accumulates=0, multiplies=8)
-    >>> tally.total()["accumulates"], tally.per_activation(), tally.per_activation("q_proj")
-    (6, 0.5, 0.5)
+    >>> tally.total()["accumulates"], tally.per_activation(), tally.per_activation(shares=False)
+    (6, 0.25, 0.5)
     """
 
     layers: dict[str, dict[str, Number]] = field(default_factory=dict)
@@ -39,13 +39,10 @@ class Tally:
     def total(self) -> dict[str, int]:
         return {part: sum(int(counted[part]) for counted in self.layers.values()) for part in PARTS}
 
-    def per_activation(self, path: str | None = None) -> float | None:
-        """Spikes a value, of one layer or of all, attention weights left out; None before anything was told."""
-        of = [
-            counted
-            for name, counted in self.layers.items()
-            if (path == name if path is not None else not name.endswith(f".{SHARE}"))
-        ]
+    def per_activation(self, path: str | None = None, *, shares: bool = True) -> float | None:
+        """Spikes a value, of one layer or of all, with attention weights or without; None before anything was told."""
+        names = [name for name in self.layers if path in (None, name) and (shares or not name.endswith(f".{SHARE}"))]
+        of = [self.layers[name] for name in names]
         told = sum(int(counted["activations"]) for counted in of)
         return sum(int(counted["spikes"]) for counted in of) / told if told else None
 
@@ -53,6 +50,7 @@ class Tally:
         rates = {path: self.per_activation(path) for path in self.layers}
         return {
             "spikes_per_activation": _rounded(self.per_activation()),
+            "spikes_per_activation_without_shares": _rounded(self.per_activation(shares=False)),
             "spikes_per_activation_by_layer": {path: _rounded(rate) for path, rate in rates.items()},
             **self.total(),
         }
