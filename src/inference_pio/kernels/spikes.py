@@ -120,7 +120,7 @@ def trains(held: Tensor, code: Code) -> Iterator[tuple[Tensor, float]]:
     >>> [spikes.tolist() for spikes, _ in trains(torch.tensor([5.5, -1.25]), Code("radix", 7))]
     [[1.0, 0.0], [0.0, -1.0], [1.0, 0.0]]
     """
-    for given, base in _split(held, code):
+    for given, base in split(held, code):
         left = given
         for step, weight in enumerate(code.weights):
             spikes = (left >= weight).to(held.dtype) - (left <= 1 - weight - 1 / GRID).to(held.dtype)
@@ -137,7 +137,7 @@ def spikes_in(count: Tensor, code: Code) -> Tensor:
     [2.0, 2.0]
     """
     found = torch.zeros_like(count)
-    for given, _ in _split(count, code):
+    for given, _ in split(count, code):
         left = given.abs()
         if code.coding == RATE:
             found = found + left
@@ -148,8 +148,12 @@ def spikes_in(count: Tensor, code: Code) -> Tensor:
     return found
 
 
-def _split(held: Tensor, code: Code) -> list[tuple[Tensor, int]]:
-    """What first neurons are given, and second ones, each with what a spike of theirs counts."""
+def split(held: Tensor, code: Code) -> list[tuple[Tensor, int]]:
+    """What first neurons are given, and second ones, each with what a spike of theirs counts.
+
+    >>> [(given.tolist(), base) for given, base in split(torch.tensor([5.5]), Code("radix", 3, second=True))]
+    [([-1.5], 1), ([1.0], 7)]
+    """
     if not code.second:
         return [(held, 1)]
     multiples = ((held + code.levels) / code.base).floor()
