@@ -49,3 +49,14 @@ def test_missed_targets_are_the_first_notes() -> None:
 def test_a_gpu_is_named_instead_of_the_cpu() -> None:
     machine = {**recorded()["machine"], "device": "NVIDIA H100"}
     assert View.of(recorded(machine=machine)).device == "NVIDIA H100"
+
+
+def test_what_is_counted_layer_by_layer_is_drawn() -> None:
+    counted = {"spikes_by_layer": {"a.q": 0.5, "a.k": None, "a.v": 2.0}, "spikes": 7}
+    data = {**recorded(), "status": {"applied_optimizations": [{"name": "snn_conversion", "counted": counted}]}}
+    chart = View.of(data).steps[-1]
+    assert chart.title == "snn_conversion: spikes"
+    assert [(mark.name, mark.text, mark.width) for mark in chart.marks] == [
+        ("a.q", "0.50", 25.0),
+        ("a.v", "2.00", 100.0),
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -85,6 +85,17 @@ def perplexity_points(columns: Sequence[Column]) -> Chart | None:
     scale = span(edges)
     marks = tuple(_bar(PERPLEXITY, column, value, scale) for column, value in rows)
     return Chart(PERPLEXITY.title, f"{PERPLEXITY.direction}; 95% intervals", marks, "points", tuple(scale.ticks()))
+
+
+def layer_bars(title: str, values: Mapping[str, float]) -> Chart:
+    """One bar for each of many layers, from 0.
+
+    >>> [(mark.name, mark.text, mark.width) for mark in layer_bars("rates", {"a": 0.5, "b": 1.0}).marks]
+    [('a', '0.50', 50.0), ('b', '1.00', 100.0)]
+    """
+    scale = from_zero(list(values.values()))
+    marks = tuple(Mark(name, f"{value:.2f}", "s0", scale.at(value), scale.at(0.0)) for name, value in values.items())
+    return Chart(title, f"{len(values)} layers", marks)
 
 
 def point(title: str, note: str, value: tuple[str, float], scale: Linear, interval: Pair | None, range: str) -> Chart:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inference_pio.measure.html.change import Change, change_of
-from inference_pio.measure.html.charts import Chart, bars, forest, perplexity_points, point, step_bars
+from inference_pio.measure.html.charts import Chart, bars, forest, layer_bars, perplexity_points, point, step_bars
 from inference_pio.measure.html.columns import Column, columns_of_profiles, columns_of_report, columns_of_steps
 from inference_pio.measure.html.headline import Card, cards, sentence
 from inference_pio.measure.html.quantities import ALL, DECODE, PEAK, PERPLEXITY, PREFILL, RESIDENT, SPEEDS, pair
@@ -60,7 +60,8 @@ def _of_report(data: Mapping[str, Any]) -> View:
         cards=cards(comparison, columns),
         ratios=[forest("optimized ÷ baseline", "", changes)] if changes else [],
         quality=_quality(columns, comparison),
-        steps=[chart for quantity in STEPPED if (chart := step_bars(quantity, columns_of_steps(data)))],
+        steps=[chart for quantity in STEPPED if (chart := step_bars(quantity, columns_of_steps(data)))]
+        + _by_layer(data.get("status") or {}),
         runs=[run_of("", data.get("plan"), data.get("receipts") or ())],
         standing=standing_of(data.get("status")),
         **_shared(data, columns),
@@ -83,6 +84,22 @@ def _of_profiles(data: Mapping[str, Any]) -> View:
               for one in tried],
         **_shared(data, columns),
     )  # fmt: skip
+
+
+BY_LAYER, MOST_LAYERS = "_by_layer", 60
+"""How the name of a count ends that is told layer by layer, and how many layers are drawn: the JSON holds all."""
+
+
+def _by_layer(status: Mapping[str, Any]) -> list[Chart]:
+    """What optimizations counted layer by layer while the model ran."""
+    found = []
+    for applied in status.get("applied_optimizations") or ():
+        for name, values in (applied.get("counted") or {}).items() if isinstance(applied, Mapping) else ():
+            if name.endswith(BY_LAYER) and isinstance(values, Mapping):
+                plain = {path: value for path, one in values.items() if (value := number(one)) is not None}
+                title = f"{applied.get('name')}: {name.removesuffix(BY_LAYER).replace('_', ' ')}"
+                found.append(layer_bars(title, dict(list(plain.items())[:MOST_LAYERS])))
+    return found
 
 
 def _shared(data: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
