@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ KEPT = 64
 """Values that are kept of each channel: what all but a thousandth of 64,000 tokens stay below is among them."""
 WATCHING = "inference_pio_watching"
 _WATCHERS: dict[int, Callable[..., None]] = {}
-Note = Callable[[str, Tensor], None]
+Note = Callable[..., None]
+"""`note(name, rows, given)`: rows [n, channels], and the tensor that they are a view of, if layers may share it."""
 
 
 class Largest:
@@ -46,15 +48,28 @@ class Largest:
 
     def add(self, rows: Tensor) -> None:
         """Count rows [n, channels] in."""
-        self.count += rows.shape[0]
-        new = rows.detach().abs()
-        new = new.topk(min(KEPT, len(new)), dim=0).values.double().cpu()
-        both = torch.cat([self._kept, new])
+        self.add_largest(largest_of(rows), rows.shape[0])
+
+    def add_largest(self, largest: Tensor, count: int) -> None:
+        """Count in so many rows of which the largest are known."""
+        self.count += count
+        both = torch.cat([self._kept, largest.double().cpu()])
         self._kept = both.topk(min(KEPT, len(both)), dim=0).values
 
     def reached(self, but: float = 0.0) -> Tensor:
         """What each channel reaches [channels], float64; `but` is the share of values that may lie above."""
         return self._kept[min(math.ceil(self.count * but), len(self._kept) - 1)]
+
+
+def largest_of(rows: Tensor) -> Tensor:
+    """The KEPT largest magnitudes of each channel among rows [n, channels], in any order."""
+    size = rows.detach().abs()
+    if len(size) <= KEPT:
+        return size
+    if size.is_cuda:
+        return size.topk(KEPT, dim=0).values
+    columns = size.float().T.contiguous().numpy()  # on a CPU topk takes 30 ms for 512 rows of 1536, this takes 4.5
+    return torch.from_numpy(np.partition(columns, len(size) - KEPT, axis=1)[:, -KEPT:].copy()).T
 
 
 def collect_largest(
@@ -67,8 +82,12 @@ def collect_largest(
     """
     found: dict[str, Largest] = {}
 
-    def note(name: str, rows: Tensor) -> None:
-        found.setdefault(name, Largest(rows.shape[-1])).add(rows)
+    last: list[tuple[Tensor, Tensor]] = []
+
+    def note(name: str, rows: Tensor, given: Tensor | None = None) -> None:
+        if given is None or not last or last[0][0] is not given:  # layers that are given one tensor share the work
+            last[:] = [(rows if given is None else given, largest_of(rows))]
+        found.setdefault(name, Largest(rows.shape[-1])).add_largest(last[0][1], rows.shape[0])
 
     with left_as_found(model), ExitStack() as stack:
         for path in layers:
@@ -93,7 +112,8 @@ def collect_largest(
 def _watched_layer(path: str, module: nn.Module, note: Note) -> Iterator[None]:
     def layer(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         given = args[0] if args else next(iter(kwargs.values()))
-        note(path, given.movedim(1, -1).flatten(0, -2) if isinstance(module, nn.Conv2d) else given.flatten(0, -2))
+        rows = given.movedim(1, -1) if isinstance(module, nn.Conv2d) else given
+        note(path, rows.flatten(0, -2), None if isinstance(module, nn.Conv2d) else given)
 
     def fused(experts: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         hidden, chosen = routed(args, kwargs)
