@@ -25,7 +25,7 @@ EDGES = [0.0, 0.49, 0.5, -0.5, -0.51, 1e-20, -1e-20, 1.5, -1.5, 1e30, -1e30, mat
 def given(code: Code) -> torch.Tensor:
     spread = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * code.reach / 2
     halves = torch.arange(-2 * code.reach - 3, 2 * code.reach + 4)[:2000] / 2
-    return torch.cat([spread, halves, torch.tensor(EDGES, dtype=torch.float64)])
+    return torch.cat([spread, halves, halves - 1 / GRID, torch.tensor(EDGES, dtype=torch.float64)])
 
 
 @EACH
