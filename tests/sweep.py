@@ -38,7 +38,7 @@ PAIRS = list(itertools.combinations(NAMES, 2))
 APART = {"disk_offloading", "model_surgery", "snn_conversion", "structured_pruning", "tensor_decomposition"}
 """What streams refuses some ordinary calls: training, and weights loaded into it (tests/streaming/test_hooks.py). What
 changes shapes, or runs the model to learn from it, comes first, and everything behind it is made anew where it comes or
-goes. Spikes have no gradient and no attention weights to show (tests/optimizations/structure/test_snn_conversion.py)."""
+goes. Spikes have no gradient, and no attention weights to show (tests/optimizations/structure)."""
 
 
 def _together() -> list[str]:
