@@ -71,7 +71,7 @@ def check(case: Case, device: str = "cpu") -> None:
 
 CASES = [
     Case(0, 1),
-    Case(0, 64, splits=1),
+    Case(0, 64, splits=2),
     Case(0, 127, splits=7),
     Case(1, 63),
     Case(2, 64, splits=2),

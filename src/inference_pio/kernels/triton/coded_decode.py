@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.compat import triton_interprets
-from inference_pio.kernels.triton.decode import COLUMNS, DecodeScratch, join_kernel, share
+from inference_pio.kernels.triton.decode import COLUMNS, DecodeScratch, join_kernel
 from inference_pio.kernels.triton.launch import PAGE, CodedLaunch, choose_coded_launch, device_limits, on_device
-from inference_pio.kernels.triton.overlap import overlapping
+from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping
 from inference_pio.kernels.triton.support import require, supports_coded_decode
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ MIDDLE_CODE = tl.constexpr(127.5)
 """What codes are counted from. Codes less 128 are whole numbers, all of which float16 holds: half a step is added to
 what lies in the middle instead."""
 CODES_OF_A_WORD = tl.constexpr(4)
+JOINING_WARPS = 4
 
 
 @triton.jit
@@ -126,47 +127,64 @@ def flat(values, TOKENS: tl.constexpr, WORDS: tl.constexpr, TYPE: tl.constexpr):
     return tl.reshape(values, [TOKENS, WORDS]).to(TYPE)
 
 
-@triton.jit(
-    do_not_specialize=["length_step", "heads", "room"], do_not_specialize_on_alignment=["lengths", "starts", "coded"]
-)
-def coded_decode_kernel(
-    query, key_code, key_step, key_middle, value_code, value_step, value_middle, recent_key, recent_value,
-    partial, weight, lengths, starts, coded, query_batch, query_head, recent_batch, recent_head, recent_token,
-    length_step, heads, room, scale,
-    PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
-    SHARING: tl.constexpr, TOKENS: tl.constexpr, HAS_STARTS: tl.constexpr, INTERPRETED: tl.constexpr,
+@triton.jit
+def leave_weight(weight, left, total, peak, rows, GROUP: tl.constexpr):
+    """What the sums of a split weigh; nothing where no token was seen."""
+    blind = peak < 0.5 * HIDDEN
+    tl.store(weight + left, tl.where(blind, float("-inf"), peak + tl.log2(total)), mask=rows < GROUP)
+
+
+@triton.jit
+def over_recent(
+    query_places, recent_key, recent_value, partial, weight, left, recent_token, held, seen_from, seen_to, scale,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    TYPE: tl.constexpr,
 ):  # fmt: skip
-    split, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    key_heads = heads // GROUP
-    begin, end, seen_from, seen_to, _busy = share(
-        batch, head, key_heads, split, lengths, length_step, starts, starts, PAGE_SIZE, SPLITS, HAS_STARTS, False
-    )
-    if begin >= end:
-        return
-    held = tl.load(coded)
+    """The last tokens, which are not coded yet."""
+    rows, columns, tokens = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, TOKENS)
+    own = (rows < GROUP)[:, None]
+    queries = tl.load(query_places[:, None] + columns[None, :], mask=own, other=0.0).to(tl.float32)
+    largest = tl.maximum(most(queries), LEAST)
+    queries = (queries / largest[:, None]).to(TYPE)
+    summed = tl.zeros([ROWS, WIDTH], tl.float32)
+    total, peak = tl.zeros([ROWS], tl.float32), tl.full([ROWS], float("-inf"), tl.float32)
+    for first in tl.range(held * PAGE_SIZE, seen_to, TOKENS):
+        visible = (first + tokens >= seen_from) & (first + tokens < seen_to)
+        at = (first - held * PAGE_SIZE + tokens)[:, None] * recent_token + columns[None, :]
+        keys = tl.load(recent_key + at, mask=visible[:, None], other=0.0).to(TYPE)
+        values = tl.load(recent_value + at, mask=visible[:, None], other=0.0).to(TYPE)
+        scores = tl.dot(queries, tl.trans(keys))
+        shares, shrink, total, peak = weighed(scores, visible, largest * scale * LOG2_E, total, peak)
+        summed = tl.dot(shares.to(TYPE), values, summed * shrink)
+    tl.store(partial + left[:, None] * WIDTH + columns[None, :], summed / tl.maximum(total, LEAST)[:, None], mask=own)
+    leave_weight(weight, left, total, peak, rows, GROUP)
+
+
+@triton.jit
+def over_codes(
+    query_places, key_code, key_step, key_middle, value_code, value_step, value_middle, partial, weight, left, row,
+    begin, end, seen_from, scale,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    SHARING: tl.constexpr, TYPE: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Pages of codes, from begin to end."""
     WORDS: tl.constexpr = WIDTH // CODES_OF_A_WORD
     GROUPS: tl.constexpr = WIDTH // SHARING
     PARTS: tl.constexpr = PAGE_SIZE // TOKENS
-    TYPE: tl.constexpr = tl.float32 if INTERPRETED else tl.float16
     rows, words, tokens = tl.arange(0, ROWS), tl.arange(0, WORDS), tl.arange(0, TOKENS)
     groups, members = tl.arange(0, GROUPS), tl.arange(0, WORDS // GROUPS)
     channels = words * CODES_OF_A_WORD
-    first_head = head * GROUP
-    query_places = query + batch * query_batch + (first_head + rows)[:, None] * query_head + channels[None, :]
-    q0, q1, q2, q3 = four(query_places, (rows < GROUP)[:, None])
+    own = (rows < GROUP)[:, None]
+    q0, q1, q2, q3 = four(query_places[:, None] + channels[None, :], own)
     # queries over their largest number: float16 holds them then, whatever they are
     largest = tl.maximum(tl.maximum(most(q0), most(q1)), tl.maximum(most(q2), most(q3)))
     largest = tl.maximum(largest, LEAST)
     q0, q1 = (q0 / largest[:, None]).to(TYPE), (q1 / largest[:, None]).to(TYPE)
     q2, q3 = (q2 / largest[:, None]).to(TYPE), (q3 / largest[:, None]).to(TYPE)
-
-    row = (batch * key_heads + head).to(tl.int64) * room
     s0 = tl.zeros([ROWS, WORDS], tl.float32)
     s1, s2, s3 = s0, s0, s0
-    total = tl.zeros([ROWS], tl.float32)
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
-    scale2 = scale * LOG2_E * largest
-    for part in tl.range(begin * PARTS, tl.minimum(end, held) * PARTS):
+    total, peak = tl.zeros([ROWS], tl.float32), tl.full([ROWS], float("-inf"), tl.float32)
+    for part in tl.range(begin * PARTS, end * PARTS):
         place, first = row + part // PARTS, part % PARTS * TOKENS
         at = place * PAGE_SIZE + first + tokens
         visible = part * TOKENS + tokens >= seen_from
@@ -187,36 +205,60 @@ def coded_decode_kernel(
             tl.load(value_code + grouped), steps, steps, steps, steps, value_middles, value_middles, value_middles,
             value_middles, INTERPRETED,
         )  # fmt: skip
-        shares, shrink, total, peak = weighed(scores, visible, scale2, total, peak)
+        shares, shrink, total, peak = weighed(scores, visible, largest * scale * LOG2_E, total, peak)
         shares = shares.to(TYPE)
         s0 = tl.dot(shares, flat(v0, TOKENS, WORDS, TYPE), s0 * shrink)
         s1 = tl.dot(shares, flat(v1, TOKENS, WORDS, TYPE), s1 * shrink)
         s2 = tl.dot(shares, flat(v2, TOKENS, WORDS, TYPE), s2 * shrink)
         s3 = tl.dot(shares, flat(v3, TOKENS, WORDS, TYPE), s3 * shrink)
-    recent = batch * recent_batch + head * recent_head + tokens[:, None] * recent_token + channels[None, :]
-    for part in tl.range(tl.maximum(begin, held) * PARTS, end * PARTS, num_stages=1):
-        places = part * TOKENS + tokens
-        visible = (places >= seen_from) & (places < seen_to)
-        at = recent + (part - held * PARTS) * TOKENS * recent_token
-        k0, k1, k2, k3 = four(recent_key + at, visible[:, None])
-        v0, v1, v2, v3 = four(recent_value + at, visible[:, None])
-        scores = products(q0, q1, q2, q3, k0, k1, k2, k3, TYPE)
-        shares, shrink, total, peak = weighed(scores, visible, scale2, total, peak)
-        shares = shares.to(TYPE)
-        s0 = tl.dot(shares, v0.to(TYPE), s0 * shrink)
-        s1 = tl.dot(shares, v1.to(TYPE), s1 * shrink)
-        s2 = tl.dot(shares, v2.to(TYPE), s2 * shrink)
-        s3 = tl.dot(shares, v3.to(TYPE), s3 * shrink)
-
-    blind = peak < 0.5 * HIDDEN
-    left = ((batch * heads + first_head + rows) * SPLITS + split).to(tl.int64)
-    own, least = (rows < GROUP)[:, None], tl.maximum(total, LEAST)[:, None]
+    least = tl.maximum(total, LEAST)[:, None]
     found = partial + left[:, None] * WIDTH + channels[None, :]
     tl.store(found, s0 / least, mask=own)
     tl.store(found + 1, s1 / least, mask=own)
     tl.store(found + 2, s2 / least, mask=own)
     tl.store(found + 3, s3 / least, mask=own)
-    tl.store(weight + left, tl.where(blind, float("-inf"), peak + tl.log2(total)), mask=rows < GROUP)
+    leave_weight(weight, left, total, peak, rows, GROUP)
+
+
+@triton.jit(
+    do_not_specialize=["length_step", "heads", "room"], do_not_specialize_on_alignment=["lengths", "starts", "coded"]
+)
+def coded_decode_kernel(
+    query, key_code, key_step, key_middle, value_code, value_step, value_middle, recent_key, recent_value,
+    partial, weight, lengths, starts, coded, query_batch, query_head, recent_batch, recent_head, recent_token,
+    length_step, heads, room, scale,
+    PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
+    SHARING: tl.constexpr, TOKENS: tl.constexpr, HAS_STARTS: tl.constexpr, LEADS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    # The first split takes the last tokens, which are read in another way, the others share the pages of codes.
+    split, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if LEADS:
+        let_others_begin(INTERPRETED)
+    TYPE: tl.constexpr = tl.float32 if INTERPRETED else tl.float16
+    rows, held = tl.arange(0, ROWS), tl.load(coded)
+    seen_to, seen_from = tl.load(lengths + batch * length_step), 0
+    if HAS_STARTS:
+        seen_from = tl.maximum(tl.load(starts + batch), 0)
+    first_head = head * GROUP
+    query_places = query + batch * query_batch + (first_head + rows) * query_head
+    left = ((batch * heads + first_head + rows) * SPLITS + split).to(tl.int64)
+    if split == 0:
+        recent = batch * recent_batch + head * recent_head
+        over_recent(
+            query_places, recent_key + recent, recent_value + recent, partial, weight, left, recent_token, held,
+            seen_from, seen_to, scale, GROUP, ROWS, WIDTH, TOKENS, PAGE_SIZE, TYPE,
+        )  # fmt: skip
+    else:
+        last = tl.minimum(held, tl.cdiv(seen_to, PAGE_SIZE))
+        first = tl.minimum(seen_from // PAGE_SIZE, last)
+        begin = first + (split - 1) * (last - first) // (SPLITS - 1)
+        end = first + split * (last - first) // (SPLITS - 1)
+        row = (batch * (heads // GROUP) + head).to(tl.int64) * room
+        over_codes(
+            query_places, key_code, key_step, key_middle, value_code, value_step, value_middle, partial, weight, left,
+            row, begin, end, seen_from, scale, GROUP, ROWS, WIDTH, TOKENS, PAGE_SIZE, SHARING, TYPE, INTERPRETED,
+        )  # fmt: skip
 
 
 def coded_decode(
@@ -238,7 +280,8 @@ def coded_decode(
     scratch = scratch or DecodeScratch.of(batch, heads, width, launch, query.device)
     length_step, recent = int(lengths.numel() > 1), cache.recent_keys
     flags = {"HAS_STARTS": starts is not None, "PAGE_SIZE": PAGE, "GROUP": heads // key_heads, "WIDTH": width}
-    flags |= {"SPLITS": launch.splits, "num_warps": launch.warps}
+    flags |= {"SPLITS": launch.splits}
+    overlaps = may_overlap(query.device)
     with on_device(query):
         coded_decode_kernel[(launch.splits, key_heads, batch)](
             query, *_key_words(cache.keys), *_in_words(cache.values), recent, cache.recent_values, scratch.partial,
@@ -246,13 +289,14 @@ def coded_decode(
             recent.stride(1), recent.stride(2), length_step, heads, cache.keys[0].shape[2],
             width**-0.5 if scale is None else scale,
             ROWS=max(16, triton.next_power_of_2(heads // key_heads)), SHARING=cache.value_form.group,
-            TOKENS=launch.tokens, INTERPRETED=triton_interprets(), num_stages=launch.stages, **flags,
+            TOKENS=launch.tokens, LEADS=overlaps, INTERPRETED=triton_interprets(), num_stages=launch.stages,
+            num_warps=launch.warps, **flags,
         )  # fmt: skip
         block = min(COLUMNS, width)
         join_kernel[(heads, batch, width // block)](
             scratch.partial, scratch.weight, out, lengths, starts, None, out.stride(0), out.stride(1), length_step,
-            heads, SPLIT_ROWS=max(2, triton.next_power_of_2(launch.splits)), BLOCK=block, LISTED=False, **flags,
-            **overlapping(False),
+            heads, SPLIT_ROWS=max(2, triton.next_power_of_2(launch.splits)), BLOCK=block, LISTED=False, ALL=True,
+            num_warps=JOINING_WARPS, **flags, **overlapping(overlaps),
         )  # fmt: skip
     return out
 

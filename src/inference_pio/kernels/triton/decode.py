@@ -199,8 +199,9 @@ def join_kernel(
     partial, weight, out, lengths, starts, counts, out_batch, out_head, length_step, heads,
     PAGE_SIZE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
     SPLIT_ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_STARTS: tl.constexpr, LISTED: tl.constexpr,
-    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+    ALL: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    # ALL: every split tells its weight, and one that has none has left no sums.
     head, batch = tl.program_id(0), tl.program_id(1)
     if DEPENDENT:
         wait_for_others(INTERPRETED)
@@ -213,11 +214,14 @@ def join_kernel(
     places = partial + (row + splits)[:, None] * WIDTH + columns[None, :]
     if SPLITS <= FEW_SPLITS:
         found = tl.load(places, mask=held[:, None], other=0.0)
-    begin, end, _seen_from, _seen_to, _busy = share(
-        batch, head // GROUP, heads // GROUP, splits, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS,
-        HAS_STARTS, LISTED,
-    )  # fmt: skip
-    written = held & (begin < end)
+    if ALL:
+        written = held & (weights > float("-inf"))
+    else:
+        begin, end, _seen_from, _seen_to, _busy = share(
+            batch, head // GROUP, heads // GROUP, splits, lengths, length_step, starts, counts, PAGE_SIZE, SPLITS,
+            HAS_STARTS, LISTED,
+        )  # fmt: skip
+        written = held & (begin < end)
     if SPLITS > FEW_SPLITS:
         found = tl.load(places, mask=written[:, None], other=0.0)
     weights, found = tl.where(written, weights, float("-inf")), tl.where(written[:, None], found, 0.0)
@@ -280,7 +284,7 @@ def decode_attention(
             block = min(COLUMNS, width)
             join_kernel[(heads, batch, width // block)](
                 scratch.partial, scratch.weight, out, lengths, starts, counts, out.stride(0), out.stride(1),
-                length_step, heads, SPLIT_ROWS=split_rows, BLOCK=block, **flags, **overlapping(overlaps),
+                length_step, heads, SPLIT_ROWS=split_rows, BLOCK=block, ALL=False, **flags, **overlapping(overlaps),
             )  # fmt: skip
     return out
 

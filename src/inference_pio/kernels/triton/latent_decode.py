@@ -144,8 +144,8 @@ def latent_decode_attention(
         columns = min(COLUMNS, width)
         join_kernel[(heads, batch, width // columns)](
             scratch.partial, scratch.weight, out, lengths, starts, counts, out.stride(0), out.stride(1), length_step,
-            heads, GROUP=heads, SPLIT_ROWS=max(2, triton.next_power_of_2(launch.splits)), BLOCK=columns, **flags,
-            **overlapping(overlaps),
+            heads, GROUP=heads, SPLIT_ROWS=max(2, triton.next_power_of_2(launch.splits)), BLOCK=columns,
+            ALL=False, **flags, **overlapping(overlaps),
         )  # fmt: skip
     return out
 

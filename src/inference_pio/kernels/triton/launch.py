@@ -86,7 +86,8 @@ class DecodeLaunch:
 
 @dataclass(frozen=True)
 class CodedLaunch:
-    """The same over codes, of which a program takes so many tokens in one step."""
+    """The same over codes, of which a program takes so many tokens in one step; the first split has the last tokens,
+    which are not coded yet."""
 
     splits: int
     tokens: int = 64
@@ -208,7 +209,7 @@ def choose_coded_launch(limits: Limits, batch: int, key_heads: int, head_dim: in
     """
     few = head_dim <= (128 if limits.capability >= HOPPER.capability else 64)
     wanted = CODED_PROGRAMS * limits.multiprocessors // (batch * key_heads)
-    splits = max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE)))
+    splits = 1 + max(1, min(wanted - 1, MOST_SPLITS, -(-capacity // PAGE)))
     return CodedLaunch(splits) if few else CodedLaunch(splits, tokens=32, warps=4)
 
 
