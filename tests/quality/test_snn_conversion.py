@@ -45,7 +45,7 @@ def by_counts(model: Any) -> Any:
     return Twin().eval()
 
 
-CODES = [("radix", 15), ("radix", 31), ("radix", 127), ("radix", 255), ("rate", 15), ("rate", 31)]
+CODES = [("radix", 15), ("radix", 31), ("radix", 63), ("radix", 127), ("radix", 255), ("rate", 15), ("rate", 31)]
 
 
 @pytest.mark.parametrize("name", in_turn("qwen3"))
