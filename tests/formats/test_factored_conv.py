@@ -57,3 +57,12 @@ def test_an_original_kernel_is_refused() -> None:
     conv = nn.Conv2d(6, 6, 3)
     with pytest.raises(RefusedOnOptimized, match="in three parts"):
         nn.Sequential(FactoredConv.from_conv(conv, (4, 4))).load_state_dict({"0.weight": conv.weight}, strict=False)
+
+
+@pytest.mark.parametrize(("kind", "how", "size"), CASES)
+def test_what_a_model_reckons_with_is_told_as_before(kind: type[nn.Module], how: dict, size: tuple[int, ...]) -> None:
+    conv = kind(6, 10, **how)
+    made, x = FactoredConv.from_conv(conv, (4, 3)), chance(2, 6, *size)
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+        assert getattr(made, name) == getattr(conv, name), name
+    assert torch.equal(made(input=x), made(x))

@@ -113,3 +113,29 @@ def test_a_cast_leaves_the_order_alone() -> None:
     layer = pair(True)[0].to(torch.bfloat16)
     assert layer.into.order.dtype is torch.int64
     assert layer(chance(2, 10).bfloat16()).dtype is torch.bfloat16
+
+
+def test_one_that_asks_again_is_given_its_own() -> None:
+    layers, x = pair(True), chance(4, 10)
+    for _ in range(2):  # a backward frees what a forward kept
+        layers[0](x).sum().backward()
+    with torch.no_grad():
+        layers[0].into.rest.weight.mul_(2)  # as an optimizer does
+        for layer in layers:
+            torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.product(), layer.out_of.bias))
+            layer.into.rest.weight.mul_(2)
+
+
+def test_what_not_all_ask_for_is_let_go_with_its_input() -> None:
+    layers = pair(True)
+    with torch.no_grad():
+        x = chance(4, 10)
+        layers[0](x)
+        assert layers[0].into._held._last is not None
+        del x
+    assert layers[0].into._held._last is None
+
+
+def test_it_is_given_its_input_as_a_linear_layer_is() -> None:
+    layer, x = pair(True)[0], chance(4, 10)
+    assert torch.equal(layer(input=x), layer(x))

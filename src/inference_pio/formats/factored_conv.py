@@ -16,14 +16,20 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class FactoredConv(nn.Module):
-    """`x` [B, in_channels, ...] -> [B, out_channels, ...]; strides and padding are the core's, a bias the last's."""
+    """`input` [B, in_channels, ...] -> [B, out_channels, ...]; strides and padding are the core's, a bias the last's.
+
+    It tells them as the convolution did: models reckon with them from beside it.
+    """
 
     def __init__(self, into: nn.Module, core: nn.Module, out_of: nn.Module) -> None:
         super().__init__()
         self.into, self.core, self.out_of = into, core, out_of
+        self.in_channels, self.out_channels = into.in_channels, out_of.out_channels
+        self.kernel_size, self.stride, self.padding = core.kernel_size, core.stride, core.padding
+        self.dilation, self.groups = core.dilation, core.groups
 
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.out_of(self.core(self.into(x)))
+    def forward(self, input: Tensor) -> Tensor:  # the name by which a convolution may be given it
+        made: Tensor = self.out_of(self.core(self.into(input)))
         return made
 
     @classmethod

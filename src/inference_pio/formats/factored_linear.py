@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Self
 
 import torch
@@ -15,7 +16,8 @@ class IntoFew(nn.Module):
     """`x` [..., in_features] -> [..., rank]: all inputs by `rest`; or, with an `order` of them, the first `rank` as
     they are and the others by `rest`, added up.
 
-    Where several layers are given one tensor, the first of these `readers` computes and the last lets go.
+    Where several layers are given one tensor, the first of these `readers` computes and the last lets go. A reader that
+    asks again is given a result of its own: it may have been learned from meanwhile.
     """
 
     order: Tensor | None
@@ -29,11 +31,12 @@ class IntoFew(nn.Module):
         self.rest = rest
         self._held = _Held()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, reader: nn.Module | None = None) -> Tensor:
         if self.readers < 2 or torch.compiler.is_compiling():  # a compiler finds by itself what is computed twice
             return self._of(x)
-        made = self._held.take(x, self.readers)
-        return self._held.keep(x, self._of(x)) if made is None else made
+        state = _state_of(x, self.rest._parameters.get("weight"))
+        made = self._held.take(x, state, id(reader), self.readers)
+        return self._held.keep(x, state, id(reader), self._of(x)) if made is None else made
 
     def _of(self, x: Tensor) -> Tensor:
         order = self._buffers["order"]
@@ -47,15 +50,15 @@ class IntoFew(nn.Module):
 
 
 class FactoredLinear(nn.Module):
-    """`x` [..., in_features] -> [..., out_features], through fewer numbers than either; a bias is `out_of`'s."""
+    """`input` [..., in_features] -> [..., out_features], through fewer numbers than either; a bias is `out_of`'s."""
 
     def __init__(self, into: IntoFew, out_of: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = into.in_features, out_of.out_features
         self.into, self.out_of = into, out_of
 
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.out_of(self.into(x))
+    def forward(self, input: Tensor) -> Tensor:  # the name by which a linear layer may be given it
+        made: Tensor = self.out_of(self.into(input, self))
         return made
 
     @torch.no_grad()
@@ -87,21 +90,29 @@ class FactoredLinear(nn.Module):
 
 
 class _Held:
-    """What was made of the last input, for those that are still to ask for it; copies start with nothing."""
+    """What was made of the last input, for those that are still to ask for it; copies start with nothing.
+
+    It is let go with the input, whether all have asked or not.
+    """
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, Any, Tensor, int] | None = None
+        self._last: tuple[weakref.ref[Tensor], Any, Tensor, tuple[int, ...]] | None = None
 
-    def take(self, x: Tensor, readers: int) -> Tensor | None:
+    def take(self, x: Tensor, state: Any, reader: int, readers: int) -> Tensor | None:
         last = self._last
-        if last is None or last[0] is not x or last[1] != _state_of(x):
+        if last is None or last[0]() is not x or last[1] != state or reader in last[3]:
             return None
-        self._last = (*last[:3], last[3] + 1) if last[3] + 1 < readers else None
+        self._last = (*last[:3], (*last[3], reader)) if len(last[3]) + 1 < readers else None
         return last[2]
 
-    def keep(self, x: Tensor, made: Tensor) -> Tensor:
-        self._last = (x, _state_of(x), made, 1)
+    def keep(self, x: Tensor, state: Any, reader: int, made: Tensor) -> Tensor:
+        self._last = (weakref.ref(x, self._let_go), state, made, (reader,))
         return made
+
+    def _let_go(self, gone: weakref.ref[Tensor]) -> None:
+        last = self._last
+        if last is not None and last[0] is gone:
+            self._last = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -110,9 +121,14 @@ class _Held:
         return type(self), ()
 
 
-def _state_of(x: Tensor) -> tuple[int, bool, bool]:
-    """What must be the same for a result to be the same: nothing was written to `x`, and gradients go as they went."""
-    return 0 if x.is_inference() else x._version, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+def _state_of(x: Tensor, weight: Tensor | None) -> tuple[int, int, bool, bool]:
+    """What must be the same for a result to be the same: nothing was written to `x` or to the weight, and gradients go
+    as they went."""
+    return _version(x), _version(weight), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+
+def _version(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def _weight(layer: nn.Module) -> Tensor:
