@@ -20,9 +20,10 @@ from inference_pio.calibration.decomposed import (
     decompose_weights,
 )
 from inference_pio.calibration.factors import layers_of
+from inference_pio.calibration.held_out import parted
 from inference_pio.calibration.ranks import WHOLE, factor_numbers, rank_at
 from inference_pio.calibration.stood_in import stood_in
-from inference_pio.errors import InvalidSetting
+from inference_pio.errors import InvalidModel, InvalidSetting
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
 from tests.calibration.test_narrowed import text
@@ -121,3 +122,24 @@ def test_factors_hold_the_biases_that_were_there() -> None:
 def test_a_text_that_is_too_short_is_refused_with_what_is_missing() -> None:
     with pytest.raises(InvalidSetting, match="100 inputs: give 24 tokens more at least"):
         run(tiny.build("llama"), source=text(2, 1))
+
+
+def test_inputs_that_are_no_numbers_are_refused_with_the_layer() -> None:
+    model, source = tiny.build("llama"), text(12)
+    learned, judged = parted(source)
+    only = set(learned.batches[0]["input_ids"].flatten().tolist())
+    only -= {token for batch in judged.batches for token in batch["input_ids"].flatten().tolist()}
+    with torch.no_grad():
+        model.model.embed_tokens.weight[only.pop()] = float("nan")
+    before = fingerprint(model)
+    with pytest.raises(InvalidModel, match=r"self_attn\.q_proj is given NaN or infinity"):
+        decompose(model, groups_of(model), {one.name: 16 for one in groups_of(model)}, source)
+    assert before.differences(fingerprint(model)) == []
+
+
+def test_a_candidate_that_gives_no_numbers_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([float("nan"), 0.5])
+    monkeypatch.setattr(decomposed.HeldOut, "divergence", lambda *_: next(answers))
+    found = run(tiny.build("llama"), allocations=(decomposed.FORETOLD,))
+    assert found.allocation == decomposed.FORETOLD
+    assert found.divergences == {"uniform": float("inf"), "foretold": 0.5}

@@ -8,7 +8,7 @@ import torch
 from inference_pio.calibration.held_out import HeldOut, parted
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
-from inference_pio.errors import InvalidSetting
+from inference_pio.errors import InvalidModel, InvalidSetting
 from tests import tiny
 
 
@@ -61,3 +61,11 @@ def test_models_without_logits_are_judged_by_what_they_give() -> None:
     with torch.no_grad():
         model.fc2.weight.mul_(2)
     assert held.divergence(model) > 0
+
+
+def test_a_model_that_answers_with_no_numbers_is_refused() -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(InvalidModel, match="answers ids with NaN"):
+        HeldOut(model, source(2))

@@ -82,3 +82,13 @@ def test_what_has_no_gradients_is_told() -> None:
     source = CalibrationSource("rows", ({"input": torch.randn(8, 6)},))
     with pytest.raises(InvalidSetting, match="cannot be differentiated"):
         collect_outputs(nn.Sequential(nn.Linear(6, 5), Hard()), source, ["0"])
+
+
+def test_gradients_that_overflow_are_told() -> None:
+    class Steep(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 3e38 * 3e38
+
+    source = CalibrationSource("rows", ({"input": torch.full((8, 6), 1e-30)},))
+    with pytest.raises(InvalidSetting, match=r"too large for torch\.float32"):
+        collect_outputs(nn.Sequential(nn.Linear(6, 5, bias=False), Steep()), source, ["0"])

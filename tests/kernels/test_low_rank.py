@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inference_pio.kernels import low_rank
-from inference_pio.kernels.low_rank import naive_truncation, pivoted, shrunk, spectrum
+from inference_pio.kernels.low_rank import naive_truncation, pivoted, refitted_factor, shrunk, spectrum
 
 SHAPES = [(7, 12), (12, 7), (9, 9), (1, 5), (5, 1)]
 
@@ -110,3 +110,18 @@ def test_singular_values_by_products_are_those_of_torch(shape: tuple[int, int]) 
     torch.testing.assert_close((left * values) @ right, weight, rtol=1e-9, atol=1e-9)
     few = low_rank._parts_by_products(torch.outer(weight[:, 0], weight[0]))
     assert all(part.isfinite().all() for part in few)
+
+
+@pytest.mark.parametrize("units", [1e-20, 1e-8, 1e8])
+def test_factors_are_equal_in_size_whatever_units_were_weighed_in(units: float) -> None:
+    weight = chance(20, 30)
+    left, right = spectrum(weight, mean_of(uneven(500, 30)), units * mean_of(uneven(500, 20))).factors(20)
+    assert float(left.norm() / right.norm()) == pytest.approx(1, rel=1e-9)
+    torch.testing.assert_close(left @ right, weight, rtol=1e-6, atol=1e-8)
+    left, right = spectrum(torch.zeros(5, 4)).factors(2)
+    assert torch.equal(left @ right, torch.zeros(5, 4, dtype=torch.float64))
+
+
+def test_a_factor_that_is_given_nothing_stays_what_it_was() -> None:
+    factor = chance(5, 3)
+    assert torch.equal(refitted_factor(factor, torch.zeros(5, 3), torch.zeros(3, 3), rows=10), factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from inference_pio.calibration.refit import refit
 from inference_pio.calibration.rounding import part_of
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
-from inference_pio.errors import InvalidSetting
+from inference_pio.errors import InvalidModel, InvalidSetting
 from inference_pio.kernels.low_rank import Spectrum, shrunk, spectrum
 
 UNIFORM, FORETOLD, MEASURED = "uniform", "foretold", "measured"
@@ -71,6 +72,7 @@ def decompose(
     """
     learned, judged = parted(source)
     _check_length(source, learned, groups)
+    held_out = HeldOut(model, judged)
     found = {UNIFORM: Candidate()}
     curves: dict[str, list[Rank]] = {}
     kept: dict[str, Spectrum] = {}
@@ -81,7 +83,6 @@ def decompose(
         curves[one.name] = _curve(one, parts, pivots, (align or {}).get(one.name, 1))
         if allocations and keeps:
             kept[one.name] = parts
-    held_out = HeldOut(model, judged)
     _judge(model, groups, found[UNIFORM], held_out)
     for allocation in allocations if len(groups) > 1 else ():
         if allocation == MEASURED or walk.why_not_weighed:
@@ -109,7 +110,8 @@ def decompose(
 
 def _judge(model: nn.Module, groups: Sequence[SideBySide], candidate: Candidate, held_out: HeldOut) -> None:
     with stood_in(model, layers_of(model, groups, candidate.factors)):
-        candidate.divergence = held_out.divergence(model)
+        divergence = held_out.divergence(model)
+    candidate.divergence = divergence if math.isfinite(divergence) else math.inf
 
 
 def _best(found: Mapping[str, Candidate]) -> tuple[str, Candidate]:
@@ -160,6 +162,11 @@ class _Walk:
             )
             for statistics in inputs:
                 assert statistics.gram is not None  # the pass was asked for it
+                if not statistics.gram.isfinite().all():
+                    raise InvalidModel(
+                        f"{statistics.readers[0]} is given NaN or infinity on {learned.name}: check the checkpoint, "
+                        "its embeddings and norms too. Nothing was touched."
+                    )
                 mean = shrunk(statistics.gram / max(statistics.count, 1), statistics.count)
                 for path in statistics.readers:
                     one = self._named[path]

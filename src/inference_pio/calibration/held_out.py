@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.calibration.source import Batch, CalibrationSource
-from inference_pio.errors import InvalidSetting
+from inference_pio.errors import InvalidModel, InvalidSetting
 from inference_pio.measure.divergence import token_divergences
 from inference_pio.measure.target import input_device, supported
 
@@ -44,12 +44,18 @@ def _tokens(batch: Batch) -> int:
 class HeldOut:
     """The original's answers; `divergence` is how far the model as it computes now is from them.
 
-    KL in nats per token for a model that gives logits, the mean squared difference for others.
+    KL in nats per token for a model that gives logits, the mean squared difference for others. Raises InvalidModel for
+    a model whose answers are no numbers, from which everything is equally far.
     """
 
     def __init__(self, model: nn.Module, source: CalibrationSource) -> None:
         self.source = source
         self._answers = [_answer(model, batch) for batch in source.batches]
+        if any(bool(answers.isnan().any()) for answers, _ in self._answers):
+            raise InvalidModel(
+                f"this {type(model).__name__} answers {source.name} with NaN: check the checkpoint, its embeddings and "
+                f"norms too, and whether {self._answers[0][0].dtype} holds its activations. Nothing was touched."
+            )
 
     def divergence(self, model: nn.Module) -> float:
         """The mean over all rows that are no padding."""

@@ -48,6 +48,8 @@ def collect_outputs(
             if gradient is not None:
                 added = _products(gradient)
                 sums[path] = sums[path] + added if path in sums else added
+    if strange := [path for path, total in sums.items() if not total.isfinite().all()]:
+        raise InvalidSetting(f"the gradients of {strange[0]} are too large for {gradients[0].dtype}, or no numbers.")
     means = {path: total / max(rows, 1) for path, total in sums.items()}
     return {path: shrunk(mean, rows) if mean.dim() == 2 else mean for path, mean in means.items()}
 

@@ -34,9 +34,13 @@ class Spectrum:
         return float(self.values[rank:].square().sum())
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """The best two factors of a rank: [out, rank] and [rank, in], equal in size."""
+        """The best two factors of a rank: [out, rank] and [rank, in], equal in size whatever units were weighed in, so
+        that half precision holds both."""
         root = self.values[:rank].sqrt()
-        return self.left[:, :rank] * root, root[:, None] * self.right[:rank]
+        left, right = self.left[:, :rank] * root, root[:, None] * self.right[:rank]
+        level = (right.norm() / left.norm()).sqrt()
+        level = torch.where(level.isfinite() & (level > 0), level, 1.0)
+        return left * level, right / level
 
 
 def naive_truncation(weight: Tensor, inputs: Tensor, outputs: Tensor, rank: int) -> tuple[Tensor, float]:
@@ -126,7 +130,8 @@ def refitted_factor(factor: Tensor, wanted: Tensor, given: Tensor, rows: int) ->
     rank = given.shape[0]
     drawn = max(LEAST_PULL, rank / (rank + rows)) * given.diagonal().double().mean()
     inner = given.double() + drawn * torch.eye(rank, dtype=torch.float64, device=given.device)
-    made = torch.linalg.solve(inner, (wanted.double() + drawn * factor.double()).T).T
+    made, _ = torch.linalg.solve_ex(inner, (wanted.double() + drawn * factor.double()).T)  # it may be given nothing
+    made = made.T
     return made.to(factor.dtype).contiguous() if bool(made.isfinite().all()) else factor
 
 
