@@ -7,6 +7,7 @@ import warnings
 import pytest
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.factorable import factorable_sites
@@ -65,3 +66,20 @@ def test_adapted_layers_are_kept() -> None:
 
 def test_a_model_that_is_one_layer_is_not_held_by_anything() -> None:
     assert found(nn.Linear(8, 8)) == {"": "it is the model itself, which nothing holds"}
+
+
+def test_hooks_of_somebody_else_are_not_lost() -> None:
+    model = tiny.build("llama")
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: None)
+    model.model.layers[0].mlp.up_proj.register_full_backward_pre_hook(lambda *_: None)
+    told = {path for path, skip in found(model).items() if "hooks of somebody else" in (skip or "")}
+    assert told == {"model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"}
+
+
+def test_what_is_read_in_place_of_called_is_kept() -> None:
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config)
+    told = {path for path, skip in found(model).items() if "reads its weight from beside it" in (skip or "")}
+    assert told
+    assert all(path.endswith("DenseReluDense.wo") for path in told)
+    assert "reads its weight" in (found(tiny.build("qwen3_vl"), "vision")["model.visual.patch_embed.proj"] or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration
 
 from inference_pio.anatomy.side_by_side import side_by_side, weight_of
 from inference_pio.anatomy.walk import linears
@@ -34,3 +35,15 @@ def _alone(groups: list) -> int:
 def test_a_conv1d_is_turned_to_be_as_a_linear_is() -> None:
     layer = tiny.build("gpt2").transformer.h[0].attn.c_attn
     assert torch.equal(weight_of(layer), layer.weight.t())
+
+
+def test_queries_of_other_states_than_keys_are_alone() -> None:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_model": 32}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=128, max_position_embeddings=32, **sizes, **heads))
+    groups = side_by_side(model.eval(), [path for path, _, role in linears(model) if role.startswith(ROLES)])
+    readers = [set(one.readers) for one in collect_inputs(model, text(2), [p for one in groups for p in one.paths])]
+    for one in groups:
+        assert any(set(one.paths) <= shared for shared in readers), one.paths
+    cross = "model.decoder.layers.0.encoder_attn."
+    assert (f"{cross}k_proj", f"{cross}v_proj") in {one.paths for one in groups}

@@ -8,7 +8,7 @@ from torch import nn
 
 from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.latent_attention import OUT_OF_LATENT, is_latent_attention
-from inference_pio.anatomy.parts import is_adapted
+from inference_pio.anatomy.parts import carries_hooks, is_adapted, reads_weight_of
 from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.shared_weights import shared_weights, why_shared
 from inference_pio.anatomy.walk import experts, linears, parent_of
@@ -38,7 +38,7 @@ def factorable_sites(model: nn.Module, chosen: Chosen, claims: frozenset[str]) -
         if isinstance(module, nn.modules.conv._ConvNd):
             role = roles.get(path, "unknown")
             skip = chosen.why_not(path, role) or _why_role(role, chosen) or _why_place(model, path)
-            skip = skip or why_shared(module.parameters(recurse=False), shared)
+            skip = skip or _why_hooked(module) or why_shared(module.parameters(recurse=False), shared)
             yield Site(path, role, claims, skip, nbytes=sum(one.nbytes for one in module.parameters(recurse=False)))
     for path, _, role in experts(model):
         reason = "fused experts are kept: one product serves all of them, and knows no factors"
@@ -55,6 +55,8 @@ def _why_place(model: nn.Module, path: str) -> str | None:
     parent, name = parent_of(model, path)
     if is_latent_attention(parent) and name == OUT_OF_LATENT:
         return "what expands a latent cache is kept: attention reads its weight from beside it"
+    if reads_weight_of(parent, name):
+        return f"{type(parent).__name__} reads its weight from beside it"
     return "an adapter is wrapped around it" if is_adapted(parent) else None
 
 
@@ -66,4 +68,8 @@ def _why_kept(model: nn.Module, path: str, module: nn.Module, role: str, chosen:
     weight = module._parameters.get("weight")
     if weight is None or not weight.is_floating_point() or weight.element_size() < 2:
         return "its weight is stored in fewer bits already"
-    return None
+    return _why_hooked(module)
+
+
+def _why_hooked(module: nn.Module) -> str | None:
+    return "it carries hooks of somebody else, which a new module would lose" if carries_hooks(module) else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
-from types import CodeType
+import itertools
+from collections.abc import Iterator
+from types import CodeType, FunctionType
 
 import torch
 from torch import nn
@@ -58,8 +61,39 @@ def runs_attention(module: nn.Module) -> bool:
 def _asks_for_attention(kind: type[nn.Module]) -> bool:
     if hasattr(kind, "from_pretrained"):  # a whole model, which knows the table for other reasons
         return False
-    functions = (value for base in kind.__mro__ for value in vars(base).values() if inspect.isfunction(value))
-    return any(_mentions(inspect.unwrap(function).__code__, ATTENTION_TABLE) for function in functions)
+    return any(_mentions(inspect.unwrap(function).__code__, ATTENTION_TABLE) for function in _functions_of(kind))
+
+
+def reads_weight_of(holder: nn.Module, name: str) -> bool:
+    """Whether the code of a module reads the weight of the one that it holds under a name, in place of calling it.
+
+    >>> class Reading(nn.Linear):
+    ...     def forward(self, x):
+    ...         return self.inner(x.to(self.inner.weight.dtype))
+    >>> reads_weight_of(Reading(2, 2), "inner"), reads_weight_of(Reading(2, 2), "other")
+    (True, False)
+    """
+    return name in _read_weights(type(holder))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _read_weights(kind: type[nn.Module]) -> frozenset[str]:
+    """The names of which a class's own code reads `.weight`."""
+    return frozenset(
+        before.argval
+        for function in _functions_of(kind)
+        for before, after in itertools.pairwise(dis.get_instructions(inspect.unwrap(function)))
+        if (before.opname, after.opname, after.argval) == ("LOAD_ATTR", "LOAD_ATTR", "weight")
+    )
+
+
+def _functions_of(kind: type[nn.Module]) -> Iterator[FunctionType]:
+    return (value for base in kind.__mro__ for value in vars(base).values() if inspect.isfunction(value))
+
+
+def carries_hooks(module: nn.Module) -> bool:
+    """Whether somebody's hooks are registered on a module itself; another one in its place would not call them."""
+    return any(value for key, value in module.__dict__.items() if "_hooks" in key and not key.startswith("_is"))
 
 
 def _mentions(code: CodeType, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ TOGETHER = (
     frozenset({"gate_proj", "up_proj"}),
 )
 """Names of layers that the library gives one tensor, where one module holds several of them."""
+QUERIES = "q_proj"
+OTHER_STATES = frozenset({"key_value_states", "encoder_hidden_states", "cross_attention_states"})
+"""What a forward calls the states that keys and values are made of in the place of those that queries are made of."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,17 @@ def side_by_side(model: nn.Module, paths: Iterable[str]) -> list[SideBySide]:
         sizes[path] = widths(model.get_submodule(path)) or (0, 0)
         parent, _, last = path.rpartition(".")
         kind = next((number for number, names in enumerate(TOGETHER) if last in names), None)
-        key = path if kind is None else (parent, kind, sizes[path][0])
+        alone = kind is None or (last == QUERIES and _takes_other_states(model.get_submodule(parent)))
+        key = path if alone else (parent, kind, sizes[path][0])
         found.setdefault(key, []).append(path)
     return [
         SideBySide(tuple(group), sizes[group[0]][0], tuple(sizes[path][1] for path in group))
         for group in found.values()
     ]
+
+
+def _takes_other_states(attention: nn.Module) -> bool:
+    return not OTHER_STATES.isdisjoint(inspect.signature(type(attention).forward).parameters)
 
 
 def weight_of(linear: nn.Module) -> Tensor:

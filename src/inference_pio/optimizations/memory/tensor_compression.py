@@ -12,6 +12,7 @@ from torch import nn
 
 from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.coverage import coverage_of
+from inference_pio.anatomy.parts import carries_hooks
 from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.shared_weights import shared_weights, why_shared
 from inference_pio.anatomy.walk import experts, linears
@@ -379,7 +380,7 @@ def _why_not(path: str, module: nn.Module, role: str, asked: TensorCompressionPa
         return "its weight is empty"
     if not all(parameter.is_floating_point() and parameter.element_size() > 1 for parameter in module.parameters()):
         return "its weights are stored in fewer bits already"
-    if any(value for key, value in module.__dict__.items() if "_hooks" in key and not key.startswith("_is")):
+    if carries_hooks(module):
         return "it carries hooks of somebody else, which a new module would lose"
     if "forward" in module.__dict__ or hasattr(module, "parametrizations"):
         return "its forward or its weight is overridden"
