@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 from inference_pio.anatomy.mlp_channels import InnerChannels, inner_channels
 from inference_pio.artifact import load, save
 from inference_pio.contract.config import OptimizationConfig
+from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.optimizations.compute.structured_pruning import StructuredPruning
 from tests import tiny
 from tests.sweep import Case
 
@@ -166,3 +168,20 @@ def test_compression_and_fusion_follow_on_the_smaller_matrices() -> None:
     case.manager.remove_optimizations(case.model, ["structured_pruning"])
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
+
+
+def test_it_is_told_where_another_one_was_first() -> None:
+    case = Case("qwen3")
+    for priority, name in enumerate(["tensor_decomposition", "structured_pruning"]):
+        small = dict(case.manager.registry.get(name).on_small_models)
+        case.manager.configure_optimization(name, OptimizationConfig(name=name, priority=priority, parameters=small))
+    with pytest.raises(NoEffect, match="another way than plain linear layers"):
+        case.manager.apply_optimizations(case.model, ["tensor_decomposition", "structured_pruning"])
+    case.check_untouched()
+
+
+def test_the_whole_range_of_half_precision_is_numbers() -> None:
+    model = tiny.build("qwen3", dtype=torch.float16)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, :2] = torch.tensor([6e4, -6e4])
+    StructuredPruning({"align": 8}).preflight(model, [Site("model.layers.0.mlp")])

@@ -253,7 +253,7 @@ def test_it_learns_while_kernels_serve_the_model() -> None:
 def test_others_go_with_it_in_either_order(later: str, tmp_path: Path) -> None:
     case = Case("qwen3")
     manager = case.manager
-    parameters = {"tensor_decomposition": SETTINGS}
+    parameters = {"tensor_decomposition": {**SETTINGS, "calibration": "text"}}
     for first in ("tensor_decomposition", later):
         second = later if first == "tensor_decomposition" else "tensor_decomposition"
         manager.apply_optimizations(case.model, [first], parameters=_only(parameters, first))
@@ -271,3 +271,47 @@ def test_others_go_with_it_in_either_order(later: str, tmp_path: Path) -> None:
 
 def _only(parameters: dict[str, Any], name: str) -> dict[str, Any] | None:
     return {name: parameters[name]} if name in parameters else None
+
+
+def test_what_held_out_text_does_not_judge_is_left_alone_under_a_bar() -> None:
+    case = Case("plain")
+    with pytest.raises(NoEffect, match="no held-out text judges it"):
+        decomposed(case.model, max_kl=0.1, text=None)
+    case.check_untouched()
+    with pytest.raises(NoEffect, match="no held-out text judges it"):
+        decomposed(Pictures().eval(), max_kl=0.1, text=None, targets=["unknown"])
+    for asked in ({"max_kl": 0.1}, {"refit": True}, {"text": SHORT}):
+        with pytest.raises(InvalidSetting, match=f"reads no text, which is what {next(iter(asked))}"):
+            decomposed(case.model, calibration="none", **{"text": None, **asked})
+
+
+def test_no_numbers_beside_the_layers_are_refused_too() -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    case = Case("llama")
+    for asked in ({}, {"max_kl": 10.0}):
+        with pytest.raises(InvalidModel, match="with NaN"):
+            decomposed(model, **asked)
+    with torch.no_grad():
+        case.model.model.layers[1].input_layernorm.weight.zero_()
+    assert decomposed(case.model, refit=True, form="plain").decision["chosen"]["held_out_divergence"]["refitted"] < 1
+
+
+def test_half_precision_holds_factors_however_little_outputs_count() -> None:
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        model = tiny.build("llama")
+        last = model.model.layers[2].mlp
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1e-4)
+            last.up_proj.weight.mul_(1e4)
+            last.down_proj.weight.mul_(1e-4)
+        receipt = decomposed(model.to(dtype), form="plain", allocation="uniform")
+        found[dtype] = receipt.decision["chosen"]["held_out_divergence"]["uniform"]
+        assert tiny.logits(model, "llama").isfinite().all()
+    assert found[torch.float16] == pytest.approx(found[torch.float32], abs=1e-8)
+    wide = tiny.build("llama", dtype=torch.float16)
+    with torch.no_grad():
+        wide.model.layers[0].mlp.up_proj.weight[0, :2] = torch.tensor([6e4, -6e4])
+    assert decomposed(wide, calibration="none", text=None).acted

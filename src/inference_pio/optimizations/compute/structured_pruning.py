@@ -102,7 +102,7 @@ class StructuredPruning(OptimizationInterface):
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
         for path, one in _at(model, sites).items():
             for name, weight in one.weights.items():
-                if not torch.isfinite(weight.detach().amax() - weight.detach().amin()):
+                if not torch.stack(weight.detach().aminmax()).isfinite().all():
                     raise InvalidModel(
                         f"{path}.{name} holds NaN or infinity: check the checkpoint; nothing was touched."
                     )

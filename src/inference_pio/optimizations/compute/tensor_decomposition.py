@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from inference_pio.anatomy.chosen import Chosen
@@ -33,7 +34,8 @@ ALLOCATIONS = {UNIFORM: (), FORETOLD: (FORETOLD,), MEASURED: (FORETOLD, MEASURED
 """What is tried beside equal shares."""
 LONG_BYTES = 64 * 2**20
 """A model of more is told how far its decomposition has come."""
-PIVOTED, PLAIN = "pivoted", "plain"
+PIVOTED = "pivoted"
+UNJUDGED = "no held-out text judges it, and max_kl asks for that"
 
 
 class TensorDecompositionParameters(Settings):
@@ -44,9 +46,9 @@ class TensorDecompositionParameters(Settings):
     `allocation` "foretold" they are chosen by what they cost as spectra say, with "measured" also as held-out text
     says; "uniform" takes the same share of each. `refit` lets layers make up for what those before them lose. Learned
     from `tokens` tokens of `text`; with `calibration` "none", and on models that are given no tokens, by the weights
-    alone. Nothing is done where the divergence on held-out text would be above `max_kl` nats a token. `targets` are
-    roles or path patterns, `skip` path patterns; `refuse_slower` leaves matrices alone that are too small to become
-    faster.
+    alone. Nothing is done where the divergence on held-out text would be above `max_kl` nats a token, nor to what
+    held-out text does not judge. `targets` are roles or path patterns, `skip` path patterns; `refuse_slower` leaves
+    matrices alone that are too small to become faster.
     """
 
     decomposition_ratio: float = Field(default=0.2, ge=0.1, lt=1)
@@ -61,6 +63,13 @@ class TensorDecompositionParameters(Settings):
     refuse_slower: bool = True
     text: list[str] | list[list[int]] | None = None
     tokens: int = Field(default=32768, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TensorDecompositionParameters:
+        asked = {"max_kl": self.max_kl is not None, "refit": self.refit, "text": self.text is not None}
+        if self.calibration == "none" and (names := [name for name, given in asked.items() if given]):
+            raise ValueError(f"calibration='none' reads no text, which is what {' and '.join(names)} go by")
+        return self
 
 
 class TensorDecomposition(OptimizationInterface):
@@ -86,11 +95,12 @@ class TensorDecomposition(OptimizationInterface):
         asked = self.parameters
         found = list(factorable_sites(model, Chosen(asked.targets, asked.skip), CLAIMS))
         skips: dict[str, str] = {}
+        bound, learns = self.parameters.max_kl is not None, self._learns(model)
         for one in _groups(model, found):
-            if reason := self._why_not(model, one):
+            if reason := UNJUDGED if bound and not learns else self._why_not(model, one):
                 skips |= dict.fromkeys(one.paths, reason)
         for path, conv in _convolutions(model, found).items():
-            if reason := self._why_no_conv(conv):
+            if reason := self._why_no_conv(conv) or (UNJUDGED if bound else None):
                 skips[path] = reason
         return [
             Site(site.path, site.role, site.claims, skips[site.path]) if site.path in skips else site for site in found
@@ -99,9 +109,8 @@ class TensorDecomposition(OptimizationInterface):
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         asked = self.parameters
         groups, convolutions = _groups(model, sites), _convolutions(model, sites)
-        learns = asked.calibration == "text" and vocab_size(model) is not None
         return {
-            "decomposition_ratio": asked.decomposition_ratio, "form": asked.form, "learns": learns,
+            "decomposition_ratio": asked.decomposition_ratio, "form": asked.form, "learns": self._learns(model),
             "ranks": {one.name: self._rank(one) for one in groups},
             "together": {one.name: list(one.paths) for one in groups},
             "numbers": sum(one.numbers for one in groups),
@@ -111,7 +120,7 @@ class TensorDecomposition(OptimizationInterface):
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
         for site in sites:
             for name, weight in model.get_submodule(site.path).named_parameters():
-                if not torch.isfinite(weight.detach().amax() - weight.detach().amin()):
+                if not torch.stack(weight.detach().aminmax()).isfinite().all():
                     raise InvalidModel(
                         f"{site.path}.{name} holds NaN or infinity: check the checkpoint; nothing was touched."
                     )
@@ -132,6 +141,12 @@ class TensorDecomposition(OptimizationInterface):
                 progress=progress,
             )  # fmt: skip
         divergence = found.taken.divergence
+        if not math.isfinite(divergence):
+            self._found = None
+            raise PlanError(
+                "tensor_decomposition: behind two factors the model's answers to held-out text are no numbers, as its "
+                "dtype does not hold them. Nothing was touched."
+            )
         if asked.max_kl is not None and divergence > asked.max_kl:
             self._found = None
             raise PlanError(
@@ -182,6 +197,9 @@ class TensorDecomposition(OptimizationInterface):
             self.say(note=f"allocation {chosen['allocation']}; divergence on held-out text, in nats a token: {tried}.")
             if reason := chosen["outputs_not_weighed"]:
                 self.say(note=f"all outputs of a layer count alike: {reason}")
+
+    def _learns(self, model: nn.Module) -> bool:
+        return bool(self.parameters.calibration == "text" and vocab_size(model) is not None)
 
     def _align(self, one: SideBySide) -> int:
         return align_of(sum(one.outputs), one.inputs, self.parameters.align)
