@@ -62,3 +62,37 @@ def test_few_rows_change_little_and_what_is_whole_is_left() -> None:
     found = refit(model, groups, only, rows(1, 2))
     assert set(found) == {"1"}
     torch.testing.assert_close(found["1"].out_of, only["1"].out_of, rtol=1e-4, atol=1e-4)
+
+
+class Choosing(nn.Module):
+    """A row goes through one of two layers, as the layer before says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.seldom, self.often = nn.Linear(8, 8), nn.Linear(8, 5), nn.Linear(8, 5)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        made = self.router(input)
+        seldom = made[:, 0] > 0
+        out = made.new_zeros(len(made), 5)
+        for chosen, layer in ((seldom, self.seldom), (~seldom, self.often)):
+            if chosen.any():
+                out[chosen] = layer(made[chosen])
+        return out
+
+
+def test_layers_that_are_given_other_rows_now_or_none_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    model, unit = Choosing().eval(), torch.eye(8)
+    with torch.no_grad():
+        model.router.weight.copy_(unit)
+        model.router.bias.zero_()
+    blind = unit.clone()
+    blind[0, 0] = 0
+    found = {"router": Factors(blind, 2 * unit, None)}
+    found |= {name: Factors(unit, model.get_submodule(name).weight.detach(), None) for name in ("seldom", "often")}
+    changing = rows(8, 64).batches
+    never = tuple({"input": torch.full((16, 8), value)} for value in (-1.0, -2.0))
+    for batches, refitted in ((changing, {"router"}), (never, {"router", "often"})):
+        made = refit(model, side_by_side(model, list(found)), found, CalibrationSource("rows", batches))
+        assert {name for name in found if not torch.equal(made[name].out_of, found[name].out_of)} == refitted

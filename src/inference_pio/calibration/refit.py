@@ -32,7 +32,8 @@ def refit(
 ) -> dict[str, Factors]:  # fmt: skip
     """Factors whose `out_of` make up for what is lost before them, one group after the other in the model's order.
 
-    Each group takes two forwards over `tokens` tokens, which end where it stands. Nothing of the model is edited.
+    Each group takes two forwards over `tokens` tokens, which end where it stands. One that is given other rows behind
+    the layers before it than in the model (a router chose anew), or none at all, stays as it is. Nothing is edited.
     """
     found = dict(factors)
     taken = [one for one in groups if one.name in found]
@@ -41,22 +42,31 @@ def refit(
         into = layers_of(model, [one], found)[one.name].into
         others = layers_of(model, [other for other in taken if other is not one], found)
         products: list[Tensor] = []
+        rows = 0
         for batch in batches:
             wanted = _outputs(model, one, batch)
             with stood_in(model, others):
-                few = into(_input(model, one, batch)).reshape(-1, into.rank).double()
+                given = _input(model, one, batch)
+            if wanted is None and given is None:
+                continue
+            if wanted is None or given is None or wanted.shape[:-1] != given.shape[:-1]:
+                products = []
+                break
+            few = into(given).reshape(-1, into.rank).double()
             added = [wanted.reshape(len(few), -1).double().T @ few, few.T @ few]
             products = [sum(pair) for pair in zip(products, added, strict=True)] if products else added  # type: ignore[misc]
-        rows = sum(batch["input_ids"].numel() if "input_ids" in batch else 1 for batch in batches)
+            rows += len(few)
         old = found[one.name]
-        found[one.name] = dataclasses.replace(old, out_of=refitted_factor(old.out_of, products[0], products[1], rows))
+        if products:
+            out_of = refitted_factor(old.out_of, products[0], products[1], rows)
+            found[one.name] = dataclasses.replace(old, out_of=out_of)
         if progress:
             progress("refit", (number + 1) / len(taken))
     return found
 
 
-def _outputs(model: nn.Module, one: SideBySide, batch: Batch) -> Tensor:
-    """What the model's own layers give, side by side and without their biases."""
+def _outputs(model: nn.Module, one: SideBySide, batch: Batch) -> Tensor | None:
+    """What the model's own layers give, side by side and without their biases; None where it does not call them."""
     given: dict[str, Tensor] = {}
 
     def note(path: str) -> Any:
@@ -69,10 +79,10 @@ def _outputs(model: nn.Module, one: SideBySide, batch: Batch) -> Tensor:
         return keep
 
     _until_reached(model, batch, [model.get_submodule(path).register_forward_hook(note(path)) for path in one.paths])
-    return torch.cat([given[path] for path in one.paths], -1)
+    return torch.cat([given[path] for path in one.paths], -1) if len(given) == len(one.paths) else None
 
 
-def _input(model: nn.Module, one: SideBySide, batch: Batch) -> Tensor:
+def _input(model: nn.Module, one: SideBySide, batch: Batch) -> Tensor | None:
     given: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -80,7 +90,7 @@ def _input(model: nn.Module, one: SideBySide, batch: Batch) -> Tensor:
         raise _Reached
 
     _until_reached(model, batch, [model.get_submodule(one.name).register_forward_pre_hook(keep)])
-    return given[0]
+    return given[0] if given else None
 
 
 def _until_reached(model: nn.Module, batch: Batch, handles: Sequence[Any]) -> None:
