@@ -185,3 +185,8 @@ def test_the_whole_range_of_half_precision_is_numbers() -> None:
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, :2] = torch.tensor([6e4, -6e4])
     StructuredPruning({"align": 8}).preflight(model, [Site("model.layers.0.mlp")])
+
+
+def test_targets_and_skips_that_mean_nothing_are_told() -> None:
+    receipt = prune(tiny.build("qwen3"), targets=["mlp", "layers.7"], skip=["*.attn", "*.layers.0.mlp"])
+    assert "nothing in this model is meant by 'layers.7', '*.attn'." in receipt.notes

@@ -315,3 +315,8 @@ def test_half_precision_holds_factors_however_little_outputs_count() -> None:
     with torch.no_grad():
         wide.model.layers[0].mlp.up_proj.weight[0, :2] = torch.tensor([6e4, -6e4])
     assert decomposed(wide, calibration="none", text=None).acted
+
+
+def test_targets_and_skips_that_mean_nothing_are_told() -> None:
+    receipt = decomposed(tiny.build("llama"), targets=["mlp", "layers.7"], skip=["*.attn", "*.0.mlp.up_proj"])
+    assert "nothing in this model is meant by 'layers.7', '*.attn'." in receipt.notes

@@ -131,6 +131,8 @@ class StructuredPruning(OptimizationInterface):
 
     def apply(self, model: nn.Module) -> nn.Module:
         made, self._narrowed = self._narrowed, None
+        if lost := self._chosen.unmatched({site.path: _role(site.role) for site in self.sites(model)}):
+            self.say(note=f"nothing in this model is meant by {', '.join(map(repr, lost))}.")
         decision = self.step.decision
         for path, one in _at(model, self.step.sites).items():
             width = _widths(decision)[path]
@@ -187,7 +189,7 @@ class StructuredPruning(OptimizationInterface):
 
     def _why_not(self, one: InnerChannels, chosen: Chosen) -> str | None:
         asked = self.parameters
-        if reason := chosen.why_not(one.path, "experts" if one.unit == EXPERT_WIDTH else "mlp"):
+        if reason := chosen.why_not(one.path, _role(one.unit)):
             return reason
         if any("forward" in module.__dict__ or hasattr(module, "parametrizations") for module in one.module.modules()):
             return "its forward or one of its weights is overridden"
@@ -200,6 +202,10 @@ class StructuredPruning(OptimizationInterface):
                 f"align={align}: choose a smaller align or pruning_ratio"
             )
         return f"its {one.width} channels stay with align={align}" if width >= one.width else None
+
+
+def _role(unit: str) -> str:
+    return "experts" if unit == EXPERT_WIDTH else unit
 
 
 def _at(model: nn.Module, sites: Sequence[Site]) -> dict[str, InnerChannels]:

@@ -158,6 +158,9 @@ class TensorDecomposition(OptimizationInterface):
 
     def apply(self, model: nn.Module) -> nn.Module:
         made, self._found = self._found, None
+        places = {site.path: site.role for site in factorable_sites(model, Chosen(), CLAIMS)}
+        if lost := Chosen(self.parameters.targets, self.parameters.skip).unmatched(places):
+            self.say(note=f"nothing in this model is meant by {', '.join(map(repr, lost))}.")
         decision, groups = self.step.decision, _groups(model, self.step.sites)
         pivots, ranks = decision["form"] == PIVOTED, _ranks(decision)
         factors = made.taken.factors if made else factors_to_come(model, groups, ranks, pivots)
