@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.surgery.help import operate, relative, skips
 from tests.sweep import Case
 
 NAMES = ["llama", "qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "glm4_moe_lite"]
+TEXT = [[1 + (place * place + row) % 96 for place in range(16)] for row in range(4)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,3 +53,61 @@ def test_sixteen_bits_and_ties_are_kept_with_the_reason() -> None:
 def test_latent_norms_are_folded_too() -> None:
     acted = {site.path for site in operate(tiny.build("glm4_moe_lite"), "norm_folding").acted}
     assert {f"model.layers.0.self_attn.{name}" for name in ("q_a_layernorm", "kv_a_layernorm")} <= acted
+
+
+def norm_at_two_places(model: Any) -> None:
+    model.model.layers[1].input_layernorm = model.model.layers[0].input_layernorm
+
+
+def mlp_at_two_places(model: Any) -> None:
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+
+
+def hook_of_a_norm(model: Any) -> None:
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda module, given, result: result + 1)
+
+
+def hook_of_a_reader(model: Any) -> None:
+    model.model.layers[0].self_attn.q_proj.register_forward_pre_hook(lambda module, given: (given[0] + 1,))
+
+
+def hook_of_an_mlp(model: Any) -> None:
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda module, given: (given[0] + 1,))
+
+
+def forward_of_an_attention(model: Any) -> None:
+    attention = model.model.layers[0].self_attn
+    inner = attention.forward
+    attention.forward = lambda hidden_states, **named: inner(hidden_states + 1, **named)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [norm_at_two_places, mlp_at_two_places, hook_of_a_norm, hook_of_a_reader, hook_of_an_mlp, forward_of_an_attention],
+)
+def test_norms_that_others_see_too_are_kept_with_the_reason(change: Callable[[Any], None]) -> None:
+    model = tiny.build("llama")
+    change(model)
+    before = tiny.logits(model, "llama")
+    receipt = operate(model, "norm_folding")
+    assert relative(tiny.logits(model, "llama"), before) <= 1e-5
+    assert {path: reason for path, reason in skips(receipt).items() if "layers.0" in path}
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_before_an_attention_that_goes_a_norm_keeps_its_weight(refit: bool) -> None:
+    one, both = tiny.build("llama"), tiny.build("llama")
+    operate(one, "attention", text=TEXT, refit=refit)
+    operate(both, "norm_folding", "attention", text=TEXT, refit=refit)
+    assert relative(tiny.logits(both, "llama"), tiny.logits(one, "llama")) <= 1e-5
+
+
+def test_the_last_hidden_state_is_told_to_be_another() -> None:
+    told = "The last hidden state is that of a norm without a weight"
+    for name, changes in (("llama", True), ("qwen3", False)):
+        model: Any = tiny.build(name)
+        given = tiny.inputs(name, model)
+        before = model(**given, output_hidden_states=True).hidden_states[-1].detach()
+        receipt = operate(model, "norm_folding")
+        after = model(**given, output_hidden_states=True).hidden_states[-1].detach()
+        assert (relative(after, before) > 1e-3) is changes is any(told in note for note in receipt.notes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from inference_pio.surgery.blocks import Blocks
 from inference_pio.surgery.dead_modules import DeadModules
 from inference_pio.surgery.edit import Edit, Places
 from inference_pio.surgery.latent_decode import LatentDecode
-from inference_pio.surgery.norm_folding import NormFolding
+from inference_pio.surgery.norm_folding import READERS, NormFolding
 from inference_pio.surgery.parameters import SurgeryParameters
 from inference_pio.surgery.patch_linear import PatchLinear
 from inference_pio.surgery.text_only import TextOnly
@@ -38,10 +39,16 @@ def to_be_done(model: nn.Module, places: Mapping[str, Places]) -> dict[str, Plac
     moved = _moved_layers(model, blocks)
     found = {Blocks.name: blocks} if blocks else {}
     for name, those in places.items():
-        left = {path: place for path, place in those.items() if not any(within(path, one) for one in gone)}
+        left = {path: place for path, place in those.items() if not _goes(path, place, gone)}
         if left and name != Blocks.name:
             found[name] = {_moved(path, moved): place for path, place in left.items()}
     return found
+
+
+def _goes(path: str, place: Any, gone: Iterable[str]) -> bool:
+    """Whether a place is in what goes, or acts on something that is."""
+    acts_on = [path, *(place or {}).get(READERS, ())]
+    return any(within(one, away) for one in acts_on for away in gone)
 
 
 def _moved_layers(model: nn.Module, blocks: Places) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from inference_pio.anatomy.call_guards import is_foreign
 from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.decoder import Attention, Decoder, Mlp, decoder_of
 from inference_pio.anatomy.decoder_attention import GroupedAttention
@@ -22,14 +24,16 @@ from inference_pio.undo.journal import Journal
 
 FINE = (torch.float32, torch.float64)
 FIRST_OF_EXPERTS = "gate_up_proj"
+READERS = "readers"
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A norm, and every module that reads what it gives."""
+    """A norm, and every module that reads what it gives; `through` is what hands it to them."""
 
     norm: nn.Module
     readers: tuple[nn.Module, ...]
+    through: nn.Module | None = None
 
 
 class NormFolding(Edit):
@@ -43,10 +47,23 @@ class NormFolding(Edit):
         if isinstance(decoder, str):
             return
         shared, chosen = shared_weights(model), Chosen(self.asked.targets, self.asked.skip)
+        listed = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
         for fold in _folds(decoder):
             path = path_of(model, fold.norm)
-            skip = chosen.why_not(path, "norm") or _why_not(fold, shared)
+            skip = chosen.why_not(path, "norm") or _why_not(fold, shared) or _why_seen(fold, listed)
             yield Site(path, "norm", skip=skip, whole=False)
+
+    def decide(self, model: nn.Module, paths: Iterable[str], others: Mapping[str, Places]) -> Places:
+        """Which modules read each norm: where these go, a norm that stays keeps its weight for what comes instead."""
+        decoder, meant = decoder_of(model), set(paths)
+        if isinstance(decoder, str):
+            return {}
+        folds = {path_of(model, fold.norm): fold for fold in _folds(decoder)}
+        return {
+            path: {READERS: [path_of(model, reader) for reader in fold.readers]}
+            for path, fold in folds.items()
+            if path in meant
+        }
 
     def apply(self, journal: Journal, model: nn.Module, places: Places) -> list[str]:
         decoder = decoder_of(model)
@@ -54,17 +71,20 @@ class NormFolding(Edit):
         for fold in list(_folds(decoder)):
             if path_of(model, fold.norm) in places:
                 _fold(journal, fold)
-        return [f"the weights of {len(places)} norms lie in the layers that read them."]
+        told = f"the weights of {len(places)} norms lie in the layers that read them."
+        if path_of(model, decoder.norm.module) in places:
+            told += " The last hidden state is that of a norm without a weight: the head has it."
+        return [told]
 
 
 def _folds(decoder: Decoder) -> Iterator[Fold]:
     for layer in decoder.layers:
-        yield Fold(layer.attention_norm.module, _readers_in_attention(layer.attention))
+        yield Fold(layer.attention_norm.module, _readers_in_attention(layer.attention), layer.attention.module)
         if not isinstance(layer.attention, GroupedAttention):
             if layer.attention.query_into_norm is not None:
                 yield Fold(layer.attention.query_into_norm.module, (layer.attention.query_out_of,))
             yield Fold(layer.attention.latent_norm.module, (layer.attention.out_of_latent,))
-        yield Fold(layer.mlp_norm.module, _readers_in_mlp(layer.mlp))
+        yield Fold(layer.mlp_norm.module, _readers_in_mlp(layer.mlp), layer.mlp.module)
     yield Fold(decoder.norm.module, (decoder.head,))
 
 
@@ -86,6 +106,18 @@ def _fold(journal: Journal, fold: Fold) -> None:
         name, weight = _read_by(reader)
         journal.set(reader, name, nn.Parameter(weight.detach() * scale, requires_grad=weight.requires_grad))
     journal.set(fold.norm, "weight", nn.Parameter(torch.ones_like(scale), requires_grad=fold.norm.weight.requires_grad))  # type: ignore[union-attr, arg-type]
+
+
+def _why_seen(fold: Fold, listed: Counter[int]) -> str | None:
+    """Who else than the readers takes part in what a norm gives, if anybody does."""
+    if any(listed[id(module)] > 1 for module in (fold.norm, *fold.readers)):
+        return "it, or a layer that reads it, stands at several places"
+    takers = [module for module in (*fold.readers, fold.through) if module is not None]
+    if fold.norm._forward_hooks or any(module._forward_pre_hooks for module in takers):
+        return "hooks of somebody else see what it gives"
+    if fold.through is not None and is_foreign(vars(fold.through).get("forward")):
+        return "the forward of what hands it on is overridden"
+    return None
 
 
 def _read_by(reader: nn.Module) -> tuple[str, nn.Parameter]:
