@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from inference_pio.errors import NoEffect
 from inference_pio.surgery.patch_linear import patch_forward
@@ -64,3 +67,12 @@ def test_a_forward_of_somebody_else_is_kept() -> None:
     model[0].forward = lambda given: given  # type: ignore[method-assign]
     with pytest.raises(NoEffect, match="overridden"):
         operate(model, "patch_linear")
+
+
+def test_a_pruned_convolution_is_multiplied_as_it_is_now() -> None:
+    case = Case("qwen3_vl", torch.float32)
+    model: Any = case.model
+    prune.random_unstructured(model.model.visual.patch_embed.proj, "weight", 0.5)
+    before = tiny.logits(model, "qwen3_vl")
+    operate(model, "patch_linear")
+    assert relative(tiny.logits(model, "qwen3_vl"), before) <= 1e-5

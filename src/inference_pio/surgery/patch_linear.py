@@ -34,10 +34,10 @@ class PatchLinear(Edit):
 
 def patch_forward(self: nn.Module, *given: Any, **named: Any) -> Any:
     """The forward of a convolution that is given single patches, [patches, channels, *kernel size]."""
-    weight: Tensor = self._parameters["weight"]  # type: ignore[assignment]
+    weight: Tensor = self.weight  # type: ignore[assignment]  # a pruned one is no Parameter
     if named or len(given) != 1 or given[0].shape[1:] != weight.shape[1:]:
         return library_forward(self, *given, **named)
-    out = F.linear(given[0].flatten(1), weight.flatten(1), self._parameters["bias"])
+    out = F.linear(given[0].flatten(1), weight.flatten(1), self.bias)  # type: ignore[arg-type]
     return out.view(*out.shape, *[1] * (weight.dim() - 2))
 
 
