@@ -45,3 +45,11 @@ def test_logits_lie_where_they_did_and_the_others_are_impossible(bias: bool) -> 
     torch.testing.assert_close(found[..., KEPT], whole(x)[..., KEPT])
     gone = [token for token in range(10) if token not in KEPT]
     assert bool(found[..., gone].isneginf().all())
+
+
+@pytest.mark.parametrize("token", [-1, -10, 10])
+def test_an_id_that_was_none_before_is_none(token: int) -> None:
+    whole, fewer = embedding()
+    for one in (whole, fewer):
+        with pytest.raises(IndexError):
+            one(torch.tensor([[0, token]]))

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import prune
+from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from inference_pio.artifact import load, save
 from inference_pio.errors import InvalidSetting, NoEffect, RefusedOnOptimized
@@ -119,3 +121,27 @@ def test_compression_passes_the_ends_over_and_works_on_the_rest() -> None:
     assert found[..., TO:].isneginf().all()
     manager.remove_optimizations(model)
     case.check_untouched()
+
+
+@pytest.mark.parametrize("path", ["model.embed_tokens", "lm_head"])
+def test_ends_that_somebody_watches_or_prunes_are_kept_with_the_reason(path: str) -> None:
+    watched, pruned = tiny.build("llama"), tiny.build("llama")
+    watched.get_submodule(path).register_forward_hook(lambda module, given, result: result * 2)
+    with pytest.raises(NoEffect, match="hooks of somebody else"):
+        operate(watched, "vocabulary", keep_ids=[1, 2, 3])
+    prune.random_unstructured(pruned.get_submodule(path), "weight", 0.5)
+    tiny.logits(pruned, "llama")  # the masked weight is a leaf from here on
+    with pytest.raises(NoEffect, match="weight of its embedding or head is overridden"):
+        operate(pruned, "vocabulary", keep_ids=[1, 2, 3])
+
+
+def test_where_logits_are_bounded_no_token_can_be_made_impossible() -> None:
+    sizes: Any = {"num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 64, "logits_soft_cap": 30.0}
+    config = RecurrentGemmaConfig(vocab_size=128, hidden_size=64, intermediate_size=96, **sizes)
+    with pytest.raises(NoEffect, match="logits_soft_cap"):
+        operate(RecurrentGemmaForCausalLM(config).eval(), "vocabulary", keep_ids=[1, 2, 3])
+
+
+def test_ids_that_are_given_are_not_said_to_come_from_a_text() -> None:
+    receipt = operate(tiny.build("llama"), "vocabulary", keep_ids=[1, 2, 3])
+    assert not any("text that it learns from" in note for note in receipt.notes)

@@ -13,6 +13,8 @@ from inference_pio.undo.places import configs_of
 
 NAMED = ("token_id", "token_ids", "token_index")
 """How the names end under which configurations keep ids of tokens."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Under which names configurations keep a bound of logits."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,12 @@ def vocabulary_of(model: nn.Module) -> Vocabulary | tuple[str, str] | None:
         return path, "its embedding is none of torch's own"
     if type(head) is not nn.Linear:
         return path, f"its head is a {type(head).__name__}, and no plain Linear"
-    if any("forward" in one.__dict__ or hasattr(one, "parametrizations") for one in (embedding, head)):
+    if any("forward" in one.__dict__ or one._parameters.get("weight") is None for one in (embedding, head)):
         return path, "the forward or the weight of its embedding or head is overridden"
+    if any(one._forward_hooks or one._forward_pre_hooks for one in (embedding, head)):
+        return path, "its embedding or head carries hooks of somebody else"
+    if caps := [name for _, config in configs_of(model) for name in CAPS if getattr(config, name, None)]:
+        return path, f"its logits are bounded behind the head ({caps[0]}), so no token can be made impossible there"
     size = embedding.num_embeddings
     if head.out_features != size:
         return path, f"its embedding knows {size} tokens and its head {head.out_features}"

@@ -25,7 +25,7 @@ class Edit(ABC):
     name: ClassVar[str]
     exactness: ClassVar[Exactness]
     changes_state_dict: ClassVar[bool] = True
-    learns: ClassVar[bool] = False
+    learns: bool = False
     """Whether data decide what it does."""
 
     def __init__(self, asked: SurgeryParameters) -> None:

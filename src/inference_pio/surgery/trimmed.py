@@ -28,7 +28,7 @@ class TrimmedEmbedding(nn.Embedding):
         self.register_buffer("places", places)
 
     def forward(self, input: Tensor) -> Tensor:
-        places = self.places[input]
+        places = self.places.index_select(0, input.flatten()).view(input.shape)  # an index would count -1 from the end
         if places.device.type == "cpu":
             if places.numel() and int(places.min()) == GONE:
                 raise RefusedOnOptimized(_left_out(int(input[places == GONE][0])))

@@ -13,6 +13,7 @@ from inference_pio.anatomy.vocabulary import Vocabulary, named_tokens, vocabular
 from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidSetting
 from inference_pio.surgery.edit import Edit, Places
+from inference_pio.surgery.parameters import SurgeryParameters
 from inference_pio.surgery.text import SurgeryText
 from inference_pio.surgery.trimmed import TrimmedEmbedding, TrimmedHead
 from inference_pio.undo.journal import Journal
@@ -28,7 +29,10 @@ class TrimmedVocabulary(Edit):
 
     name = "vocabulary"
     exactness = "traffic"
-    learns = True
+
+    def __init__(self, asked: SurgeryParameters) -> None:
+        super().__init__(asked)
+        self.learns = asked.keep_ids is None
 
     def sites(self, model: nn.Module) -> Iterable[Site]:
         found = vocabulary_of(model)

@@ -204,3 +204,12 @@ def test_experts_that_are_left_come_from_disk() -> None:
     assert torch.equal(tiny.logits(case.model, "qwen3_moe"), tiny.logits(alone.model, "qwen3_moe"))
     manager.remove_optimizations(case.model)
     case.check_untouched()
+
+
+@pytest.mark.parametrize("edit", ["patch_linear", "text_only", "vocabulary", "attention", "norm_folding"])
+def test_what_skip_names_is_left_alone_by_every_edit(edit: str) -> None:
+    case = Case("qwen3_vl")
+    asked: dict[str, Any] = {"keep_ids": [1, 2, 3]} if edit == "vocabulary" else {"text": TEXT}
+    with pytest.raises(NoEffect, match="`skip` names it"):
+        operate(case.model, edit, skip=["model*"], **asked)
+    case.check_untouched()

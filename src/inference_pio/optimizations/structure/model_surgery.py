@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import nn
 
+from inference_pio.anatomy.chosen import Chosen
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -46,7 +47,7 @@ class ModelSurgery(OptimizationInterface):
     def sites(self, model: nn.Module) -> Sequence[Site]:
         found: dict[str, Site] = {}
         for edit in self._edits:
-            for site in edit.sites(model):
+            for site in self._but_skipped(edit.sites(model)):
                 found[site.path] = _joined(found.get(site.path), replace(site, role=edit.name))
         return list(found.values())
 
@@ -95,6 +96,12 @@ class ModelSurgery(OptimizationInterface):
     def report(self, model: nn.Module) -> dict[str, Any]:
         found = unserved(model)
         return {"unserved_experts": found} if found else {}
+
+    def _but_skipped(self, sites: Iterable[Site]) -> Iterator[Site]:
+        """What `skip` names is left alone by every edit."""
+        skipped = Chosen(skip=self.parameters.skip)
+        for site in sites:
+            yield replace(site, skip=site.skip or skipped.why_not(site.path, site.role))
 
     def _check(self, edit: Edit, places: Places, told: Mapping[str, Any]) -> None:
         """Refuse an order that the bar leaves nothing of."""
