@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import JetMoeConfig, JetMoeForCausalLM
 
 from inference_pio.artifact import load, save
+from inference_pio.errors import InvalidModel
 from inference_pio.surgery.attention import NoAttention
 from tests import tiny
 from tests.surgery.help import operate, relative
@@ -82,3 +84,10 @@ def test_what_is_saved_comes_back_without_a_text(name: str, edits: tuple[str, ..
     save(model, tmp_path / "saved")
     again = load(tmp_path / "saved")
     assert torch.equal(tiny.logits(again, name), tiny.logits(model, name))
+
+
+def test_an_attention_that_gives_more_than_a_pair_is_refused() -> None:
+    sizes: Any = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    model = JetMoeForCausalLM(JetMoeConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, kv_channels=16))
+    with pytest.raises(InvalidModel, match="does not give a pair"):
+        operate(model.eval(), "attention", text=TEXT)

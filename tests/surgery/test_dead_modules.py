@@ -69,3 +69,9 @@ def test_undo_leaves_the_chain_as_it_was() -> None:
     assert before.differences(fingerprint(model)) != []
     ModularOptimizationManager().remove_optimizations(model)
     assert before.differences(fingerprint(model)) == []
+
+
+def test_a_model_that_is_the_chain_is_told_so_by_the_plan() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.Dropout()).eval()
+    with pytest.raises(NoEffect, match="its chain is the model itself"):
+        operate(model, "dead_modules")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from inference_pio.errors import NoEffect
+from inference_pio.errors import InvalidModel, NoEffect
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.surgery import latent_decode
 from tests import tiny
@@ -88,3 +88,11 @@ def test_whichever_comes_first_one_of_them_decodes_and_the_other_is_told() -> No
     assert manager.get_model_optimizations(case.model) == ["flash_attention"]
     manager.remove_optimizations(case.model)
     case.check_untouched()
+
+
+def test_weights_that_are_nan_are_no_fault_of_the_method() -> None:
+    model = tiny.build("glm4_moe_lite")
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.self_attn.kv_b_proj").get_parameter("weight")[0, 0] = float("nan")
+    with pytest.raises(InvalidModel, match="holds NaN or infinity"):
+        operate(model, "latent_decode")

@@ -78,7 +78,7 @@ def expanded(module: nn.Module, rope: torch.Tensor, latent: torch.Tensor) -> Pai
 def check_absorbed(module: nn.Module) -> None:
     """Hold absorbed attention against the library's expansion, with this layer's own weight, on random latents.
 
-    Raises InvalidSetting where they differ.
+    Raises InvalidSetting where they differ, and InvalidModel for weights that are NaN.
     """
     sizes = latent_attention_of(module)
     if isinstance(sizes, str):
@@ -90,6 +90,11 @@ def check_absorbed(module: nn.Module) -> None:
     with torch.no_grad():
         wanted = naive_attention(query, *expanded(module, rope, latent)).transpose(1, 2)
         got = attend_absorbed(module, query, rope, latent, None)
+    if not bool(wanted.isfinite().all()):
+        raise InvalidModel(
+            f"the layer that expands the cache of this {type(module).__name__} holds NaN or infinity: check the "
+            "checkpoint. Nothing was touched."
+        )
     error = float("nan") if got is None else ((got - wanted).abs().max() / wanted.abs().max()).item()
     compressed = not isinstance(module.get_submodule(OUT_OF_LATENT), nn.Linear)  # may compute in bfloat16 always
     if not error <= TOLERANCE.get(torch.bfloat16 if compressed else like.dtype, 1e-5):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from inference_pio.calibration.forward import forward
 from inference_pio.calibration.source import CalibrationSource
+from inference_pio.errors import InvalidModel
 
 INFLUENCE_TOKENS = 4096
 JUDGED = 8
@@ -114,9 +115,14 @@ def _gives_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _adds(other: nn.Module | None) -> Any:
     def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        if isinstance(result, Tensor) or len(result) != 2:
+            raise InvalidModel(
+                f"the attention {type(module).__name__} does not give a pair of its result and weights, so nothing can "
+                "stand in its place: leave 'attention' out of edits. Nothing was touched."
+            )
         first = first_result(result)
         added = torch.zeros_like(first) if other is None else other(stream_in(args, kwargs))
-        return added if isinstance(result, Tensor) else (added, *result[1:])
+        return added, result[1]
 
     return give
 

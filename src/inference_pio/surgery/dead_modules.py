@@ -26,7 +26,7 @@ class DeadModules(Edit):
     def sites(self, model: nn.Module) -> Iterable[Site]:
         for path, module in model.named_modules():
             if path and type(module) in (nn.Identity, *DROPOUTS):
-                yield Site(path, skip=_why_not(parent_of(model, path)[0]), whole=False)
+                yield Site(path, skip=_why_not(model, parent_of(model, path)[0]), whole=False)
 
     def apply(self, journal: Journal, model: nn.Module, places: Places) -> list[str]:
         chains = {id(chain): chain for path in places for chain in [parent_of(model, path)[0]]}
@@ -58,7 +58,9 @@ def is_dead(module: nn.Module | None) -> bool:
     return "forward" not in module.__dict__ and not is_watched(module)  # type: ignore[arg-type]
 
 
-def _why_not(parent: nn.Module) -> str | None:
+def _why_not(model: nn.Module, parent: nn.Module) -> str | None:
     if type(parent) is not nn.Sequential:
         return f"{type(parent).__name__} calls it by its name, so there is no call to leave out"
+    if parent is model:
+        return "its chain is the model itself, whose forward also waits for edits"
     return "the forward of its chain is overridden" if "forward" in parent.__dict__ else None
