@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from inference_pio.errors import RefusedOnOptimized
+from inference_pio.errors import InvalidSetting, RefusedOnOptimized
 from inference_pio.kernels.spikes import Code
 from inference_pio.spiking.linear import SpikingLinear
 from inference_pio.spiking.module import at_once, from_counts_at_once, without_gradient
@@ -46,7 +46,7 @@ def test_counts_at_once_end_with_the_block_and_are_not_tallied() -> None:
         assert at_once()
         counted = one(x)
     assert not at_once()
-    with pytest.raises(RuntimeError), from_counts_at_once():
+    with pytest.raises(InvalidSetting), from_counts_at_once():
         one(x[:, :3])
     assert not at_once()
     assert tally.layers == {}

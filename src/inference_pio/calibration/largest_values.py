@@ -112,7 +112,7 @@ def collect_largest(
 def _watched_layer(path: str, module: nn.Module, note: Note) -> Iterator[None]:
     def layer(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         given = args[0] if args else next(iter(kwargs.values()))
-        rows = given.movedim(1, -1) if isinstance(module, nn.Conv2d) else given
+        rows = given.movedim(-3, -1) if isinstance(module, nn.Conv2d) else given
         note(path, rows.flatten(0, -2), None if isinstance(module, nn.Conv2d) else given)
 
     def fused(experts: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from inference_pio.kernels.spikes import Code, counts, potentials, spikes_in, trains
 from inference_pio.kernels.spiking_product import from_counts, from_spikes, power_of_two, whole_weights
 from inference_pio.spiking.linear import neuron_steps
-from inference_pio.spiking.module import SpikingModule, at_once, without_gradient
+from inference_pio.spiking.module import SpikingModule, at_once, check_channels, without_gradient
 
 
 class SpikingConv2d(SpikingModule):
-    """`x` [B, C, H, W], padded with zeros where it is padded; the bias is the original's own Parameter."""
+    """`input` [B, C, H, W], padded with zeros where it is padded; the bias is the original's own Parameter."""
 
     original_weights = ("weight",)
 
@@ -37,10 +37,11 @@ class SpikingConv2d(SpikingModule):
         """The same without values: a plan's, or one that a file is about to fill."""
         return cls(conv, torch.ones(conv.in_channels, dtype=torch.float64, device=conv.weight.device), code)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        check_channels(self, input, -3, len(self._buffers["threshold"]))  # type: ignore[arg-type]
         with torch.no_grad():
-            made = self._computed(x)
-        return without_gradient(made, x)
+            made = self._computed(input)
+        return without_gradient(made, input)
 
     def _computed(self, x: Tensor) -> Tensor:
         held = potentials(x, self._buffers["threshold"][:, None, None], self.code)  # type: ignore[index]

@@ -109,6 +109,10 @@ def _attention(path: str, module: nn.Module, code: Code, but: float, reached: Re
 def _seen(name: str, but: float, reached: Reached) -> tuple[Tensor, Tensor]:
     """What each channel nearly always stays below, and its largest value."""
     nearly, largest = reached(name, but), reached(name, 0.0)
+    if largest is not None and not bool(largest.isfinite().all()):
+        raise InvalidModel(
+            f"{name} was given NaN or infinity in calibration: check the checkpoint. Nothing was touched."
+        )
     if nearly is None or largest is None or not bool((largest > 0).any()):
         raise InvalidSetting(
             f"{name} was given nothing but zeros in calibration, so there is nothing to set thresholds by: "

@@ -11,11 +11,11 @@ from transformers.pytorch_utils import Conv1D
 from inference_pio.errors import InvalidModel
 from inference_pio.kernels.spikes import Code, counts, potentials, spikes_in, trains
 from inference_pio.kernels.spiking_product import from_counts, from_spikes, power_of_two, whole_weights
-from inference_pio.spiking.module import SpikingModule, at_once, without_gradient
+from inference_pio.spiking.module import SpikingModule, at_once, check_channels, without_gradient
 
 
 class SpikingLinear(SpikingModule):
-    """`x` [..., in_features] -> [..., out_features] in the dtype of `x`; the bias is the original's own Parameter."""
+    """`input` [..., in_features] -> [..., out_features] in its dtype; the bias is the original's own Parameter."""
 
     original_weights = ("weight",)
 
@@ -40,10 +40,11 @@ class SpikingLinear(SpikingModule):
         channels = weight.shape[1 if isinstance(linear, nn.Linear) else 0]
         return cls(linear, torch.ones(channels, dtype=torch.float64, device=weight.device), code)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        check_channels(self, input, -1, self.in_features)
         with torch.no_grad():
-            made = self._computed(x)
-        return without_gradient(made, x)
+            made = self._computed(input)
+        return without_gradient(made, input)
 
     def _computed(self, x: Tensor) -> Tensor:
         held = potentials(x, self._buffers["threshold"], self.code)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from inference_pio.errors import RefusedOnOptimized
+from inference_pio.errors import InvalidSetting, RefusedOnOptimized
 from inference_pio.kernels.spikes import Code
 from inference_pio.spiking.tally import Tally
 
@@ -74,6 +74,14 @@ class SpikingModule(nn.Module):
                     "Call reset_model_optimizations(model) before loading original weights."
                 )
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def check_channels(module: nn.Module, x: Tensor, dim: int, channels: int) -> None:
+    """Raise InvalidSetting for an input that the original would not take: a single channel would be spread over all."""
+    if x.shape[dim] != channels:
+        raise InvalidSetting(
+            f"{type(module).__name__} is given {list(x.shape)}, and takes {channels} channels in dimension {dim}."
+        )
 
 
 def without_gradient(made: Tensor, *given: Tensor) -> Tensor:

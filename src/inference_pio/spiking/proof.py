@@ -52,6 +52,8 @@ def _outputs(run: Callable[..., Any], model: nn.Module, batch: Mapping[str, Any]
     if tokens.shape[1] <= STEPS or "past_key_values" not in inspect.signature(type(model).forward).parameters:
         return {"logits": run(**batch).logits}
     prompt = run(input_ids=tokens[:, :-STEPS], use_cache=True)
+    if getattr(prompt, "past_key_values", None) is None:  # its state is not handed out
+        return {"logits": run(**batch).logits}
     steps = [
         run(input_ids=token, past_key_values=prompt.past_key_values, use_cache=True).logits
         for token in torch.split(tokens[:, -STEPS:], 1, 1)

@@ -8,6 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from inference_pio.artifact import load, save
 from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, RefusedOnOptimized
@@ -247,3 +255,81 @@ def test_others_beside_it_leave_the_spikes_or_are_refused(name: str, other: str)
         assert torch.equal(tiny.logits(case.model, name), wanted)
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
+
+
+class Named(nn.Module):
+    """A net that names what it gives to its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(input=x)
+        return out
+
+
+def test_a_layer_is_given_its_input_by_name_too() -> None:
+    x = torch.rand(5, 4)
+    net = Named().eval()
+    wanted = net(x).detach()
+    convert(net, text=None, inputs=x.tolist(), levels=255)
+    torch.testing.assert_close(net(x).detach(), wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("wrong", [(2, 1, 8, 8), (2, 4, 8, 8)])
+def test_another_number_of_channels_is_refused(wrong: tuple[int, ...]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    convert(net, text=None, inputs=torch.rand(4, 3, 8, 8).tolist())
+    with pytest.raises(InvalidSetting, match="3 channels"):
+        net(torch.rand(wrong))
+    with pytest.raises(InvalidSetting, match="144 channels"):
+        net[3](torch.rand(2, 1))
+
+
+def test_one_picture_alone_is_calibrated_by_its_channels() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    picture = torch.rand(3, 8, 9) * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
+    wanted = net(picture).detach()
+    convert(net, text=None, inputs=picture.tolist(), levels=255)
+    torch.testing.assert_close(net(picture).detach(), wanted, rtol=0.02, atol=0.2)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss"])
+def test_attention_that_spikes_do_not_know_is_left_by_the_plan(kind: str) -> None:
+    sizes: Any = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = CONFIG_MAPPING[kind](vocab_size=128, hidden_size=64, intermediate_size=96, **sizes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    receipt = convert(model)
+    assert sum("sinks" in str(site.skip) for site in receipt.sites) == 2
+    assert any(site.path.endswith("q_proj") for site in receipt.acted)
+    tokens = torch.tensor(TEXT)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, QuantizedTwin(model)(tokens).logits)
+
+
+def test_a_layer_whose_weight_is_read_stays() -> None:
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8
+    )
+    model = ViTForImageClassification(config).eval()
+    receipt = convert(model, text=None, inputs=torch.rand(2, 3, 16, 16).tolist())
+    (path,) = [site.path for site in receipt.sites if "reads its weight" in str(site.skip)]
+    assert path.endswith("projection")
+    assert len(receipt.acted) > 10
+
+
+def test_nan_that_only_values_show_is_told() -> None:
+    case = Case("llama")
+    with torch.no_grad():
+        case.model.get_submodule("model.layers.1.input_layernorm").get_parameter("weight")[3] = float("nan")
+    with pytest.raises(InvalidModel, match="NaN or infinity in calibration"):
+        convert(case.model)
+
+
+def test_a_model_that_hands_out_no_cache_is_proven_as_a_whole() -> None:
+    sizes: Any = {"num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 64}
+    config = RecurrentGemmaConfig(vocab_size=128, hidden_size=64, intermediate_size=96, **sizes)
+    receipt = convert(RecurrentGemmaForCausalLM(config).eval(), prove=True)
+    assert list(receipt.decision["proof"]["numbers"]) == ["logits"]

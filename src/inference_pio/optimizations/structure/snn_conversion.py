@@ -23,6 +23,7 @@ from inference_pio.calibration.forward import forward
 from inference_pio.calibration.largest_values import Largest, collect_largest
 from inference_pio.calibration.left_as_found import left_as_found
 from inference_pio.calibration.source import Batch, CalibrationSource, calibration_source, token_windows
+from inference_pio.compat import knows_names
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -46,7 +47,7 @@ KEPT_ROLES = {
     "head": "the head is kept: what it gives is read by a sampler, not by neurons (targets=['head'] converts it)",
     "embedding": "embeddings are kept: a lookup multiplies nothing",
     "router": "routers stay analog: a spike more or less would send tokens to other experts",
-    "vision": "the vision tower is kept (targets=['vision'] converts it)",
+    "vision": "the vision tower is kept (targets=['vision'] converts one whose `inputs` are pictures)",
     "adapter": "adapters are kept: they are small and may be trained",
 }
 ON_REQUEST = frozenset({"head", "vision"})
@@ -234,7 +235,7 @@ def _seconds(model: nn.Module, batch: Batch) -> float:
 def _sites(model: nn.Module, asked: SNNConversionParameters) -> Iterator[Site]:
     chosen, plain, roles = Chosen(asked.targets, asked.skip), why_no_spiking_net(model), roles_of(model)
     for path, module, role in (*linears(model), *experts(model), *_convolutions(model, roles)):
-        skip = plain or _why_not(path, module, role, chosen, asked.code)
+        skip = plain or _why_not(path, module, role, chosen, asked.code) or _why_read(model, path)
         yield Site(path, role, skip=skip, nbytes=sum(one.nbytes for one in module.parameters()))
     for path, module, role in attention_modules(model):
         yield Site(path, role, PATTERN, _why_not_attention(path, module, role, chosen), whole=False)
@@ -270,6 +271,18 @@ def _why_not(path: str, module: nn.Module, role: str, chosen: Chosen, code: Code
     return why_not_exact(max(weights[0].shape[1:].numel(), weights[0].shape[-1]), code.reach)
 
 
+def _why_read(model: nn.Module, path: str) -> str | None:
+    """Why a layer must keep a weight: a module above asks for it by name (for its dtype, as a rule)."""
+    above, _, name = path.rpartition(".")
+    while True:
+        holder = model.get_submodule(above)
+        if knows_names(type(holder), name) and knows_names(type(holder), "weight"):
+            return f"{type(holder).__name__} reads its weight"
+        if not above:
+            return None
+        above = above.rpartition(".")[0]
+
+
 def _why_not_attention(path: str, module: nn.Module, role: str, chosen: Chosen) -> str | None:
     if role in KEPT_ROLES and not chosen.by_role(role):
         return KEPT_ROLES[role]
@@ -281,4 +294,6 @@ def _why_not_attention(path: str, module: nn.Module, role: str, chosen: Chosen) 
         return f"it runs {name}, whose calls are not made for spikes"
     if getattr(module, "is_cross_attention", False):
         return "it attends to another sequence"
+    if getattr(module.config, "attn_logit_softcapping", None) or "sinks" in module._parameters:
+        return "its scores are bounded or share their mass with sinks, which spikes do not know"
     return None if attention_shape(module) else "the width of its heads cannot be told from its attributes"
