@@ -51,6 +51,20 @@ def test_a_saved_model_is_exported_as_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_pruned_model_is_written_plainly_and_read_back(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--set", "structured_pruning.pruning_ratio=0.5", "--set", "structured_pruning.tokens=2048")
+    answer = exported(QWEN3, str(out), "--format", "hf", *words, "--json")
+    assert answer.exit_code == 0, answer.output
+    data = json.loads(answer.stdout)
+    assert (data["format"], data["formats"]) == ("hf", {"bfloat16": 57})
+    assert data["quality"]["kl_nats_per_token"] == 0
+    assert data["quality"]["top1_agreement"] == 1
+    assert "57 tensors in bfloat16" in answer.stderr
+    assert json.loads((out / "config.json").read_text())["intermediate_size"] == 256
+    assert (out / "tokenizer.json").is_file()
+
+
 @pytest.mark.filterwarnings("ignore")  # those of the package that reads
 def test_the_checkpoint_is_read_back_and_compared(tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors", reason="the extra export is not installed")
@@ -85,6 +99,7 @@ def test_without_the_package_it_is_written_unchecked_unless_the_check_is_an_orde
         (["--set", "tensor_compression.format=int3"], 1, "int3"),
         (["--set", "tensor_compression.targets=[]", "--set", "tensor_compression.kv_cache=int8"], 1, "no compressed"),
         (["--format", "gguf"], 2, "gguf"),
+        (["--format", "hf", "--set", "tensor_compression.format=int8"], 1, "set structured_pruning's parameters alone"),
         (["--int4", "round"], 2, "round"),
     ],
 )

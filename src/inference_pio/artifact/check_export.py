@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ def check_export(
 ) -> Quality:  # fmt: skip
     """How near the checkpoint in `folder`, read by transformers, is to `model` on tokens [windows, window].
 
-    The weights are plain in memory then, in the model's dtype. Raises MissingExtra without the package
-    compressed-tensors, ArtifactError where transformers does not read the checkpoint.
+    The weights are plain in memory then, in the model's dtype. Raises MissingExtra where they are codes and the package
+    compressed-tensors is not there, ArtifactError where transformers does not read the checkpoint.
     """
-    require_reader()
+    if _holds_codes(folder_named(folder)):
+        require_reader()
     other = _read(model, folder)
     with Reference.record(model, tokens, progress=progress) as reference:
         return compare(reference, other, progress=progress)
@@ -37,6 +39,11 @@ def require_reader() -> None:
         import compressed_tensors  # noqa: F401
     except ImportError as error:
         raise MissingExtra("compressed-tensors", "export", "reading an exported checkpoint back") from error
+
+
+def _holds_codes(folder: Path) -> bool:
+    config = folder / "config.json"
+    return not config.is_file() or b'"quantization_config"' in config.read_bytes()
 
 
 def _read(model: Any, folder: str | os.PathLike[str]) -> Any:

@@ -1,20 +1,21 @@
-"""Write a compressed model as a checkpoint that others read: the hub's names, the compressed-tensors layout."""
+"""Write a model as a checkpoint that others read: the hub's names, compressed-tensors for codes, or plain weights."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from inference_pio.artifact.checkpoint_tensors import CheckpointTensors
 from inference_pio.artifact.layout import Int4As, quantization_config
 from inference_pio.artifact.manifest import folder_named
+from inference_pio.artifact.plain_tensors import PlainTensors
 from inference_pio.artifact.save import SPARE_BYTES
 from inference_pio.artifact.shards import Shards
 from inference_pio.compat import meta_model, take_hub_names
@@ -26,7 +27,8 @@ from inference_pio.plan.make import check_model
 from inference_pio.plan.skeleton import tensor_bytes
 from inference_pio.streaming.hooks import true_values
 
-FORMATS = ("compressed-tensors",)
+COMPRESSED, PLAIN = "compressed-tensors", "hf"
+FORMATS = (COMPRESSED, PLAIN)
 BESIDE = ("token", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "preprocessor", "processor",
           "video_preprocessor", "spiece")  # fmt: skip
 """How the names of files begin that a tokenizer or a processor is read from."""
@@ -39,12 +41,19 @@ NOTES = {
 }
 
 
+REASONS = {
+    COMPRESSED: "no compressed weights: compress them to int8, fp8 or int4 first",
+    PLAIN: "nothing to export: prune it with structured_pruning and allocation='uniform' first",
+}
+
+
 @dataclass(frozen=True)
 class Export:
-    """What was written: `formats` counts weights by how they are stored, `weights_moved` is root mean square over the
-    int4 weights, relative, that rounding anew has cost them."""
+    """What was written: `formats` counts weights by how they are stored (plain ones by dtype), `weights_moved` is root
+    mean square over the int4 weights, relative, that rounding anew has cost them."""
 
     folder: Path
+    format: str
     formats: Mapping[str, int]
     kept: tuple[str, ...]
     weight_bytes: int
@@ -58,16 +67,18 @@ class Export:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "folder": str(self.folder), "formats": dict(self.formats), "kept": list(self.kept),
-            "weight_bytes": self.weight_bytes, "weights_moved": self.weights_moved, "notes": list(self.notes),
+            "folder": str(self.folder), "format": self.format, "formats": dict(self.formats),
+            "kept": list(self.kept), "weight_bytes": self.weight_bytes,
+            "weights_moved": self.weights_moved, "notes": list(self.notes),
         }  # fmt: skip
 
 
 def export(
-    model: nn.Module, folder: str | os.PathLike[str], format: str = "compressed-tensors", *, int4: Int4As = "wide",
+    model: nn.Module, folder: str | os.PathLike[str], format: str = COMPRESSED, *, int4: Int4As = "wide",
     tokenizer: Any = None,
 ) -> Export:  # fmt: skip
-    """Write a model that is compressed to int8, fp8 or int4 as transformers, vLLM and others read it.
+    """Write a model as transformers, vLLM and others read it: one that is compressed to int8, fp8 or int4, or with
+    `format` "hf" one that is pruned and still of its class, as all weights of a kind are of one size.
 
     `int4` says what int4 becomes, since the layout has no middles: "wide" keeps the weights, in 8 bits; "symmetric"
     and "asymmetric" round them anew to 4. Without a tokenizer, the files of the folder the model came from are copied.
@@ -76,31 +87,38 @@ def export(
     """
     check_model(model)
     _check_words(format, int4, tokenizer)
-    compressed = [module for module in model.modules() if isinstance(module, CompressedModule)]
     session = session_of(model)
-    if not compressed or session is None:
+    compressed = any(isinstance(module, CompressedModule) for module in model.modules())
+    if session is None or (format == COMPRESSED and not compressed):
         raise ArtifactError(
-            "this model has no compressed weights: compress them to int8, fp8 or int4 first, or write it as it is "
-            "with model.save_pretrained(folder)."
+            f"this model has {REASONS[format]}, or write it as it is with model.save_pretrained(folder)."
         )
     if not type(model).__module__.startswith("transformers."):
         raise ArtifactError(f"{type(model).__name__} is not of the transformers library: others cannot load it.")
     final = folder_named(folder).absolute()
     refuse_filled(final)
     with session.gate.reading(), true_values(model):
-        require_free_bytes(final, tensor_bytes(model) * (2 if int4 == "wide" else 1) + SPARE_BYTES)
+        require_free_bytes(
+            final, tensor_bytes(model) * (2 if format == COMPRESSED and int4 == "wide" else 1) + SPARE_BYTES
+        )
         with storage_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(final) as built:
-            written = _write(model, built, final, int4, tokenizer)
+            with storage_errors(built):
+                twin = _bones(model, built, tokenizer)
+                written = _plain(model, twin, built) if format == PLAIN else _compressed(model, twin, built, int4)
             replace_folder_atomically(built, final)
-    return written
+    return replace(written, folder=final)
 
 
 def _check_words(format: str, int4: str, tokenizer: Any) -> None:
     for kind, word, known in (("export format", format, FORMATS), ("int4 form", int4, get_args(Int4As))):
         if word not in known:
             raise UnknownName(kind, word, known)
+    if format == PLAIN and int4 != "wide":
+        raise InvalidSetting(
+            f"int4={int4!r} says what codes become, and format 'hf' holds plain weights: leave it out."
+        )
     if tokenizer is not None and not callable(getattr(tokenizer, "save_pretrained", None)):
         raise InvalidSetting(f"a tokenizer must have a save_pretrained, and {tokenizer!r} has none.")
 
@@ -113,29 +131,47 @@ def refuse_filled(final: Path) -> None:
         raise ArtifactError(f"{final} exists and is not empty, so it is not written to: choose another folder.")
 
 
-def _write(model: Any, built: Path, final: Path, int4: Int4As, tokenizer: Any) -> Export:
-    with storage_errors(built):
-        model.config.save_pretrained(built)
-        twin = meta_model(built, type(model).__name__)
-        take_hub_names(twin, model)
-        _write_companions(model, tokenizer, built)
-        tensors, shards = CheckpointTensors(model, twin, int4), Shards(built)
-        for name, tensor in tensors:
-            shards.add(name, tensor)
-        shards.close()
-        _complete_config(built / "config.json", model, tensors)
+def _bones(model: Any, built: Path, tokenizer: Any) -> Any:
+    """What the class builds of the configuration, which is written with the other small files."""
+    model.config.save_pretrained(built)
+    twin = meta_model(built, type(model).__name__)
+    take_hub_names(twin, model)
+    _write_companions(model, tokenizer, built)
+    return twin
+
+
+def _compressed(model: Any, twin: Any, built: Path, int4: Int4As) -> Export:
+    tensors = CheckpointTensors(model, twin, int4)
+    written = _write(tensors, built)
+    _complete_config(built / "config.json", model, quantization_config(tensors.schemes, tensors.kept))
     grouped = any(module.format == "int4" for module in model.modules() if isinstance(module, CompressedModule))
     return Export(
-        final, {str(scheme): len(names) for scheme, names in tensors.schemes.items()}, tuple(tensors.kept),
-        shards.total_bytes, tensors.moved if grouped else None, (NOTES[int4],) if grouped else (),
+        built, COMPRESSED, {str(scheme): len(names) for scheme, names in tensors.schemes.items()}, tuple(tensors.kept),
+        written, tensors.moved if grouped else None, (NOTES[int4],) if grouped else (),
     )  # fmt: skip
 
 
-def _complete_config(file: Path, model: Any, tensors: CheckpointTensors) -> None:
+def _plain(model: Any, twin: Any, built: Path) -> Export:
+    tensors = PlainTensors(model, twin)
+    written = _write(tensors, built)
+    _complete_config(built / "config.json", model)
+    return Export(built, PLAIN, dict(tensors.counts), (), written, None, ())
+
+
+def _write(tensors: Iterable[tuple[str, Tensor]], built: Path) -> int:
+    shards = Shards(built)
+    for name, tensor in tensors:
+        shards.add(name, tensor)
+    shards.close()
+    return shards.total_bytes
+
+
+def _complete_config(file: Path, model: Any, quantization: Mapping[str, Any] | None = None) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     config["architectures"] = config.get("architectures") or [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")  # as it is now, not as it was loaded
-    config["quantization_config"] = quantization_config(tensors.schemes, tensors.kept)
+    if quantization is not None:
+        config["quantization_config"] = quantization
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

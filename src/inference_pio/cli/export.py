@@ -1,4 +1,4 @@
-"""`pio export`: a compressed model as a checkpoint that transformers, vLLM and others read."""
+"""`pio export`: a compressed or pruned model as a checkpoint that transformers, vLLM and others read."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Format(StrEnum):
     """The layouts there are."""
 
     compressed_tensors = "compressed-tensors"
+    hf = "hf"
 
 
 class Int4(StrEnum):
@@ -34,7 +35,9 @@ class Int4(StrEnum):
 
 
 Folder = Annotated[Path, typer.Argument(help="Where to write the checkpoint: a new or an empty folder.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="The layout of the checkpoint.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="Codes (compressed-tensors), or plain weights, of smaller sizes (hf).")
+]
 Int4Option = Annotated[
     Int4,
     typer.Option(
@@ -57,14 +60,15 @@ def export(
     device: Device = None, trust_remote_code: Trust = False, json: Json = None, quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Write MODEL, compressed by tensor_compression, to FOLDER; MODEL may also be what `pio optimize` saved."""
+    """Write MODEL, compressed by tensor_compression or (hf) pruned by structured_pruning as much in each layer, to
+    FOLDER; MODEL may also be what `pio optimize` saved."""
     output = Output(json, quiet=quiet)
     require_exportable(folder)
 
     from inference_pio.artifact.export import export as write
     from inference_pio.integration.saved import is_saved
 
-    if check:
+    if check and format is Format.compressed_tensors:
         from inference_pio.artifact.check_export import require_reader
 
         require_reader()
@@ -73,7 +77,7 @@ def export(
             raise InvalidSetting(f"{model} is exported as it was saved: leave {', '.join(found)} out.")
         opened = _saved(model, device, quiet)
     else:
-        opened = _compressed(model, assign, dtype, device, trust_remote_code, quiet)
+        opened = _smaller(format, ask(model, "balanced", None, None, assign, dtype, device, trust_remote_code), quiet)
     with working(f"writing {folder}", quiet):
         made = write(opened.model, folder, format.value, int4=int4.value, tokenizer=opened.tokenizer)
     _tell(made, output)
@@ -88,23 +92,26 @@ def _saved(folder: str, device: str | None, quiet: bool) -> OpenedModel:
         return open_saved(folder, device)
 
 
-def _compressed(
-    model: str, assign: list[str] | None, dtype: Dtype, device: str | None, trust_remote_code: bool, quiet: bool
-) -> OpenedModel:
-    asked = ask(model, "balanced", None, None, assign, dtype, device, trust_remote_code)
-
-    from inference_pio.integration.compressing import compress
+def _smaller(format: Format, asked: Any, quiet: bool) -> OpenedModel:
+    from inference_pio.integration.compressing import compress, prune
 
     opened = open_shown(asked, quiet)
-    with working("compressing weights", quiet):
-        compress(opened.model, asked.changes.parameters)
+    if format is Format.hf:
+        with working("choosing what goes", quiet):
+            prune(opened.model, asked.changes.parameters)
+    else:
+        with working("compressing weights", quiet):
+            compress(opened.model, asked.changes.parameters)
     return opened
 
 
 def _tell(made: Export, output: Output) -> None:
+    plain = made.format == Format.hf.value
     for scheme, count in made.formats.items():
-        output.show(f"{count} modules in {scheme}")
-    output.show(f"{len(made.kept)} kept as they are: {', '.join(made.kept[:3])}{' ...' if len(made.kept) > 3 else ''}")
+        output.show(f"{count} {'tensors' if plain else 'modules'} in {scheme}")
+    if not plain:
+        kept = f"{', '.join(made.kept[:3])}{' ...' if len(made.kept) > 3 else ''}"
+        output.show(f"{len(made.kept)} kept as they are: {kept}")
     for note in made.notes:
         output.warn(note)
     if made.weights_moved is not None:
@@ -116,7 +123,7 @@ def _checked(opened: OpenedModel, made: Export, output: Output) -> dict[str, Any
     from inference_pio.artifact.check_export import check_export
     from inference_pio.measure.text import evaluation_tokens
 
-    if reason := _why_unchecked(opened):
+    if reason := _why_unchecked(opened, made):
         output.warn(f"not checked: {reason}")
         return None
     known = opened.model.config.get_text_config().vocab_size
@@ -137,11 +144,12 @@ def _checked(opened: OpenedModel, made: Export, output: Output) -> dict[str, Any
     return quality.to_json()
 
 
-def _why_unchecked(opened: OpenedModel) -> str | None:
+def _why_unchecked(opened: OpenedModel, made: Export) -> str | None:
     from inference_pio.artifact.check_export import require_reader
 
     try:
-        require_reader()
+        if made.format != Format.hf.value:
+            require_reader()
     except MissingExtra as error:
         return str(error)
     return None if opened.tokenizer else "the model has no tokenizer, and on random tokens answers mean nothing"

@@ -75,7 +75,8 @@ def _save(model: nn.Module, inner: Callable[..., Any], args: tuple[Any, ...], kw
         names = ", ".join(receipt.name for receipt in session.receipts if receipt.changes_state_dict)
         raise RefusedOnOptimized(
             f"save_pretrained would write a checkpoint that from_pretrained cannot read: {names} changed the weights. "
-            "Use inference_pio.save(model, folder), or reset_model_optimizations(model) first."
+            "Use inference_pio.save(model, folder), inference_pio.artifact.export for other readers, or "
+            "reset_model_optimizations(model) first."
         )
     with put_back_at_the_end(model):  # the library notes class and dtype in the configuration that it saves
         return inner(model, *args, **kwargs)
