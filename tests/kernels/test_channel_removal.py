@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference_pio.kernels.channel_removal import DAMPING, damped, naive_removal_order, refitted, removal_order
+from inference_pio.kernels.channel_removal import (
+    DAMPING,
+    block_order,
+    damped,
+    naive_block_order,
+    naive_removal_order,
+    refitted,
+    removal_order,
+)
 
 
 def inputs(batch: int, width: int, rows: int = 400, seed: int = 0) -> torch.Tensor:
@@ -27,6 +35,16 @@ def test_the_order_and_the_losses_are_their_definition(seed: int) -> None:
     order, losses = removal_order(weight, gram)
     for copy in range(len(weight)):
         wanted, wanted_losses = naive_removal_order(weight[copy], gram[copy])
+        assert order[copy].tolist() == wanted.tolist()
+        torch.testing.assert_close(losses[copy], wanted_losses, rtol=1e-5, atol=1e-6 * wanted_losses.sum().item())
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 4])
+def test_blocks_go_in_the_order_of_their_definition(block: int) -> None:
+    weight, gram = problem(seed=block)
+    order, losses = block_order(weight, gram, block)
+    for copy in range(len(weight)):
+        wanted, wanted_losses = naive_block_order(weight[copy], gram[copy], block)
         assert order[copy].tolist() == wanted.tolist()
         torch.testing.assert_close(losses[copy], wanted_losses, rtol=1e-5, atol=1e-6 * wanted_losses.sum().item())
 

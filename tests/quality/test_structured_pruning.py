@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from inference_pio.anatomy.mlp_channels import InnerChannels, inner_channels
+from inference_pio.anatomy.routed_experts import RoutedExperts, routed_experts
 from inference_pio.calibration.input_pass import collect_inputs
 from inference_pio.calibration.source import calibration_source
+from inference_pio.calibration.twins import pruned_twin
 from inference_pio.manager import ModularOptimizationManager
 from tests.quality import reference_models
 from tests.quality.reference_models import DRAWS, NAMES
+from tests.quality.test_tensor_compression import EACH_DRAW as ONE_DRAW
 from tests.quality.test_tensor_compression import calibration_tokens, in_turn, judged
 from tests.sweep import in_its_turn
 
@@ -96,6 +99,27 @@ def test_half_of_the_channels_goes_at_far_less_loss_than_by_one_shot(name: str, 
 @pytest.mark.parametrize("name", in_turn("qwen3_moe", among=MIXTURES))
 def test_a_quarter_of_each_experts_width_goes_at_little_loss(name: str) -> None:
     assert max(excess(pruned(name, 0.25, "expert_width"), name, number) for number in EACH_DRAW) <= 0.06
+
+
+@functools.cache
+def with_random_experts(name: str, ratio: float, seed: int) -> Any:
+    model, chance = reference_models.load(name), torch.Generator().manual_seed(seed)
+    for one in [one for one in routed_experts(model) if isinstance(one, RoutedExperts)]:
+        count = round(one.width * (1 - ratio))
+        kept = torch.randperm(one.width, generator=chance)[:count].sort().values
+        model.set_submodule(one.path, pruned_twin(one, one.only(kept), count))
+    return model
+
+
+RANDOM_MASKS = 5
+
+
+@in_its_turn(2, of=5)
+@ONE_DRAW
+@pytest.mark.parametrize("name", in_turn("qwen3_moe", among=MIXTURES))
+def test_a_quarter_of_the_experts_goes_at_half_the_loss_of_chance(name: str, number: int) -> None:
+    by_chance = [excess(with_random_experts(name, 0.25, seed), name, number) for seed in range(RANDOM_MASKS)]
+    assert excess(pruned(name, 0.25, "experts"), name, number) <= 0.5 * sum(by_chance) / RANDOM_MASKS
 
 
 @pytest.mark.slow

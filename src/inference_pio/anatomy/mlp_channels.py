@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.decoder_mlp import DOWN, GATE, UP, mlp_parts
 from inference_pio.anatomy.parts import is_experts, vision_paths, within
+from inference_pio.anatomy.prunable import ReadUnits, Weights, said_by
 from inference_pio.anatomy.walk import is_linear
 
 MLP, EXPERT_WIDTH = "mlp", "expert_width"
@@ -20,51 +21,36 @@ WIDTH_NAMES = ("intermediate_size", "intermediate_dim", "moe_intermediate_size",
 
 
 @dataclass(frozen=True)
-class InnerChannels:
+class InnerChannels(ReadUnits):
     """A module whose `width` inner channels may go: a gated MLP, or all experts of a mixture, of which each has its
     own.
     """
 
-    path: str
-    module: nn.Module
-    unit: str
-    width: int
+    told_by: ClassVar[tuple[str, ...]] = WIDTH_NAMES
 
     @property
     def stacked(self) -> bool:
-        """Whether it holds many matrices in one tensor, each with channels of its own."""
         return self.unit == EXPERT_WIDTH
 
     @property
     def down(self) -> str:
-        """The path of what is given the inner channels."""
         return self.path if self.stacked else f"{self.path}.{DOWN}"
 
     @property
     def down_name(self) -> str:
-        """The name of the weight that reads them."""
         return DOWN_OF_EXPERTS if self.stacked else f"{DOWN}.weight"
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The Parameters that hold the channels, by their names within the module."""
         names = (
             [GATE_UP_OF_EXPERTS, DOWN_OF_EXPERTS] if self.stacked else [f"{name}.weight" for name in (GATE, UP, DOWN)]
         )
         return {name: self.module.get_parameter(name) for name in names}
 
-    @property
-    def down_weights(self) -> Tensor:
-        """What reads the channels, [copies, out, width]."""
-        found: Tensor = self.weights[self.down_name].detach()
-        return found if self.stacked else found[None]
+    def told(self, config: object, width: int) -> dict[str, int]:
+        return said_by(config, WIDTH_NAMES, self.width, width)
 
-    @property
-    def copies(self) -> int:
-        return len(self.down_weights)
-
-    def narrowed(self, kept: Tensor, down: Tensor) -> dict[str, Tensor]:
-        """The weights with the channels `kept` [copies, n] alone; `down` [copies, out, n] is what reads them then."""
+    def narrowed(self, kept: Tensor, down: Tensor) -> Weights:
         weights = {name: weight.detach() for name, weight in self.weights.items()}
         if not self.stacked:
             first = {name: weight[kept[0]] for name, weight in weights.items() if name != self.down_name}

@@ -1,15 +1,20 @@
-"""MLPs and experts with fewer inner channels: which go, how many of each, what is refitted, judged by held-out text."""
+"""Modules of fewer units: which go, how many of each, what is refitted to make up for it, judged by held-out text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inference_pio.anatomy.head_groups import HeadGroups
+from inference_pio.anatomy.latent_attention import RESULT
 from inference_pio.anatomy.mlp_channels import InnerChannels
+from inference_pio.anatomy.prunable import Prunable, ReadUnits, Weights
+from inference_pio.anatomy.routed_experts import RoutedExperts
+from inference_pio.calibration.fewer_experts import FewerExperts, fewer_experts
 from inference_pio.calibration.forward import Progress
 from inference_pio.calibration.groups import groups_within
 from inference_pio.calibration.held_out import HeldOut, parted
@@ -18,17 +23,17 @@ from inference_pio.calibration.input_statistics import InputStatistics
 from inference_pio.calibration.rounding import STACK_BYTES, by_reader, part_of
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
-from inference_pio.calibration.twins import Weights, twin_of
+from inference_pio.calibration.twins import pruned_twin, twin_of
 from inference_pio.calibration.widths import Curve, allocate_widths
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.channel_removal import refitted, removal_order
+from inference_pio.kernels.channel_removal import block_order, refitted, removal_order
 
 UNIFORM, MEASURED = "uniform", "measured"
 
 
 @dataclass
 class Candidate:
-    """One way to narrow all modules: their new weights, the channels that stay, and the divergence on held-out text."""
+    """One way to narrow all modules: their new weights, the units that stay, and the divergence on held-out text."""
 
     weights: dict[str, Weights] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
@@ -50,9 +55,11 @@ class Narrowed:
     """Of each module narrowed alone, the divergence on held-out text."""
     source: dict[str, Any]
     unseen_experts: int = 0
+    experts: FewerExperts = field(default_factory=FewerExperts)
 
     def to_json(self) -> dict[str, Any]:
         return {
+            **({"experts": self.experts.to_json()} if self.experts.kept else {}),
             "allocation": self.allocation, "widths": self.taken.widths, "held_out_divergence": self.divergences,
             "sensitivities": self.sensitivities, "source": self.source, "unseen_experts": self.unseen_experts,
             "kept": {path: kept.tolist() for path, kept in self.taken.kept.items()},
@@ -60,28 +67,33 @@ class Narrowed:
 
 
 def narrow(
-    model: nn.Module, channels: Mapping[str, InnerChannels], widths: Mapping[str, int], source: CalibrationSource, *,
+    model: nn.Module, units: Mapping[str, Prunable], widths: Mapping[str, int], source: CalibrationSource, *,
     ratio: float | None = None, align: Mapping[str, int] | None = None, progress: Progress | None = None,
     budget_bytes: int = BUDGET_BYTES,
 ) -> Narrowed:  # fmt: skip
-    """Keep `widths[path]` channels of each module, those without which it loses most, and refit what reads them. With
-    `ratio`, that share of the parameters goes where it costs least instead, if held-out text then loses less.
+    """Keep `widths[path]` units of each module, those without which it loses most, and refit what reads them. With
+    `ratio`, that share of the parameters of inner channels goes where it costs least instead, if held-out text then
+    loses less; heads and experts stay as many in every layer.
 
     What a module loses is measured: the divergence of the model with this module alone at its width; its channels
     share it by their part in the error of its outputs. Nothing of the model is edited. Raises InvalidSetting for a
     text with fewer tokens than the widest module has channels.
     """
     learned, judged = parted(source)
-    _check_length(source, learned, channels)
-    found = {UNIFORM: Candidate()}
+    read = {path: one for path, one in units.items() if isinstance(one, ReadUnits)}
+    channels = {path: one for path, one in read.items() if isinstance(one, InnerChannels)}
+    mixtures = [one for one in units.values() if isinstance(one, RoutedExperts)]
+    _check_length(source, learned, read)
+    held_out = HeldOut(model, judged)
+    experts = fewer_experts(model, mixtures, widths, learned, held_out, progress) if mixtures else FewerExperts()
+    found = {UNIFORM: Candidate(dict(experts.weights), dict(experts.kept))}
     orders: dict[str, Tensor] = {}
     losses: dict[str, Tensor] = {}
     unseen = 0
-    for one, seen in _walk(model, channels, learned, "calibration", budget_bytes, progress):
+    for one, seen in _walk(model, read, learned, "calibration", budget_bytes, progress):
         orders[one.path], losses[one.path] = _orders(one, seen)
         unseen += sum(part is None for part in seen)
         _narrow_into(found[UNIFORM], one, seen, orders[one.path], widths[one.path])
-    held_out = HeldOut(model, judged)
     sensitivities: dict[str, float] = {}
     if ratio is not None and len(channels) > 1:
         sensitivities = _sensitivities(model, channels, found[UNIFORM], held_out, progress)
@@ -89,34 +101,48 @@ def narrow(
             path: _curve(one, losses[path], widths[path], sensitivities[path], (align or {}).get(path, 1))
             for path, one in channels.items()
         }
-        allotted = allocate_widths(curves, ratio)
-        found[MEASURED] = Candidate()
-        for one, seen in _walk(model, channels, learned, "refit", budget_bytes, progress):
+        allotted = {**widths, **allocate_widths(curves, ratio)}
+        found[MEASURED] = Candidate(dict(experts.weights), dict(experts.kept))
+        for one, seen in _walk(model, read, learned, "refit", budget_bytes, progress):
             _narrow_into(found[MEASURED], one, seen, orders[one.path], allotted[one.path])
     for candidate in found.values():
-        with stood_in(model, {path: twin_of(channels[path].module, made) for path, made in candidate.weights.items()}):
+        with stood_in(model, _twins(units, candidate, candidate.weights)):
             candidate.divergence = held_out.divergence(model)
     name = min(found, key=lambda allocation: found[allocation].divergence)
     told = {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest}
     divergences = {allocation: candidate.divergence for allocation, candidate in found.items()}
-    return Narrowed(found[name], name, divergences, sensitivities, told, unseen)
+    return Narrowed(found[name], name, divergences, sensitivities, told, unseen, experts)
 
 
-def _check_length(source: CalibrationSource, learned: CalibrationSource, channels: Mapping[str, InnerChannels]) -> None:
-    widest = max(one.width for one in channels.values())
+def _twins(units: Mapping[str, Prunable], candidate: Candidate, paths: Iterable[str]) -> dict[str, nn.Module]:
+    twins = {}
+    for path in paths:
+        one, weights = units[path], candidate.weights[path]
+        if isinstance(one, HeadGroups):  # its result alone: run twice, an attention would fill a cache twice
+            full = one.spread(candidate.kept[path][None], weights[one.down_name][None])[0]
+            twins[one.down] = twin_of(one.module.get_submodule(RESULT), {"weight": full})
+        else:
+            twins[path] = pruned_twin(one, weights, candidate.widths[path])
+    return twins
+
+
+def _check_length(source: CalibrationSource, learned: CalibrationSource, read: Mapping[str, ReadUnits]) -> None:
+    widest = max((one.width * one.block for one in read.values()), default=0)
     if source.tokens and learned.tokens < widest:
         raise InvalidSetting(
-            f"{source.name} leaves {learned.tokens} tokens to learn from, and the widest MLP has {widest} channels: "
+            f"{source.name} leaves {learned.tokens} tokens to learn from, and the widest module has {widest} channels: "
             f"give {widest - learned.tokens} tokens more at least (10 times as many are better)."
         )
 
 
 def _walk(
-    model: nn.Module, channels: Mapping[str, InnerChannels], learned: CalibrationSource, stage: str, budget_bytes: int,
+    model: nn.Module, read: Mapping[str, ReadUnits], learned: CalibrationSource, stage: str, budget_bytes: int,
     progress: Progress | None,
-) -> Iterator[tuple[InnerChannels, list[InputStatistics | None]]]:  # fmt: skip
-    """Every module with what each of its matrices that read inner channels was given, a few modules at a time."""
-    of_down = {one.down: one for one in channels.values()}
+) -> Iterator[tuple[ReadUnits, list[InputStatistics | None]]]:  # fmt: skip
+    """Every module with what each of its matrices that read units was given, a few modules at a time."""
+    if not read:
+        return
+    of_down = {one.down: one for one in read.values()}
     groups = list(groups_within(watched_layers(model, list(of_down)), True, budget_bytes))
     for number, group in enumerate(groups):
         told = part_of(progress, stage, number, len(groups))
@@ -133,11 +159,11 @@ def _sensitivities(
     progress: Progress | None,
 ) -> dict[str, float]:  # fmt: skip
     found = {}
-    for number, (path, weights) in enumerate(candidate.weights.items()):
-        with stood_in(model, {path: twin_of(channels[path].module, weights)}):
+    for number, path in enumerate(channels):
+        with stood_in(model, _twins(channels, candidate, [path])):
             found[path] = held_out.divergence(model)
         if progress:
-            progress("held-out text", (number + 1) / len(candidate.weights))
+            progress("held-out text", (number + 1) / len(channels))
     return found
 
 
@@ -149,24 +175,27 @@ def _curve(one: InnerChannels, losses: Tensor, width: int, sensitivity: float, a
     return Curve(together * (max(sensitivity, 0.0) / predicted if predicted > 0 else 0.0), parameters, align)
 
 
-def _orders(one: InnerChannels, seen: Sequence[InputStatistics | None]) -> tuple[Tensor, Tensor]:
-    """The order in which channels go, and their losses, [copies, width]; of an expert that no token reached, by the
-    size of its weights, at no loss."""
+def _orders(one: ReadUnits, seen: Sequence[InputStatistics | None]) -> tuple[Tensor, Tensor]:
+    """The order in which units go, and their losses, [copies, width]; of an expert that no token reached, by the size
+    of its weights, at no loss."""
     down = one.down_weights
-    order = down.double().square().sum(1).argsort(1)
+    order = down.double().square().sum(1).view(len(down), -1, one.block).sum(2).argsort(1)
     losses = torch.zeros(order.shape, dtype=torch.float64, device=order.device)
     for places, grams in _stacks(seen, down):
-        order[places], losses[places] = removal_order(down[places], grams)
+        order[places], losses[places] = (
+            removal_order(down[places], grams) if one.block == 1 else block_order(down[places], grams, one.block)
+        )
     return order, losses
 
 
 def _narrow_into(
-    candidate: Candidate, one: InnerChannels, seen: Sequence[InputStatistics | None], order: Tensor, width: int
+    candidate: Candidate, one: ReadUnits, seen: Sequence[InputStatistics | None], order: Tensor, width: int
 ) -> None:
     kept, down = order[:, one.width - width :].sort(1).values, one.down_weights
-    narrow_down = down.gather(2, kept[:, None].expand(-1, down.shape[1], -1))
+    columns = one.columns(kept)
+    narrow_down = down.gather(2, columns[:, None].expand(-1, down.shape[1], -1))
     for places, grams in _stacks(seen, down):
-        narrow_down[places] = refitted(down[places], grams, kept[places])
+        narrow_down[places] = refitted(down[places], grams, columns[places])
     candidate.weights[one.path] = one.narrowed(kept, narrow_down)
     candidate.kept[one.path] = kept if one.stacked else kept[0]
 

@@ -68,6 +68,60 @@ def removal_order(weight: Tensor, gram: Tensor, steps: int = STEPS) -> tuple[Ten
     return torch.cat(order, 1), torch.cat(losses, 1).clamp_(min=0)
 
 
+def naive_block_order(weight: Tensor, gram: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """`block_order` from its definition: of one matrix [out, n], each loss by solving anew for what stays."""
+    exact, inner = weight.double(), damped(gram[None])[0]
+    columns = torch.arange(weight.shape[1]).view(-1, block)
+    left, order, losses = list(range(len(columns))), [], []
+
+    def loss_with(blocks: list[int]) -> float:
+        kept = columns[blocks].flatten()
+        cross = exact @ inner[:, kept]
+        made_up = torch.trace(cross @ torch.linalg.solve(inner[kept][:, kept], cross.T)) if blocks else 0.0
+        return float(torch.trace(exact @ inner @ exact.T) - made_up)
+
+    before = 0.0
+    while left:
+        tried = [loss_with([one for one in left if one != gone]) for gone in left]
+        place = min(range(len(left)), key=lambda place: tried[place])
+        order.append(left.pop(place))
+        losses.append(tried[place] - before)
+        before = tried[place]
+    return torch.tensor(order), torch.tensor(losses, dtype=torch.float64)
+
+
+@torch.no_grad()
+def block_order(weight: Tensor, gram: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """As `removal_order`, of `block` neighbouring channels that go together: numbers of blocks and losses [B, n /
+    block].
+
+    >>> order, losses = block_order(torch.ones(1, 1, 4), torch.diag(torch.tensor([4.0, 1.0, 1.0, 1.0]))[None], 2)
+    >>> order.tolist(), losses.round(decimals=1).tolist()
+    ([[1, 0]], [[2.0, 5.0]])
+    """
+    left, inverse = weight.double().clone(), torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)))
+    batch, rows, width = left.shape
+    count, every = width // block, torch.arange(batch, device=left.device)
+    gone = torch.zeros(batch, count, dtype=torch.bool, device=left.device)
+    order, losses = [], []
+    unit = torch.eye(block, dtype=left.dtype, device=left.device)
+    for _ in range(count):
+        blocks = left.view(batch, rows, count, block).movedim(2, 1)
+        corners = inverse.view(batch, count, block, count, block).diagonal(dim1=1, dim2=3).movedim(3, 1)
+        corners = torch.where(gone[..., None, None], unit, corners)
+        solved = torch.linalg.solve(corners, blocks, left=False)
+        loss = (solved * blocks).sum((2, 3)).masked_fill(gone, float("inf"))
+        chosen = loss.argmin(1)
+        order.append(chosen)
+        losses.append(loss[every, chosen])
+        across = inverse.view(batch, count, block, width)[every, chosen]
+        left = left - solved[every, chosen] @ across
+        inverse = inverse - across.mT @ torch.linalg.solve(corners[every, chosen], across)
+        gone[every, chosen] = True
+        left.view(batch, rows, count, block).movedim(2, 1)[gone] = 0.0
+    return torch.stack(order, 1), torch.stack(losses, 1).clamp_(min=0)
+
+
 def refitted(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
     """The weights [B, out, k] that give, from the channels `kept` [B, k] alone, the closest to what all of them gave.
 

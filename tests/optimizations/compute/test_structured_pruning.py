@@ -66,6 +66,77 @@ def test_what_is_saved_comes_back_without_a_text(name: str, allocation: str, tmp
     assert torch.equal(tiny.logits(again, name), tiny.logits(model, name))
 
 
+HEADS_AND_EXPERTS = [
+    ("llama", ["kv_heads"]), ("qwen3", ["kv_heads", "mlp"]), ("qwen3_vl", ["kv_heads"]), ("qwen3_moe", ["experts"]),
+    ("glm4_moe", ["experts", "kv_heads"]), ("glm4_moe_lite", ["experts"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "units"), HEADS_AND_EXPERTS)
+def test_heads_and_experts_go_and_come_back(name: str, units: list[str], tmp_path: Path) -> None:
+    case = Case(name)
+    receipt = prune(case.model, pruning_ratio=0.5, units=units, tokens=256)
+    config = case.model.config.get_text_config()
+    counts = [config.num_key_value_heads, getattr(config, "num_local_experts", getattr(config, "num_experts", None))]
+    assert counts[0] == 1 if "kv_heads" in units else counts[1] in (2, 4)
+    assert {site.role for site in receipt.acted} == set(units)
+    made = tiny.logits(case.model, name)
+    again = load(save(case.model, tmp_path / "saved"))
+    assert torch.equal(tiny.logits(again, name), made)
+    given = tiny.inputs(name, case.model)
+    for cache in ({}, {"cache_implementation": "static"}):
+        out = copy.deepcopy(again).generate(
+            **given, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0, **cache
+        )
+        assert out.shape[1] == given["input_ids"].shape[1] + 3
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_what_follows_reads_the_smaller_model_right() -> None:
+    for name, units in (("qwen3", ["kv_heads"]), ("glm4_moe", ["kv_heads", "experts"])):
+        case, alone = Case(name), tiny.build(name)
+        asked = {"structured_pruning": {"align": 8, "units": units, "calibration": "none", "allocation": "uniform"}}
+        names = ["structured_pruning", "flash_attention", "kernel_fusion"]
+        case.manager.apply_optimizations(case.model, names, parameters=asked)
+        ModularOptimizationManager().apply_optimizations(alone, names[:1], parameters=asked)
+        torch.testing.assert_close(tiny.logits(case.model, name), tiny.logits(alone, name), rtol=1e-3, atol=1e-3)
+        case.manager.remove_optimizations(case.model, ["structured_pruning"])
+        torch.testing.assert_close(tiny.logits(case.model, name), case.logits, rtol=1e-3, atol=1e-3)
+        case.manager.remove_optimizations(case.model)
+        case.check_untouched()
+
+
+def test_heads_that_cannot_go_are_told_with_the_reason() -> None:
+    with pytest.raises(NoEffect, match="a latent that all of its heads share"):
+        prune(tiny.build("glm4_moe_lite"), units=["kv_heads"])
+    with pytest.raises(
+        NoEffect, match=r"all layers must have as many key heads, and model\.layers\.1\.self_attn keeps"
+    ):
+        prune(tiny.build("llama"), units=["kv_heads"], skip=["model.layers.1.*"])
+    with pytest.raises(NoEffect, match="of its 2 key heads 60% would go, and what is left is fewer than 1"):
+        prune(tiny.build("llama"), units=["kv_heads"], pruning_ratio=0.6)
+    with pytest.raises(NoEffect, match="of its 8 experts 90% would go, and what is left is fewer than 2"):
+        prune(tiny.build("qwen3_moe"), units=["experts"], pruning_ratio=0.9)
+    receipt = prune(tiny.build("qwen3_moe"), units=["experts", "expert_width"])
+    assert [site.role for site in receipt.acted] == ["experts"]
+    assert any("its experts go whole" in skip["reason"] for skip in receipt.to_json()["skipped"])
+
+
+def test_without_a_text_the_smallest_weights_go_and_nothing_is_measured() -> None:
+    model, first = tiny.build("llama"), tiny.build("llama")
+    with torch.no_grad():
+        for layer, other in zip(model.model.layers, first.model.layers, strict=True):
+            layer.mlp.down_proj.weight[:, ::4] = other.mlp.down_proj.weight[:, ::4] = 0
+    receipt = prune(model, calibration="none", allocation="uniform", align=25)
+    assert set(widths(model).values()) == {75}
+    torch.testing.assert_close(tiny.logits(model, "llama"), tiny.logits(first, "llama"), rtol=1e-4, atol=1e-4)
+    assert any("no text has judged it" in note for note in receipt.notes)
+    for asked in ({}, {"allocation": "uniform", "max_kl": 0.1}):
+        with pytest.raises(InvalidSetting, match="nothing to measure by"):
+            prune(tiny.build("llama"), calibration="none", **asked)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "glm4_moe"])
 def test_a_uniform_result_is_the_model_that_its_configuration_tells(name: str) -> None:
     model = tiny.build(name)

@@ -1,19 +1,32 @@
-"""`structured_pruning`: fewer inner channels in MLPs and experts, and what reads them refitted to make up for it."""
+"""`structured_pruning`: fewer channels, experts or heads, and what reads them refitted to make up for it."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from inference_pio.anatomy.chosen import Chosen
-from inference_pio.anatomy.mlp_channels import EXPERT_WIDTH, WIDTH_NAMES, InnerChannels, inner_channels
+from inference_pio.anatomy.head_groups import KV_HEADS
+from inference_pio.anatomy.mlp_channels import EXPERT_WIDTH, MLP, WIDTH_NAMES
+from inference_pio.anatomy.prunable import Prunable
+from inference_pio.anatomy.prunable_units import (
+    CONFIGURED,
+    is_channels,
+    paths_of,
+    prunable_units,
+    told_counts,
+    units_at,
+)
 from inference_pio.anatomy.roles import roles_of
+from inference_pio.anatomy.routed_experts import ROUTED, RoutedExperts
 from inference_pio.anatomy.shared_weights import shared_weights, why_shared
+from inference_pio.calibration.by_weights import narrow_by_weights
 from inference_pio.calibration.held_out import ONE_IN
 from inference_pio.calibration.narrowed import MEASURED, UNIFORM, Narrowed, narrow
 from inference_pio.calibration.source import calibration_source, token_windows
@@ -21,7 +34,7 @@ from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
-from inference_pio.errors import InvalidModel, PlanError
+from inference_pio.errors import InvalidModel, InvalidSetting, PlanError
 from inference_pio.measure.target import max_positions
 from inference_pio.sources.progress import share_bar
 from inference_pio.undo.places import configs_of
@@ -35,28 +48,41 @@ LONG_BYTES = 64 * 2**20
 """A model of more is told how far its pruning has come."""
 SMALL_TEXT = [[1 + (place * place + row) % 96 for place in range(32)] for row in range(12)]
 """Tokens without a meaning that every small model knows."""
-Unit = Literal["mlp", "expert_width"]
+Unit = Literal["mlp", "expert_width", "experts", "kv_heads"]
+ROLES = {MLP: "mlp", EXPERT_WIDTH: "experts", ROUTED: "experts", KV_HEADS: "attention"}
+NAMES = {MLP: "inner channels", EXPERT_WIDTH: "inner channels of experts", ROUTED: "experts", KV_HEADS: "key heads"}
 
 
 class StructuredPruningParameters(Settings):
-    """`pruning_ratio` is the share of inner channels that goes, of each MLP (`units`: "mlp") and of each expert
-    ("expert_width"); what stays is a multiple of `align`, so that matrix units are filled, in experts of 8 at least.
+    """`pruning_ratio` is the share of `units` that goes: inner channels of each MLP ("mlp") and of each expert
+    ("expert_width"), whole "experts" of each mixture, or "kv_heads", key heads with the query heads that read them.
+    Channels that stay are a multiple of `align`, so that matrix units are filled, in experts of 8 at least.
 
-    `allocation` "measured" takes more from modules that lose little by it, told by held-out text, less from others, and
-    `pruning_ratio` of all; "uniform" as much from each, so that the configuration can tell it to every reader. Learned
-    from `tokens` tokens of `text`. Nothing is done where the divergence on held-out text would be above `max_kl` nats a
-    token. `targets` are roles or path patterns, `skip` path patterns.
+    `allocation` "measured" takes more channels from modules that lose little by it, told by held-out text, less from
+    others, and `pruning_ratio` of all; "uniform" as much from each, so that the configuration can tell it to every
+    reader. Learned from `tokens` tokens of `text`; with `calibration` "none" what goes has the smallest weights, and
+    nothing makes up for it. Nothing is done where the divergence on held-out text would be above `max_kl` nats a token.
+    `targets` are roles or path patterns, `skip` path patterns.
     """
 
     pruning_ratio: float = Field(default=0.25, gt=0, lt=1)
     units: list[Unit] = Field(default=["mlp", "expert_width"], min_length=1)
     align: int = Field(default=64, ge=1)
     allocation: Literal["measured", "uniform"] = "measured"
+    calibration: Literal["text", "none"] = "text"
     max_kl: float | None = Field(default=None, gt=0)
     targets: list[str] | None = None
     skip: list[str] = Field(default_factory=list)
     text: list[str] | list[list[int]] | None = None
     tokens: int = Field(default=32768, ge=1)
+
+    @model_validator(mode="after")
+    def _nothing_measured_without_a_text(self) -> Self:
+        if self.calibration == "none" and (self.allocation == MEASURED or self.max_kl is not None):
+            raise InvalidSetting(
+                "calibration='none' leaves nothing to measure by: it goes with allocation='uniform', and without max_kl"
+            )
+        return self
 
 
 class StructuredPruning(OptimizationInterface):
@@ -65,7 +91,7 @@ class StructuredPruning(OptimizationInterface):
     name = "structured_pruning"
     optimization_type = OptimizationType.COMPUTE
     stage = Stage.STRUCTURE
-    summary = "fewer inner channels in MLPs and experts, the layers behind refitted by least squares"
+    summary = "fewer channels, experts or heads, the layers behind refitted by least squares"
     exactness = "approximate"
     changes_state_dict = True
     Parameters: ClassVar[type[Settings]] = StructuredPruningParameters
@@ -79,24 +105,25 @@ class StructuredPruning(OptimizationInterface):
         asked, chosen, roles = self.parameters, self._chosen, roles_of(model)
         shared = shared_weights(model)
         found = []
-        for one in inner_channels(model):
+        for one in prunable_units(model, asked.units):
             if isinstance(one, tuple):
-                found.append(Site(one[0], roles.get(one[0], "mlp"), CLAIMS, one[1]))
+                found.append(Site(one[0], roles.get(one[0], "model"), CLAIMS, one[1]))
                 continue
-            nbytes = sum(weight.nbytes for weight in one.weights.values())
             skip = self._why_not(one, chosen) or why_shared(one.weights.values(), shared)
             if not skip and one.unit not in asked.units:
                 skip = f"units={asked.units} leaves {one.unit} out"
-            found.append(Site(one.path, one.unit, CLAIMS, skip, nbytes=nbytes))
-        return found
+            found.append(Site(one.path, one.unit, CLAIMS, skip, nbytes=one.nbytes))
+        return _as_many_everywhere(model, asked.units, found)
 
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         there = _at(model, sites)
         widths = {path: self._width(one) for path, one in there.items()}
+        uniform = self.parameters.allocation == UNIFORM
+        told = {path: width for path, width in widths.items() if uniform or not is_channels(there[path])}
         return {
             "pruning_ratio": self.parameters.pruning_ratio, "widths": widths,
             "before": {path: one.width for path, one in there.items()},
-            "configuration": _told_widths(model, widths) if self.parameters.allocation == UNIFORM else {},
+            "configuration": told_counts(model, dict(configs_of(model)), told),
         }  # fmt: skip
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
@@ -108,13 +135,15 @@ class StructuredPruning(OptimizationInterface):
                     )
 
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
-        asked = self.parameters
+        asked, there = self.parameters, _at(model, sites)
+        if asked.calibration == "none":
+            self._narrowed = narrow_by_weights(there, decision["widths"])
+            return {**decision, "chosen": self._narrowed.to_json()}
         window = min(WINDOW, max_positions(model) or WINDOW, max(LEAST_WINDOW, asked.tokens // ONE_IN))
         source = calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window)
         large = sum(parameter.nbytes for parameter in model.parameters()) > LONG_BYTES
         ratio = asked.pruning_ratio if asked.allocation == MEASURED else None
         with share_bar("choosing channels", large) as progress:
-            there = _at(model, sites)
             align = {path: self._align(one) for path, one in there.items()}
             self._narrowed = found = narrow(
                 model, there, decision["widths"], source, ratio=ratio, align=align, progress=progress
@@ -123,7 +152,7 @@ class StructuredPruning(OptimizationInterface):
         if asked.max_kl is not None and divergence > asked.max_kl:
             self._narrowed = None
             raise PlanError(
-                f"structured_pruning: with {asked.pruning_ratio:.0%} of the channels gone the divergence on held-out "
+                f"structured_pruning: with {asked.pruning_ratio:.0%} of its units gone the divergence on held-out "
                 f"text is {divergence:.3g} nats a token, and max_kl is {asked.max_kl:g}: choose a smaller "
                 "pruning_ratio. Nothing was touched."
             )
@@ -131,46 +160,59 @@ class StructuredPruning(OptimizationInterface):
 
     def apply(self, model: nn.Module) -> nn.Module:
         made, self._narrowed = self._narrowed, None
-        if lost := self._chosen.unmatched({site.path: _role(site.role) for site in self.sites(model)}):
+        if lost := self._chosen.unmatched({site.path: ROLES.get(site.role, site.role) for site in self.sites(model)}):
             self.say(note=f"nothing in this model is meant by {', '.join(map(repr, lost))}.")
         decision = self.step.decision
-        for path, one in _at(model, self.step.sites).items():
+        there = _at(model, self.step.sites)
+        for path, one in there.items():
             width = _widths(decision)[path]
-            weights = made.taken.weights[path] if made is not None else _first(one, width)
-            for name, weight in weights.items():
+            for module, name, value in list(one.numbers(width)):
+                self.journal.set(module, name, value)
+            for name, weight in (made.taken.weights[path] if made is not None else one.first(width)).items():
                 above, _, last = name.rpartition(".")
-                owner: Any = one.module.get_submodule(above)
-                old = owner._parameters[last]
-                self.journal.set(owner, last, nn.Parameter(weight, requires_grad=old.requires_grad))
-                if isinstance(owner, nn.Linear):
-                    self.journal.set(owner, "out_features", weight.shape[0])
-                    self.journal.set(owner, "in_features", weight.shape[1])
-            for name in WIDTH_NAMES:
-                if getattr(one.module, name, None) == one.width:
-                    self.journal.set(one.module, name, width)
+                self._put(one.module.get_submodule(above), last, weight)
         for key, value in decision["configuration"].items():
             where, _, name = key.rpartition(".")
             self.journal.set(dict(configs_of(model))[where], name, value)
-        self._tell(decision)
+        self._tell(decision, {path: one.unit for path, one in there.items()})
         return model
 
-    def _tell(self, decision: Mapping[str, Any]) -> None:
-        before, after = (list(found.values()) for found in (decision["before"], _widths(decision)))
-        self.say(
-            backend="smaller matrices",
-            note=f"inner channels of {len(after)} modules: {_range(before)} before, {_range(after)} now.",
-        )
-        if not decision["configuration"]:
+    def _put(self, owner: Any, name: str, weight: torch.Tensor) -> None:
+        if name in owner._buffers:
+            self.journal.set(owner, name, weight)
+            return
+        self.journal.set(owner, name, nn.Parameter(weight, requires_grad=owner._parameters[name].requires_grad))
+        if isinstance(owner, nn.Linear) and weight.dim() == 2:
+            self.journal.set(owner, "out_features", weight.shape[0])
+            self.journal.set(owner, "in_features", weight.shape[1])
+
+    def _tell(self, decision: Mapping[str, Any], units: Mapping[str, str]) -> None:
+        before, after = decision["before"], _widths(decision)
+        for unit in dict.fromkeys(units.values()):
+            paths = [path for path, kind in units.items() if kind == unit]
+            counts = [_range([found[path] for path in paths]) for found in (before, after)]
+            self.say(
+                backend="smaller matrices",
+                note=f"{NAMES[unit]} of {len(paths)} modules: {counts[0]} before, {counts[1]} now.",
+            )
+        if {MLP, EXPERT_WIDTH}.intersection(units.values()) and not any(
+            key.endswith(WIDTH_NAMES) for key in decision["configuration"]
+        ):
             self.say(
                 note="the configuration keeps its widths, which not all modules share any more: save() keeps what was "
                 "chosen; allocation='uniform' is for other readers of a checkpoint."
             )
         chosen = decision.get("chosen")
         if chosen is None:
-            self.say(note="which channels go is decided when it is applied, by the text that it learns from.")
+            self.say(note="which units go is decided when it is applied, by the text that it learns from.")
             return
-        tried = ", ".join(f"{name} {value:.3g}" for name, value in chosen["held_out_divergence"].items())
+        if not chosen["held_out_divergence"]:
+            self.say(note="what goes has the smallest weights, and no text has judged it (calibration='none').")
+            return
+        tried = _tried(chosen["held_out_divergence"])
         self.say(note=f"allocation {chosen['allocation']}; divergence on held-out text, in nats a token: {tried}.")
+        if experts := chosen.get("experts"):
+            self.say(note=f"experts by {experts['criterion']}; alone: {_tried(experts['held_out_divergence'])}.")
         if chosen["unseen_experts"]:
             self.say(note=f"{chosen['unseen_experts']} experts saw no token: their channels go by the size of weights.")
 
@@ -178,40 +220,54 @@ class StructuredPruning(OptimizationInterface):
     def _chosen(self) -> Chosen:
         return Chosen(self.parameters.targets, self.parameters.skip)
 
-    def _align(self, one: InnerChannels) -> int:
+    def _align(self, one: Prunable) -> int:
+        """Of what the units that stay are a multiple."""
+        if not is_channels(one):
+            return 1
         align: int = self.parameters.align
-        return math.lcm(align, EXPERTS_ALIGN) if one.stacked else align
+        return math.lcm(align, EXPERTS_ALIGN) if one.unit == EXPERT_WIDTH else align
 
-    def _width(self, one: InnerChannels) -> int:
-        """How many channels stay where each module gives as much."""
+    def _width(self, one: Prunable) -> int:
+        """How many units stay where each module gives as much."""
         left = round(one.width * (1 - self.parameters.pruning_ratio), 6)
         return int(left // self._align(one)) * self._align(one)
 
-    def _why_not(self, one: InnerChannels, chosen: Chosen) -> str | None:
+    def _why_not(self, one: Prunable, chosen: Chosen) -> str | None:
         asked = self.parameters
-        if reason := chosen.why_not(one.path, _role(one.unit)):
+        if reason := chosen.why_not(one.path, ROLES[one.unit]):
             return reason
         if any("forward" in module.__dict__ or hasattr(module, "parametrizations") for module in one.module.modules()):
             return "its forward or one of its weights is overridden"
         if not all(weight.is_floating_point() and weight.element_size() > 1 for weight in one.weights.values()):
             return "its weights are stored in fewer bits already"
-        width, align = self._width(one), self._align(one)
-        if width == 0:
+        if one.unit == EXPERT_WIDTH and ROUTED in asked.units:
+            return "its experts go whole: prune their width in a step of its own, on what was saved"
+        least = max(one.top_k, 2) if isinstance(one, RoutedExperts) else 1
+        width, align, name = self._width(one), self._align(one), NAMES[one.unit].split(" of ")[0].removeprefix("inner ")
+        if width < least:
             return (
-                f"of its {one.width} channels {asked.pruning_ratio:.0%} would go, and what is left is no multiple of "
-                f"align={align}: choose a smaller align or pruning_ratio"
+                f"of its {one.width} {name} {asked.pruning_ratio:.0%} would go, and what is left is "
+                f"{f'no multiple of align={align}' if is_channels(one) else f'fewer than {least}'}: choose a smaller "
+                f"{'align or ' if is_channels(one) else ''}pruning_ratio"
             )
-        return f"its {one.width} channels stay with align={align}" if width >= one.width else None
+        return f"its {one.width} {name} stay with align={align}" if width >= one.width else None
 
 
-def _role(unit: str) -> str:
-    return "experts" if unit == EXPERT_WIDTH else unit
+def _at(model: nn.Module, sites: Sequence[Site]) -> dict[str, Prunable]:
+    return units_at(model, [site.path for site in sites])
 
 
-def _at(model: nn.Module, sites: Sequence[Site]) -> dict[str, InnerChannels]:
-    wanted = {site.path for site in sites}
-    found = (one for one in inner_channels(model) if isinstance(one, InnerChannels))
-    return {one.path: one for one in found if one.path in wanted}
+def _as_many_everywhere(model: nn.Module, kinds: Sequence[str], sites: list[Site]) -> list[Site]:
+    """Sites of a kind of which all layers must have as many are left alone where one of them must be."""
+    found = {site.path: site for site in sites}
+    for kind in CONFIGURED.intersection(kinds):
+        paths = paths_of(model, kind)
+        left = next((found[path] for path in paths if found[path].skip), None)
+        for path in paths:
+            if left is not None and not found[path].skip:
+                reason = f"all layers must have as many {NAMES[kind]}, and {left.path} keeps its own: {left.skip}"
+                found[path] = dataclasses.replace(found[path], skip=reason)
+    return list(found.values())
 
 
 def _widths(decision: Mapping[str, Any]) -> dict[str, int]:
@@ -220,26 +276,9 @@ def _widths(decision: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
+def _tried(divergences: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in divergences.items())
+
+
 def _range(widths: Sequence[int]) -> str:
     return f"{min(widths)}" if min(widths) == max(widths) else f"{min(widths)} to {max(widths)}"
-
-
-def _first(one: InnerChannels, width: int) -> dict[str, torch.Tensor]:
-    """The shapes that a module will have; its own where a configuration has told the new width already."""
-    kept = torch.arange(width, device=one.down_weights.device).expand(one.copies, -1)
-    return one.narrowed(kept, one.down_weights[..., :width])
-
-
-def _told_widths(model: nn.Module, widths: Mapping[str, int]) -> dict[str, int]:
-    """What configurations are to tell: a width that every module which had it has changed, and to one new one."""
-    after: dict[int, set[int]] = {}
-    for one in inner_channels(model):
-        if isinstance(one, InnerChannels):
-            after.setdefault(one.width, set()).add(widths.get(one.path, one.width))
-    told = {}
-    for name, config in configs_of(model):
-        for key in WIDTH_NAMES:
-            value = vars(config).get(key)
-            if isinstance(value, int) and len(new := after.get(value, set())) == 1 and value not in new:
-                told[f"{name}.{key}"] = next(iter(new))
-    return told
