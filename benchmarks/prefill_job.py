@@ -37,12 +37,16 @@ class PrefillJob:
 
     def set_up(self) -> Answer:
         model = real_models.build(self.suite.model, self.device, smoke=self.smoke)
+        if self.arm.prepare is not None:
+            self.arm.prepare(model)
         self.prompts = {length: real_models.prompt(model, length, length) for length in self.suite.lengths}
         self.listen(model)
         flops = self._flops(model)
         room = Room(self.prompts[min(self.prompts)], max(self.suite.lengths), self.smoke)
         start = time.perf_counter()
         self.run = self.arm.make(model, room)
+        if self.arm.prepare is not None:
+            flops = self._flops(model)  # what went is not computed
         got = {length: self._logits(self.run, tokens) for length, tokens in self.prompts.items()}
         for tokens in self.prompts.values():
             self._time(tokens)

@@ -145,7 +145,7 @@ SUITES = {
             optional={
                 "graph-inductor-tuned": 110, "plain-flash-only": 65, "plain-no-cudnn": 55, "torchao-int8-tuned": 245,
                 "pio-performance": 90, "pio-merged": 60, "pio-gemv": 65, "pio-graph-large-room": 80,
-                "pio-decomposed": 220, "pio-decomposed-pivoted": 240,
+                "pio-decomposed": 220, "pio-decomposed-pivoted": 240, "pio-pruned": 55,
             },
             model="qwen3-4b", gigabytes=13,
         ),
@@ -207,7 +207,7 @@ SUITES = {
             arms={"plain": 25, "flash-only": 28, "pio-lossless": 28, "pio-balanced": 35, "compile": 90},
             optional={
                 "pio-elementwise": 28, "pio-merged": 28, "pio-int4": 80, "pio-int8-activations": 60,
-                "pio-fp8-activations": 60,
+                "pio-fp8-activations": 60, "pio-pruned": 30,
             },
             model="qwen3-4b", gigabytes=26, lengths=(8192, 32768),
         ),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import inference_pio
 from benchmarks import weights
+from benchmarks.arms import narrow
 from benchmarks.arms.ours import sdpa_backends
 from benchmarks.arms.room import Room
 from inference_pio.measure import weight_bytes
@@ -44,13 +45,15 @@ class Pattern:
 @dataclass(frozen=True)
 class PrefillArm:
     """`make(model, room)` gives a function (tokens [1, S], keep) -> logits [keep, V]. `exactness` names the noise that
-    its check allows, or, with a `pattern`, tells that its logits are not held against the plain model's."""
+    its check allows, or, with a `pattern`, tells that its logits are not held against the plain model's. `prepare`
+    changes weights before the plain answers are asked for, where random ones would not bear what the system does."""
 
     label: str
     make: Callable[[nn.Module, Room], Forward]
     exactness: str = "rounding"
     gpu_only: bool = False
     pattern: Pattern | None = None
+    prepare: Callable[[nn.Module], None] | None = None
 
     def unavailable(self, cuda: bool) -> str | None:
         return "needs an NVIDIA GPU" if self.gpu_only and not cuda else None
@@ -210,6 +213,11 @@ ARMS: dict[str, PrefillArm] = {
         _compressed(format="fp8", activations="fp8"),
         "fp8 twice",
         gpu_only=True,
+    ),
+    "pio-pruned": PrefillArm(
+        "inference-pio three quarters of the MLPs' channels, kernel_fusion elementwise",
+        narrow.pruned_forward(forward),
+        prepare=narrow.of_fewer_channels,
     ),
     "pio-lossless": PrefillArm("inference-pio lossless", _profile("lossless")),
     "pio-balanced": PrefillArm("inference-pio balanced", _profile("balanced"), "int8"),

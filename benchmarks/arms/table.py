@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.arms import factored, offload, ours, quantized
+from benchmarks.arms import factored, narrow, offload, ours, quantized
 from benchmarks.arms.decoder import Decoder, GenerateDecoder
 from benchmarks.arms.graph import GraphDecoder
 from benchmarks.arms.room import Room
@@ -135,6 +135,9 @@ ARMS: dict[str, Arm] = {
         factored.decomposed("pivoted"),
         "int8",
         prepare=factored.of_half_the_rank("pivoted"),
+    ),
+    "pio-pruned": Arm(
+        "inference-pio graph over three quarters of the MLPs' channels", narrow.pruned, prepare=narrow.of_fewer_channels
     ),
     "pio-graph-large-room": Arm("inference-pio graph, in room for 64K tokens", ours.in_large_room),
     "pio-lossless": Arm("inference-pio lossless", ours.profile("lossless")),

@@ -52,6 +52,15 @@ def test_models_in_two_factors_are_right_for_weights_of_that_rank(tmp_path: Path
         assert arm["status"] == "ok", f"{name}: {arm['reason']}"
 
 
+@pytest.mark.parametrize("suite", ["decode-qwen3-4b", "prefill-qwen3-4b"])
+def test_a_pruned_model_is_right_where_what_went_said_nothing(suite: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert smoke(suite, out, "--arms", "plain,pio-pruned") == 0
+    found = results.read(out)["arms"]
+    assert found["pio-pruned"]["status"] == "ok", found["pio-pruned"]["reason"]
+    assert any("96 before, 72 now" in note for note in found["pio-pruned"]["notes"])
+
+
 def test_a_resumed_run_measures_only_what_is_missing(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     smoke("decode-qwen3-4b", out, "--arms", "plain")
