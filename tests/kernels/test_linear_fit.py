@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference_pio.kernels.linear_fit import LinearFit, naive_linear_fit
+from inference_pio.kernels.linear_fit import LinearFit, added_map, naive_added_map, naive_linear_fit
 
 
 @pytest.mark.parametrize(("rows", "inner", "outer"), [(40, 3, 5), (7, 6, 1), (129, 17, 17)])
@@ -28,3 +28,11 @@ def test_few_rows_give_small_weights_and_the_mean() -> None:
     weight, bias = fit.solve()
     torch.testing.assert_close(x.double() @ weight.T + bias, y.double(), rtol=1e-6, atol=1e-6)
     assert float(weight.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(40, 3, 5), (4, 6, 1), (129, 17, 9)])
+def test_what_is_added_is_damped_least_squares(rows: int, inner: int, outer: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, missing = torch.randn(rows, inner, generator=generator), torch.randn(rows, outer, generator=generator)
+    torch.testing.assert_close(added_map(x, missing), naive_added_map(x, missing), rtol=1e-7, atol=1e-9)
+    assert not added_map(torch.zeros_like(x), missing).any()

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from inference_pio.anatomy.prunable import Weights
 from inference_pio.anatomy.routed_experts import RoutedExperts
+from inference_pio.calibration.expert_refit import refit_experts
 from inference_pio.calibration.expert_scores import CRITERIA, collect_expert_scores
 from inference_pio.calibration.forward import Progress
 from inference_pio.calibration.held_out import HeldOut
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
 from inference_pio.calibration.twins import pruned_twin
+
+REFITTED = "refitted"
 
 
 @dataclass
@@ -26,9 +29,10 @@ class FewerExperts:
     weights: dict[str, Weights] = field(default_factory=dict)
     criterion: str = ""
     divergences: dict[str, float] = field(default_factory=dict)
+    refitted: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"criterion": self.criterion, "held_out_divergence": self.divergences}
+        return {"criterion": self.criterion, "refitted": self.refitted, "held_out_divergence": self.divergences}
 
 
 def fewer_experts(
@@ -36,7 +40,8 @@ def fewer_experts(
     held_out: HeldOut, progress: Progress | None = None,
 ) -> FewerExperts:  # fmt: skip
     """Keep `counts[path]` experts of each mixture: those that the criterion calls worth most after whose choice the
-    model is nearest to what it was. Tokens of those that go are sent to the next best. Nothing of the model is edited.
+    model is nearest to what it was. Tokens of those that go are sent to the next best, which are fitted again to make
+    up for them where that helps. Nothing of the model is edited.
     """
     scores = collect_expert_scores(model, list(mixtures), learned, progress)
     found: dict[str, FewerExperts] = {}
@@ -48,6 +53,12 @@ def fewer_experts(
         found[criterion] = FewerExperts(kept, weights, criterion)
     divergences = {name: _divergence(model, mixtures, one, held_out) for name, one in found.items()}
     taken = found[min(divergences, key=lambda name: divergences[name])]
+    again = {
+        one.path: refit_experts(model, one, taken.weights[one.path], counts[one.path], learned) for one in mixtures
+    }
+    fitted = FewerExperts(taken.kept, again, taken.criterion, refitted=True)
+    divergences[REFITTED] = _divergence(model, mixtures, fitted, held_out)
+    taken = fitted if divergences[REFITTED] < divergences[taken.criterion] else taken
     taken.divergences = divergences
     return taken
 

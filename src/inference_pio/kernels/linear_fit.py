@@ -44,3 +44,24 @@ class LinearFit:
         held[-1] = 0  # a mean is no weight
         solved = torch.linalg.solve(self._gram + held.diag(), self._cross.T).T
         return solved[:, :-1], solved[:, -1]
+
+
+def naive_added_map(inputs: Tensor, missing: Tensor, damping: float = DAMPING) -> Tensor:
+    """`added_map` by torch's solver, over rows of which the last hold weights down."""
+    rows, width = inputs.double(), inputs.shape[1]
+    held = (damping * rows.square().sum() / width).sqrt() * torch.eye(width, dtype=torch.float64)
+    wanted = torch.cat([missing.double(), missing.new_zeros(width, missing.shape[1]).double()])
+    return torch.linalg.lstsq(torch.cat([rows, held]), wanted).solution.T
+
+
+def added_map(inputs: Tensor, missing: Tensor, damping: float = DAMPING) -> Tensor:
+    """The weight [out, in] that, added to one, gives of inputs [rows, in] the most of what is missing [rows, out].
+
+    >>> added_map(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [6.0]]), damping=0).round(decimals=3).tolist()
+    [[3.0]]
+    """
+    rows = inputs.double()
+    gram = rows.T @ rows
+    power = gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    held = gram + max(damping, torch.finfo(torch.float64).eps) * power * torch.eye(len(gram), device=gram.device)
+    return torch.linalg.solve(held, rows.T @ missing.double()).T

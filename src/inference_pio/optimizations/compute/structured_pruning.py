@@ -212,7 +212,8 @@ class StructuredPruning(OptimizationInterface):
         tried = _tried(chosen["held_out_divergence"])
         self.say(note=f"allocation {chosen['allocation']}; divergence on held-out text, in nats a token: {tried}.")
         if experts := chosen.get("experts"):
-            self.say(note=f"experts by {experts['criterion']}; alone: {_tried(experts['held_out_divergence'])}.")
+            how = f"{experts['criterion']}{', refitted' if experts['refitted'] else ''}"
+            self.say(note=f"experts by {how}; alone: {_tried(experts['held_out_divergence'])}.")
         if chosen["unseen_experts"]:
             self.say(note=f"{chosen['unseen_experts']} experts saw no token: their channels go by the size of weights.")
 
