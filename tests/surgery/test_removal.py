@@ -78,7 +78,7 @@ def test_what_cannot_be_judged_is_refused_and_nothing_was_touched() -> None:
     with torch.no_grad():
         model.model.layers[4].mlp.up_proj.weight[3, 3] = float("nan")
     before = fingerprint(model)
-    with pytest.raises(InvalidModel, match="NaN or infinity"):
+    with pytest.raises(InvalidModel, match="with NaN: check the checkpoint"):
         operate(model, "blocks", text=TEXT)
     assert before.differences(fingerprint(model)) == []
 
