@@ -19,8 +19,10 @@ def test_units_of_small_weights_go() -> None:
                 one.weights["experts.down_proj"][0] *= 1e-3
             elif one.unit == "kv_heads":
                 one.weights["o_proj.weight"][:, : one.block] = 0  # type: ignore[attr-defined]
+            elif one.unit == "mlp":
+                one.weights["up_proj.weight"][0] = 0
             else:
-                one.weights[one.down_name][..., 0] = 0  # type: ignore[attr-defined]
+                one.weights["gate_up_proj"][:, 0] = 0
     found = narrow_by_weights(units, {path: one.width - 1 for path, one in units.items()})
     for path, kept in found.taken.kept.items():
         assert kept.min() == 1, path

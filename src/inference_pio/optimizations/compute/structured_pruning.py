@@ -241,7 +241,7 @@ class StructuredPruning(OptimizationInterface):
             return "its forward or one of its weights is overridden"
         if not all(weight.is_floating_point() and weight.element_size() > 1 for weight in one.weights.values()):
             return "its weights are stored in fewer bits already"
-        if one.unit == EXPERT_WIDTH and ROUTED in asked.units:
+        if one.unit == EXPERT_WIDTH and {EXPERT_WIDTH, ROUTED} <= set(asked.units):
             return "its experts go whole: prune their width in a step of its own, on what was saved"
         least = max(one.top_k, 2) if isinstance(one, RoutedExperts) else 1
         width, align, name = self._width(one), self._align(one), NAMES[one.unit].split(" of ")[0].removeprefix("inner ")
