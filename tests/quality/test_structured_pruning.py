@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from inference_pio.anatomy.head_groups import HeadGroups, head_groups
 from inference_pio.anatomy.mlp_channels import InnerChannels, inner_channels
 from inference_pio.anatomy.routed_experts import RoutedExperts, routed_experts
 from inference_pio.calibration.input_pass import collect_inputs
@@ -120,6 +121,23 @@ RANDOM_MASKS = 5
 def test_a_quarter_of_the_experts_goes_at_half_the_loss_of_chance(name: str, number: int) -> None:
     by_chance = [excess(with_random_experts(name, 0.25, seed), name, number) for seed in range(RANDOM_MASKS)]
     assert excess(pruned(name, 0.25, "experts"), name, number) <= 0.5 * sum(by_chance) / RANDOM_MASKS
+
+
+@functools.cache
+def with_random_heads(name: str, seed: int) -> Any:
+    model, chance = reference_models.load(name), torch.Generator().manual_seed(seed)
+    for one in [one for one in head_groups(model) if isinstance(one, HeadGroups)]:
+        kept = torch.randperm(one.width, generator=chance)[None, : one.width // 2].sort().values
+        for key, weight in one.narrowed(kept, one.down_weights[..., one.columns(kept)[0]]).items():
+            one.module.get_submodule(key.rpartition(".")[0]).weight = nn.Parameter(weight)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", EACH_DRAW)
+def test_half_of_the_key_heads_goes_at_a_fifth_of_the_loss_of_chance(number: int) -> None:
+    by_chance = [excess(with_random_heads("qwen3", seed), "qwen3", number) for seed in range(RANDOM_MASKS)]
+    assert excess(pruned("qwen3", 0.5, "kv_heads"), "qwen3", number) <= 0.2 * sum(by_chance) / RANDOM_MASKS
 
 
 @pytest.mark.slow
