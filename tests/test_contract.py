@@ -27,6 +27,14 @@ EACH = pytest.mark.parametrize("optimization", NAMES)
 EVERY_WRITE = "qwen3_moe"
 """On this model `make test` lets every write fail; on the others a spread of 12, and `make verify` all of them."""
 ON_EACH_MODEL = pytest.mark.parametrize("model_name", list(tiny.TINY))
+HALF_IN_TURN = pytest.mark.parametrize(
+    ("optimization", "model_name"),
+    [
+        pytest.param(*cell, marks=[] if (place + turn_of_this_commit()) % 2 else [pytest.mark.slow], id="-".join(cell))
+        for place, cell in enumerate(itertools.product(NAMES, tiny.TINY))
+    ],
+)
+"""Each optimization on each model: half of them in a commit's `make test`, the others in the next one's."""
 
 
 @EACH
@@ -40,8 +48,7 @@ def test_undo_gives_back_the_same_objects_and_the_same_bits(optimization: str, m
     case.check_untouched()
 
 
-@EACH
-@ON_EACH_MODEL
+@HALF_IN_TURN
 def test_undo_is_exact_in_bfloat16_too(optimization: str, model_name: str) -> None:
     case = Case(model_name, torch.bfloat16)
     if case.apply(optimization):
@@ -73,8 +80,7 @@ def test_pairs_come_off_in_any_order(pair: tuple[str, str], first_out: int, toge
     case.check_untouched()
 
 
-@EACH
-@ON_EACH_MODEL
+@HALF_IN_TURN
 def test_a_second_model_of_the_same_config_is_untouched(optimization: str, model_name: str) -> None:
     case = Case(model_name)
     config = getattr(case.model, "config", None)
@@ -174,8 +180,7 @@ def test_settings_survive_a_round_trip(optimization: str) -> None:
     assert ModularOptimizationManager().registry.create(optimization, data).parameters == made.parameters
 
 
-@EACH
-@ON_EACH_MODEL
+@HALF_IN_TURN
 def test_applied_twice_equals_applied_once(optimization: str, model_name: str) -> None:
     case = Case(model_name)
     if not case.apply(optimization):
@@ -187,8 +192,7 @@ def test_applied_twice_equals_applied_once(optimization: str, model_name: str) -
     case.check_untouched()
 
 
-@EACH
-@ON_EACH_MODEL
+@HALF_IN_TURN
 def test_planning_touches_nothing_and_forecasts_what_is_done(optimization: str, model_name: str) -> None:
     case = Case(model_name)
     try:
@@ -205,8 +209,7 @@ def test_planning_touches_nothing_and_forecasts_what_is_done(optimization: str, 
     json.dumps([plan.to_json(), receipt.to_json()])
 
 
-@EACH
-@ON_EACH_MODEL
+@HALF_IN_TURN
 def test_deleting_an_optimized_model_frees_it(optimization: str, model_name: str, tmp_path: Path) -> None:
     case = Case(model_name)
     case.apply(optimization)
@@ -217,7 +220,13 @@ def test_deleting_an_optimized_model_frees_it(optimization: str, model_name: str
     assert list((tmp_path / "cache" / "undo").glob("*")) == []
 
 
-@EACH
+@pytest.mark.parametrize(
+    "optimization",
+    [
+        pytest.param(name, marks=[] if (place + turn_of_this_commit()) % 3 == 0 else [pytest.mark.slow])
+        for place, name in enumerate(NAMES)
+    ],
+)
 def test_a_hundred_cycles_leak_nothing(optimization: str, tmp_path: Path) -> None:
     case = Case("llama")
     process = psutil.Process()

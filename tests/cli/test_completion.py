@@ -13,7 +13,7 @@ from inference_pio.manager import ModularOptimizationManager
 
 def test_it_offers_every_optimization_of_the_registry_and_no_other() -> None:
     assert completion.optimizations("") == ModularOptimizationManager().registry.names()
-    assert completion.assignments("tensor") == ["tensor_compression."]
+    assert completion.assignments("tensor") == ["tensor_compression.", "tensor_decomposition."]
 
 
 def test_it_offers_every_profile() -> None:

@@ -305,8 +305,10 @@ def _launch(
     scales = [in_words(scale) for scale in parts.scales] if parts.group and parts.scales else parts.scales or ()
     batch = triton.next_power_of_2(parts.rows)
     programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))
+    # Matrix units take bits of fp8: numbers would not all stay in registers.
+    read = list(weights) if launch.stages else [as_read(weight) for weight in weights]
     gemv_kernel[(programs,)](
-        x, norm_weight, *_three([as_read(weight) for weight in weights]), *_three(scales), *_three(biases), residual,
+        x, norm_weight, *_three(read), *_three(scales), *_three(biases), residual,
         out, x.stride(0),
         *_three([weight.stride(0) for weight in weights], 0),
         *_three([scale.stride(0) for scale in scales] if parts.group else (), 0),
