@@ -41,13 +41,18 @@ def _ends(model: nn.Module) -> dict[str, Role]:
     paths = {id(module): path for path, module in model.named_modules()}
     calls: dict[str, Role] = {"get_output_embeddings": "head", "get_input_embeddings": "embedding"}
     for call, role in calls.items():
-        end = _ask(model, call)
+        end = module_that_answers(model, call)
         if end is not None and id(base_of(end)) in paths:
             ends[paths[id(base_of(end))]] = role
     return ends
 
 
-def _ask(model: nn.Module, call: str) -> nn.Module | None:
+def module_that_answers(model: nn.Module, call: str) -> nn.Module | None:
+    """What the library's call, such as `get_output_embeddings`, names; None where a model has none.
+
+    >>> module_that_answers(nn.Linear(2, 2), "get_input_embeddings") is None
+    True
+    """
     method: Callable[[], object] | None = getattr(model, call, None)
     if method is None:
         return None

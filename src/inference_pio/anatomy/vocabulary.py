@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from inference_pio.anatomy.roles import module_that_answers
 from inference_pio.anatomy.walk import path_of
 from inference_pio.undo.places import configs_of
 
@@ -29,7 +30,7 @@ class Vocabulary:
 
 def vocabulary_of(model: nn.Module) -> Vocabulary | tuple[str, str] | None:
     """The vocabulary, or the embedding's path with the reason why its rows must stay, or None where there is none."""
-    embedding, head = (_end(model, call) for call in ("get_input_embeddings", "get_output_embeddings"))
+    embedding, head = (module_that_answers(model, call) for call in ("get_input_embeddings", "get_output_embeddings"))
     if embedding is None or head is None:
         return None
     path = path_of(model, embedding)
@@ -75,12 +76,3 @@ def _named(config: Any) -> Iterator[int]:
             for one in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(one, int) and not isinstance(one, bool) and one >= 0:
                     yield one
-
-
-def _end(model: nn.Module, call: str) -> nn.Module | None:
-    method = getattr(model, call, None)
-    try:
-        found = method() if callable(method) else None
-    except (NotImplementedError, AttributeError):  # the library's answer for a model that has none
-        return None
-    return found if isinstance(found, nn.Module) else None
