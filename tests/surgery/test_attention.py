@@ -14,27 +14,15 @@ from inference_pio.artifact import load, save
 from inference_pio.errors import InvalidModel
 from inference_pio.surgery.attention import NoAttention
 from tests import tiny
-from tests.surgery.help import operate, relative
+from tests.surgery.help import check_it_generates_and_comes_back, operate, relative
 from tests.surgery.test_removal import TEXT, six_layers
-from tests.sweep import Case
 
 NAMES = ["llama", "gpt2", "qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "glm4_moe_lite"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_generates_and_comes_back_exactly(name: str) -> None:
-    case = Case(name)
-    operate(case.model, "attention", text=TEXT)
-    assert tiny.logits(case.model, name).isfinite().all()
-    given = tiny.inputs(name, case.model)
-    how = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    model: Any = copy.deepcopy(case.model)
-    greedy = model.generate(**given, **how)
-    assert torch.equal(model.generate(**given, **how, use_cache=False), greedy)
-    assert torch.equal(model.generate(**given, **how, cache_implementation="static"), greedy)
-    assert model.generate(**given, max_new_tokens=4, num_beams=2).shape[0] == len(given["input_ids"])
-    case.manager.remove_optimizations(case.model)
-    case.check_untouched()
+    check_it_generates_and_comes_back(name, "attention", TEXT)
 
 
 def test_the_layer_computes_as_if_its_attention_said_nothing() -> None:
