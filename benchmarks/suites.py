@@ -145,7 +145,7 @@ SUITES = {
             optional={
                 "graph-inductor-tuned": 110, "plain-flash-only": 65, "plain-no-cudnn": 55, "torchao-int8-tuned": 245,
                 "pio-performance": 90, "pio-merged": 60, "pio-gemv": 65, "pio-graph-large-room": 80,
-                "pio-decomposed": 220, "pio-decomposed-pivoted": 240, "pio-pruned": 55,
+                "pio-decomposed": 220, "pio-decomposed-pivoted": 240, "pio-pruned": 55, "pio-int4-head": 75,
             },
             model="qwen3-4b", gigabytes=13,
         ),
@@ -172,7 +172,7 @@ SUITES = {
                 "pio-graph-exact": 70, "pio-graph-waiting": 85,
                 "plain-batched-mm": 65, "plain-eager-experts": 95, "graph-inductor-batched-mm": 115,
                 "static-compile": 140,
-                "torchao-int8": 150,
+                "torchao-int8": 150, "pio-int4": 200,
             },
             model="qwen3-30b-a3b", gigabytes=68, new_tokens=64,
         ),
