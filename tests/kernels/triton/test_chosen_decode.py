@@ -36,7 +36,7 @@ def check(case: Case, device: str = "cpu", changes: dict[str, Any] | None = None
     options |= {"written": case.written, "scratch": scratch, "launch": launch}
     for _ in range(2):  # nothing of one call is left to the next
         out = chosen_decode(query, keys, values, summary, lengths, shares, starts=starts, **options)
-        for each in (scratch.scores, scratch.partial, scratch.weight):
+        for each in (scratch.scores, scratch.partial):
             assert bool((each == -1).all())
     assert torch.equal(summary.minimum, true.minimum)
     assert torch.equal(summary.maximum, true.maximum)

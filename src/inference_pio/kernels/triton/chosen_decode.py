@@ -42,13 +42,12 @@ NO_NUMBER = tl.constexpr(0x7FFFFFFF)
 
 @dataclass(frozen=True)
 class ChosenScratch:
-    """Bits of float32, `ABSENT` between launches: scores [B, H, room for pages]; sums [B, key heads, readers, splits,
-    group, columns] and weights [B, key heads, readers, splits, group], where a reader joins some columns of a key
-    head's output. `counts` int32 [B, key heads]: the pages that were read. Launches at the same time need one each."""
+    """Bits of float32, `ABSENT` between launches: scores [B, H, room for pages]; sums, and beside each the weight of
+    its split, [B, key heads, readers, splits, group, 2, columns], where a reader joins some columns of a key head.
+    `counts` int32 [B, key heads]: the pages that were read. Launches at the same time need one each."""
 
     scores: torch.Tensor
     partial: torch.Tensor
-    weight: torch.Tensor
     counts: torch.Tensor
 
     @classmethod
@@ -57,13 +56,15 @@ class ChosenScratch:
         device: torch.device,
     ) -> ChosenScratch:  # fmt: skip
         readers, group = head_dim // launch.columns, heads // key_heads
-        shape = (batch, key_heads, readers, launch.splits, group)
-        sizes = ((batch, heads, padded(pages)), (*shape, launch.columns), shape, (batch, key_heads))
+        shape = (batch, key_heads, readers, launch.splits, group, 2, launch.columns)
+        sizes = ((batch, heads, padded(pages)), shape, (batch, key_heads))
         return cls(*(torch.full(size, -1, dtype=torch.int32, device=device) for size in sizes))
 
 
 def padded(pages: int) -> int:
-    return max(16, triton.next_power_of_2(pages))
+    """Room for so many scores that each thread of a program reads others: two that read one word might see it come at
+    different times, and would part ways in the loop that waits for it."""
+    return max(256, triton.next_power_of_2(pages))
 
 
 @triton.jit
@@ -96,32 +97,29 @@ def page_products(asked, least, largest, mean, offsets, held, scale2, MEANS: tl.
 
 
 @triton.jit
-def join_columns(partial, weight, out, pair, reader, out_place, out_head, GROUP: tl.constexpr, MEMBERS: tl.constexpr,
+def join_columns(partial, out, pair, reader, out_place, out_head, GROUP: tl.constexpr, MEMBERS: tl.constexpr,
                  READERS: tl.constexpr, SPLITS: tl.constexpr, SPLIT_ROWS: tl.constexpr,
                  COLUMNS: tl.constexpr):  # fmt: skip
     """Wait for what all splits of a key head have left of some columns, join it, and leave room for the next launch."""
-    other, member, column = tl.arange(0, SPLIT_ROWS), tl.arange(0, MEMBERS), tl.arange(0, COLUMNS)
-    came = (other < SPLITS)[:, None] & (member < GROUP)[None, :]
-    level_places = weight + ((pair * READERS + reader) * SPLITS + other)[:, None] * GROUP + member[None, :]
-    sum_places = partial + ((pair * READERS + reader) * SPLITS + other)[:, None, None] * (GROUP * COLUMNS)
-    sum_places += member[None, :, None] * COLUMNS + column[None, None, :]
-    level_bits = tl.load(level_places, mask=came, other=0, volatile=True)
-    sum_bits = tl.load(sum_places, mask=came[:, :, None], other=0, volatile=True)
+    other, member, word = tl.arange(0, SPLIT_ROWS), tl.arange(0, MEMBERS), tl.arange(0, 2 * COLUMNS)
+    came = (other < SPLITS)[:, None, None] & (member < GROUP)[None, :, None] & (word >= 0)[None, None, :]
+    places = partial + ((pair * READERS + reader) * SPLITS + other)[:, None, None] * (GROUP * 2 * COLUMNS)
+    places += member[None, :, None] * (2 * COLUMNS) + word[None, None, :]
+    bits = tl.load(places, mask=came, other=0, volatile=True)
     tries = 0
-    while (tries < MOST_TRIES) & ((tl.max(tl.max((level_bits == ABSENT).to(tl.int32), 1), 0)
-           + tl.max(tl.max(tl.max((sum_bits == ABSENT).to(tl.int32), 2), 1), 0)) > 0):  # fmt: skip
+    while (tries < MOST_TRIES) & (tl.max(tl.max(tl.max((bits == ABSENT).to(tl.int32), 2), 1), 0) > 0):
         tries += 1
-        level_bits = tl.load(level_places, mask=came, other=0, volatile=True)
-        sum_bits = tl.load(sum_places, mask=came[:, :, None], other=0, volatile=True)
-    levels = tl.where(came, level_bits.to(tl.float32, bitcast=True), float("-inf"))
+        bits = tl.load(places, mask=came, other=0, volatile=True)
+    both = tl.where(came, bits.to(tl.float32, bitcast=True), float("-inf"))
+    sums, levels = tl.split(tl.permute(tl.reshape(both, [SPLIT_ROWS, MEMBERS, 2, COLUMNS]), (0, 1, 3, 2)))
     highest = tl.maximum(tl.max(levels, 0), HIDDEN)  # all may be blind: then all weigh nothing
-    parts = tl.exp2(levels - highest[None, :])
-    parts = parts / tl.maximum(tl.sum(parts, 0), LEAST)[None, :]
-    joined = tl.sum(sum_bits.to(tl.float32, bitcast=True) * parts[:, :, None], 0)
-    places = out_place + member[:, None] * out_head + (reader * COLUMNS + column)[None, :]
-    tl.store(places, joined.to(out.dtype.element_ty), mask=(member < GROUP)[:, None])
-    tl.store(level_places, tl.full([SPLIT_ROWS, MEMBERS], ABSENT, tl.int32), mask=came)
-    tl.store(sum_places, tl.full([SPLIT_ROWS, MEMBERS, COLUMNS], ABSENT, tl.int32), mask=came[:, :, None])
+    parts = tl.exp2(levels - highest[None, :, :])
+    parts = parts / tl.maximum(tl.sum(parts, 0), LEAST)[None, :, :]
+    joined = tl.sum(tl.where(parts > 0.0, sums * parts, 0.0), 0)
+    column = reader * COLUMNS + tl.arange(0, COLUMNS)
+    tl.store(out_place + member[:, None] * out_head + column[None, :], joined.to(out.dtype.element_ty),
+             mask=(member < GROUP)[:, None])  # fmt: skip
+    tl.store(places, tl.full([SPLIT_ROWS, MEMBERS, 2 * COLUMNS], ABSENT, tl.int32), mask=came)
 
 
 @triton.jit(
@@ -129,7 +127,7 @@ def join_columns(partial, weight, out, pair, reader, out_place, out_head, GROUP:
     do_not_specialize_on_alignment=["lengths", "starts", "shares", "counts"],
 )
 def chosen_decode_kernel(
-    query, key, value, least, largest, mean, scores, partial, weight, counts, out, lengths, starts, shares,
+    query, key, value, least, largest, mean, scores, partial, counts, out, lengths, starts, shares,
     query_batch, query_head, key_batch, key_token, key_head, value_batch, value_token, value_head, out_batch, out_head,
     length_step, pages, sinks, local, most, scale,
     GROUP: tl.constexpr, ROWS: tl.constexpr, MEMBERS: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr,
@@ -241,18 +239,16 @@ def chosen_decode_kernel(
             peak = higher
         blind = peak < scale2 * (0.5 * HIDDEN)
         level = tl.where(blind, float("-inf"), peak + tl.log2(total))
-        left = ((pair * READERS + columns // COLUMNS) * SPLITS + split) * GROUP
-        tl.store(partial + (left[None, :] + rows[:, None]) * COLUMNS + (columns % COLUMNS)[None, :],
-                 as_left(summed / tl.maximum(total, LEAST)[:, None]), mask=(rows < GROUP)[:, None])  # fmt: skip
-        reader = tl.arange(0, READERS)
-        left = ((pair * READERS + reader) * SPLITS + split) * GROUP
-        levels = tl.broadcast_to(as_left(level)[:, None], [ROWS, READERS])
-        tl.store(weight + left[None, :] + rows[:, None], levels, mask=(rows < GROUP)[:, None])
+        left = (((pair * READERS + columns // COLUMNS) * SPLITS + split) * GROUP)[None, :] + rows[:, None]
+        left = partial + left * (2 * COLUMNS) + (columns % COLUMNS)[None, :]
+        tl.store(left, as_left(summed / tl.maximum(total, LEAST)[:, None]), mask=(rows < GROUP)[:, None])
+        levels = tl.broadcast_to(as_left(level)[:, None], [ROWS, WIDTH])
+        tl.store(left + COLUMNS, levels, mask=(rows < GROUP)[:, None])
 
     if JOINS:  # noqa: SIM102 (one of them is known when this is compiled)
         if split < READERS:
             out_place = out + batch * out_batch + head * GROUP * out_head
-            join_columns(partial, weight, out, pair, split, out_place, out_head, GROUP, MEMBERS, READERS, SPLITS,
+            join_columns(partial, out, pair, split, out_place, out_head, GROUP, MEMBERS, READERS, SPLITS,
                          SPLIT_ROWS, COLUMNS)  # fmt: skip
             # who has left sums has read all scores, and a reader has seen those of all
             member = tl.arange(0, MEMBERS)
@@ -300,7 +296,7 @@ def chosen_decode(
                 flags["launch_cooperative_grid"] = True
             chosen_decode_kernel[(launch.splits, key_heads, batch)](
                 query, key, value, summary.minimum, summary.maximum, summary.mean, scratch.scores, scratch.partial,
-                scratch.weight, scratch.counts, out, lengths, starts, shares, query.stride(0), query.stride(1),
+                scratch.counts, out, lengths, starts, shares, query.stride(0), query.stride(1),
                 *key.stride()[:3], *value.stride()[:3], out.stride(0), out.stride(1), int(lengths.numel() > 1), pages,
                 sinks, local, capped, width**-0.5 if scale is None else scale, GROUP=group,
                 ROWS=max(16, triton.next_power_of_2(group)), MEMBERS=triton.next_power_of_2(group), WIDTH=width,
