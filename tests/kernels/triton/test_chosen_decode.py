@@ -117,5 +117,5 @@ def test_gpu_it_decodes_over_the_pages_that_sorting_chooses(scorer: str, coopera
     check(
         replace(case, heads=8, key_heads=2, lengths=(9000, 800), share=0.5),
         "cuda",
-        launches=tuple((part,) for part in PARTS),
+        {"launches": tuple((part,) for part in PARTS)},
     )
