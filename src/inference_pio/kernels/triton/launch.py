@@ -29,10 +29,6 @@ MOST_BLOCKS = 4096
 BLOCKS_OF_A_WARP = 512
 RANKED_AT_A_TIME = 8
 """Blocks that are compared with all others of a row in one step."""
-PARTS = ("SCORES", "ATTENDS", "JOINS")
-"""Of the kernel that chooses pages and decodes over them."""
-MOST_SCORES, MOST_CHOSEN = 8192, 8
-"""Scores that a program that chooses holds, and pages that it then attends to."""
 PAGES_SCORED = 16
 """Pages that one program scores: 256 programs at 32K tokens and 8 key heads."""
 DECODE_EXTRA_BYTES = 8 * 1024
@@ -83,23 +79,6 @@ class DecodeLaunch:
     splits: int
     warps: int = 4
     stages: int = 3
-
-
-@dataclass(frozen=True)
-class ChosenLaunch:
-    """`splits` programs share the pages of one key head of one row of the batch: each scores some, `tile` at a time,
-    holds `cuts` bounds a round against the scores of all, attends to its part of what was chosen, and joins `columns`
-    of the output. `launches`: which parts run in one launch; a `cooperative` one begins only as a whole, since its
-    programs wait for one another."""
-
-    splits: int
-    tile: int
-    cuts: int
-    columns: int
-    warps: int = 4
-    stages: int = 3
-    launches: tuple[tuple[str, ...], ...] = (PARTS,)
-    cooperative: bool = True
 
 
 @dataclass(frozen=True)
@@ -227,27 +206,6 @@ def choose_coded_launch(limits: Limits, batch: int, key_heads: int, head_dim: in
     wanted = CODED_PROGRAMS * limits.multiprocessors // (batch * key_heads)
     splits = 1 + max(1, min(wanted - 1, MOST_SPLITS, -(-capacity // PAGE)))
     return CodedLaunch(splits) if few else CodedLaunch(splits, tokens=32, warps=4)
-
-
-def choose_chosen_launch(
-    limits: Limits, batch: int, heads: int, key_heads: int, head_dim: int, pages: int, budget: int
-) -> ChosenLaunch | None:
-    """The launch of the kernel that chooses pages and decodes over them, or None where it is not for so many: all
-    programs are on the GPU at once, and hold the scores of all pages and a few chosen ones each.
-
-    >>> found = choose_chosen_launch(HOPPER, batch=1, heads=32, key_heads=8, head_dim=128, pages=512, budget=64)
-    >>> found.splits, found.tile, found.cuts, found.columns
-    (16, 32, 8, 8)
-    """
-    group, padded = heads // key_heads, max(16, _power_of_2(pages))
-    if head_dim > 128 or batch * key_heads > limits.multiprocessors or padded * _power_of_2(group) > MOST_SCORES:
-        return None
-    splits = choose_decode_launch(limits, batch, key_heads, head_dim, pages * PAGE).splits
-    if -(-budget // splits) > MOST_CHOSEN:
-        return None
-    columns = max(head_dim // (1 << splits.bit_length() - 1), 4)
-    cuts = max(2, min(8, 4096 // padded))
-    return ChosenLaunch(splits, 16 if pages <= 16 * splits else 32, cuts, columns)
 
 
 def last_joins(launch: DecodeLaunch, group: int) -> bool:

@@ -20,23 +20,9 @@ COLUMNS = 64
 @triton.jit
 def summed_up(base, begin, end, page, columns, token_step, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr):
     """Least, largest and mean of some columns of one page's keys from token `begin` to `end`; zeros of none."""
-    held = page_keys(base, begin, end, page, columns, token_step, WIDTH, PAGE_SIZE)
-    return summary_of(held, begin, end, page, columns, WIDTH, PAGE_SIZE)
-
-
-@triton.jit
-def page_keys(base, begin, end, page, columns, token_step, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr):
-    """Some columns of one page's keys, zeros before token `begin` and from `end` on."""
     places = page * PAGE_SIZE + tl.arange(0, PAGE_SIZE)
     seen = ((places >= begin) & (places < end))[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(base + places.to(tl.int64)[:, None] * token_step + columns[None, :], mask=seen, other=0.0)
-
-
-@triton.jit
-def summary_of(held, begin, end, page, columns, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr):
-    """What `summed_up` tells, of keys that were read."""
-    places = page * PAGE_SIZE + tl.arange(0, PAGE_SIZE)
-    seen = ((places >= begin) & (places < end))[:, None] & (columns < WIDTH)[None, :]
+    held = tl.load(base + places.to(tl.int64)[:, None] * token_step + columns[None, :], mask=seen, other=0.0)
     held = held.to(tl.float32)
     count = tl.maximum(tl.minimum(end, (page + 1) * PAGE_SIZE) - begin, 0)
     least = tl.where(count > 0, tl.min(tl.where(seen, held, float("inf")), 0), 0.0)
