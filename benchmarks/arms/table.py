@@ -121,7 +121,6 @@ ARMS: dict[str, Arm] = {
     "pio-int8": Arm("inference-pio graph over int8 weights", ours.compressed(format="int8"), "int8"),
     "pio-fp8": Arm("inference-pio graph over fp8 weights", ours.compressed(format="fp8"), "fp8"),
     "pio-int4": Arm("inference-pio graph over int4 weights in groups of 128", ours.compressed(format="int4"), "int4"),
-    "pio-int4-head": Arm("the same, and the head in int8", ours.compressed(format="int4", head=True), "int4"),
     "pio-kv-int8": Arm(
         "inference-pio graph over a cache in int8", ours.compressed(kv_cache="int8", targets=[]), "int8"
     ),
