@@ -225,7 +225,7 @@ SUITES = {
         ),
         Suite(
             "kv-offload-qwen3-4b-32k", "decode", "Qwen3-4B, its keys and values on the host, decode behind 32K tokens",
-            arms={"plain": 75, "library-kv-offload": 130, "pio-kv-host": 110},
+            arms={"plain": 75, "library-kv-offload": 130, "pio-kv-host": 110, "pio-kv-host-third": 100},
             baseline="library-kv-offload", model="qwen3-4b", gigabytes=34, prompt_tokens=32768, new_tokens=32,
             check_tokens=8, rounds=3, ceiling="host to device, pinned", moves="cache",
         ),
