@@ -67,7 +67,9 @@ class DecodeJob:
             self.decoder.decode(self.prompt, self.suite.new_tokens)
         warm_s = time.perf_counter() - start
         verdict = faithful.judge(self.decoder, wanted)
-        read = 0 if self.suite.moves == "cache" else weights.read_per_token(model)
+        moves_cache = self.suite.moves == "cache"
+        read = 0 if moves_cache else weights.read_per_token(model)
+        kept *= 1 - self.decoder.stays if moves_cache else 1
         read //= self.suite.rows  # of dense models: rows share what is read
         read += int(kept * (self.suite.prompt_tokens + self.suite.new_tokens / 2))
         return {

@@ -31,7 +31,12 @@ class Decoded:
 
 
 class Decoder(ABC):
-    """One system, ready to run. `forced` [n] gives the tokens to go along with, whatever the logits say."""
+    """One system, ready to run. `forced` [n] gives the tokens to go along with, whatever the logits say.
+
+    `stays` is the share of keys and values that no step brings over a link.
+    """
+
+    stays = 0.0
 
     @abstractmethod
     def decode(

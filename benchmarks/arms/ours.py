@@ -127,12 +127,15 @@ def hosted(resident_share: float = 0.0) -> Callable[[nn.Module, Room], Decoder]:
 
     def make(model: nn.Module, room: Room) -> Decoder:
         whole = dict.fromkeys(("prefill_chunk_size", "mlp_chunk_tokens", "logits_chunk_tokens"), 0)
-        stay = round(resident_share * model.config.get_text_config().num_hidden_layers)
+        layers = model.config.get_text_config().num_hidden_layers
+        stay = round(resident_share * layers)
         given = {"activation_offloading": whole | {"kv_placement": "host", "resident_layers": stay}}
         manager = inference_pio.get_optimization_manager()
         manager.apply_optimizations(model, ["flash_attention", "activation_offloading"], parameters=given)
         room.notes += [*_said(model), *manager.get_receipts(model)[-1].notes]
-        return HostedDecoder(model)
+        decoder = HostedDecoder(model)
+        decoder.stays = stay / layers
+        return decoder
 
     return make
 
