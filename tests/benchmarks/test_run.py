@@ -17,7 +17,7 @@ NEED_A_GPU = {
     "torchao-int8-tuned", "triton", "triton-best", "pio-built", "pio-window", "pio-selected", "pio-selection",
     "pio-budget", "pio-pages",
     "pio-graph-waiting", "pio-graph-two", "pio-graph-products",
-    "library-kv-offload", "pio-kv-host",
+    "library-kv-offload", "pio-kv-host", "pio-kv-host-third",
     "pio-gemv", "pio-rule", "pio-tuned", "pio-dependent", "pio-kernels",
     "described", "pointers", "padded", "listed", "4:1", "8:1",
 }  # fmt: skip
