@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,10 +19,11 @@ from inference_pio.errors import InvalidSetting, PlanError
 from inference_pio.integration.constraints import hold_constraints
 from inference_pio.integration.targets import Changes, changed, profile_target
 from inference_pio.manager import get_optimization_manager
+from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.plan.plan import Plan
 from inference_pio.plan.target import Wanted
 from inference_pio.sources.cache import cache_folder
-from inference_pio.sources.open import check_dtype, device_named, find_source
+from inference_pio.sources.open import Found, check_dtype, device_named, find_source
 from inference_pio.sources.progress import byte_bar
 from inference_pio.sources.unread import read_skeleton
 from inference_pio.streaming.arrival import Arrivals, arriving
@@ -49,26 +51,63 @@ def load_pretrained(
 
     Raises the errors of `open_model`, SourceError naming tensors that are missing or of another shape, PlanError.
     """
+    changes = Changes(tuple(optimizations), parameters=parameters or {})
+    return load_within(
+        id_or_dir, profile, changes, Budgets(gpu_budget, host_budget), dtype=dtype, device=device, family=family,
+        progress=progress,
+    ).model  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Memory that weights may take; see `disk_offloading`."""
+
+    gpu: int | str | None = None
+    host: int | str | None = None
+
+    @property
+    def given(self) -> dict[str, int | str]:
+        named = {"gpu_budget": self.gpu, "host_budget": self.host}
+        return {name: size for name, size in named.items() if size is not None}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that was optimized while it loaded, where it came from, and the plan that was followed, if any."""
+
+    model: Any
+    source: Found
+    notes: tuple[str, ...]
+    plan: Plan | None
+
+
+def load_within(
+    spec: str | os.PathLike[str], profile: str | None, changes: Changes, budgets: Budgets, *,
+    dtype: torch.dtype | Literal["auto"] = "auto", device: str | torch.device | None = None,
+    family: ModelFamily | str | None = None, progress: bool = True,
+) -> Loaded:  # fmt: skip
+    """What `load_pretrained` does, with all that it found out."""
     check_dtype(dtype)
-    target_device = _device(device, gpu_budget)
-    found = find_source(id_or_dir, progress=progress)
+    target_device = _device(device, budgets)
+    found = find_source(spec, progress=progress)
     unread, told = read_skeleton(found.folder, dtype=dtype), _Told()
     model, arrivals = unread.model, Arrivals(target_device, told)
     with arriving(model, arrivals):
         total = await_weights(model, unread.tensors, arrivals)
-        changes = Changes(tuple(optimizations), parameters=parameters or {})
-        wanted = _target(model, profile, family, changes, {"gpu_budget": gpu_budget, "host_budget": host_budget})
-        if wanted:
-            plan = get_optimization_manager().plan(model, wanted, profile=profile)
+        wanted = _target(model, profile, family, changes, budgets)
+        plan = get_optimization_manager().plan(model, wanted, profile=profile) if wanted else None
+        if plan is not None:
             _check(plan, wanted, target_device)
             arrivals.aside = _aside(plan)
         with byte_bar(f"loading {found.name}", total, progress) as told.shown:
-            if wanted:
+            if plan is not None:
                 get_optimization_manager().set_target(model, wanted, profile=profile)
             arrivals.finish(model)
-    for note in (*found.notes, *unread.notes):
+    return_freed_memory(collect=False)  # the reader's slabs among it
+    notes = (*found.notes, *unread.notes)
+    for note in notes:
         logger.info("%s: %s", found.name, note)
-    return model
+    return Loaded(model, found, notes, plan)
 
 
 class _Told:
@@ -80,19 +119,18 @@ class _Told:
         self.shown(nbytes)
 
 
-def _device(asked: str | torch.device | None, gpu_budget: int | str | None) -> torch.device:
+def _device(asked: str | torch.device | None, budgets: Budgets) -> torch.device:
     if asked is None:
-        asked = "cpu" if gpu_budget is None else "cuda"
+        asked = "cpu" if budgets.gpu is None else "cuda"
     device = device_named(asked)
-    if gpu_budget is not None and device.type == "cpu":
+    if budgets.gpu is not None and device.type == "cpu":
         raise InvalidSetting("gpu_budget is for models on a GPU: name one as device, or give host_budget instead.")
     return device
 
 
 def _target(
-    model: nn.Module, profile: str | None, family: ModelFamily | str | None, changes: Changes,
-    budgets: Mapping[str, int | str | None],
-) -> list[Wanted]:  # fmt: skip
+    model: nn.Module, profile: str | None, family: ModelFamily | str | None, changes: Changes, budgets: Budgets
+) -> list[Wanted]:
     """A profile's members and the orders on top; what keeps within a budget is a wish: all may have room."""
     if profile is None:
         wanted = changed({}, changes)
@@ -101,10 +139,9 @@ def _target(
         members = profile_target(profile, whose, changes, model_type_of(model))
         hold_constraints(get_config_manager().get_profile(profile), model, members)
         wanted = {member.name: member for member in members}
-    given = {name: size for name, size in budgets.items() if size is not None}
-    if given:
+    if budgets.given:
         before = wanted.get(WITHIN)
-        parameters = {**(before.parameters if before else {}), **given}
+        parameters = {**(before.parameters if before else {}), **budgets.given}
         wanted[WITHIN] = get_optimization_manager().wanted(
             WITHIN, parameters, order=bool(before and before.order), source="the budget to load within"
         )

@@ -60,11 +60,21 @@ def read_folder(
             output_loading_info=True,
             **options,
         )
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), **options) if _has_tokenizer(folder) else None
-    notes = [*_notes_on_weights(report, folder)]
-    if tokenizer is None:
-        notes.append("the source holds no tokenizer: only token numbers go in and out")
-    return ReadFolder(model.eval(), tokenizer, tuple(notes))
+    tokenizer, without = read_tokenizer(folder, trust_remote_code=trust_remote_code)
+    return ReadFolder(model.eval(), tokenizer, (*_notes_on_weights(report, folder), *without))
+
+
+def read_tokenizer(
+    folder: Path, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedTokenizerBase | None, tuple[str, ...]]:
+    """A folder's tokenizer, or None and a sentence that says so. Raises SourceError."""
+    if not _has_tokenizer(folder):
+        return None, ("the source holds no tokenizer: only token numbers go in and out",)
+    with quiet_library(), told_as_source_error(f"cannot read the model in {folder}"):
+        return (
+            AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True),
+            (),
+        )
 
 
 @contextmanager
