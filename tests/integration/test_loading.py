@@ -30,6 +30,7 @@ from inference_pio.errors import (
 )
 from inference_pio.integration.targets import Changes, changed, profile_target
 from inference_pio.plan.skeleton import tensor_bytes
+from inference_pio.sources.folder import read_folder
 from inference_pio.streaming.arrival import Arrivals
 from inference_pio.streaming.awaiting import await_weights
 from inference_pio.streaming.hooks import true_values
@@ -136,6 +137,27 @@ def test_a_profile_within_a_budget_and_its_changes_afterwards() -> None:
     assert get_model_optimization_status(loaded).keys() == get_model_optimization_status(whole).keys()
 
 
+REGISTRY = get_optimization_manager().registry
+READS_FEW = [name for name in REGISTRY.names() if REGISTRY.create(name).weights_read != "all"]
+"""A stand-in that one of these would read is not-a-number, so the models would not be the same."""
+
+
+@pytest.mark.parametrize("name", READS_FEW)
+@pytest.mark.parametrize("kind", ["qwen3", "glm4_moe_lite"])
+def test_what_claims_to_read_few_weights_does_the_same_on_a_model_that_loads(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    folder = write_model_folder(tmp_path / "model", kind, tokenizer=False)
+    given = {name: dict(REGISTRY.get(name).on_small_models)}
+    loaded, whole = load_pretrained(folder, parameters=given, progress=False), read_folder(folder).model
+    for tensor in whole.parameters():  # in a mapped file they lie at addresses for which products take other kernels
+        tensor.data = tensor.data.clone()
+    get_optimization_manager().apply_optimizations(whole, [name], parameters=given)
+    assert told(loaded) == told(whole)
+    assert [one["name"] for one in told(loaded)] == [name]
+    assert_same(loaded, whole)
+
+
 def test_another_dtype_than_the_stored_one() -> None:
     folder = reference.FOLDER / "qwen3"
     loaded = load_pretrained(folder, dtype=torch.float32, progress=False, parameters=INT8, host_budget="80%")
@@ -159,6 +181,41 @@ def test_the_bar_tells_how_fast_bytes_come(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().err
     assert "loading qwen3" in shown
     assert "B/s" in shown
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", reference.NAMES)
+@pytest.mark.parametrize(
+    "given", [{}, {"parameters": INT8}, {"gpu_budget": "88%"}, {"parameters": INT8, "gpu_budget": "88%"}]
+)
+def test_on_a_gpu_too(name: str, given: dict[str, Any]) -> None:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    folder = reference.FOLDER / name
+    loaded = load_pretrained(folder, device="cuda", dtype=torch.bfloat16, progress=False, **given)
+    peak = torch.cuda.max_memory_allocated() - before
+    whole, manager = reference.load(name).to("cuda"), get_optimization_manager()
+    members = [manager.wanted(one, parameters) for one, parameters in given.get("parameters", {}).items()]
+    if "gpu_budget" in given:
+        members.append(manager.wanted("disk_offloading", {"gpu_budget": given["gpu_budget"]}))
+    if members:
+        manager.set_target(whole, members)
+    assert told(loaded) == told(whole)
+    ours, theirs = values(loaded), values(whole)
+    assert all(torch.equal(bytes_of(tensor), bytes_of(theirs[key])) for key, tensor in ours.items())
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=IDS.cuda()).logits, whole(input_ids=IDS.cuda()).logits)
+    blocks = sum(1 for _ in loaded.parameters()) * 1024  # the allocator hands out blocks of 512 bytes
+    largest = max(
+        sum(one.nbytes for one in layer.parameters())
+        for layer in reference.load(name).modules()
+        if type(layer).__name__.endswith("DecoderLayer")
+    )
+    assert peak <= tensor_bytes(loaded) + largest + blocks
+    inference_pio.restore(loaded)
+    plain = values(reference.load(name))
+    assert all(torch.equal(tensor.cpu(), plain[key]) for key, tensor in values(loaded).items())
 
 
 # ------------------------------------------------------------------ refused before anything is read

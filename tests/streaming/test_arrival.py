@@ -57,6 +57,28 @@ def test_pieces_and_chunks_of_every_size_give_the_same_bits(
     assert torch.equal(mark.again().view(torch.float32).reshape(tensor.shape), tensor)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [(64, 100), (4096, 8192), (arrival.PIECE_BYTES, arrival.CHUNK_BYTES)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_reach_a_gpu_through_slabs_that_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(arrival, "PIECE_BYTES", sizes[0])
+    monkeypatch.setattr(arrival, "CHUNK_BYTES", sizes[1])
+    part = torch.randn(301, 77)
+    arrivals = Arrivals(torch.device("cuda", 0))
+    file = stored(tmp_path, part)
+    tensors = [waiting_for(file, arrivals, (301, 77), dtype) for _ in range(3)]
+    arrivals.bring(tensors, summed=True)
+    arrivals.close()
+    for tensor in tensors:
+        assert tensor.device == torch.device("cuda", 0)
+        assert torch.equal(tensor.cpu(), part.to(dtype))
+        mark = origin_of(tensor)
+        assert mark is not None
+        assert mark.checksum == zlib.crc32(mark.again().numpy().tobytes())
+
+
 def test_another_dtype_is_made_as_it_comes(tmp_path: Path) -> None:
     part = torch.randn(5, 8)
     arrivals = Arrivals(CPU)

@@ -125,7 +125,7 @@ def _device(asked: str | torch.device | None, budgets: Budgets) -> torch.device:
     device = device_named(asked)
     if budgets.gpu is not None and device.type == "cpu":
         raise InvalidSetting("gpu_budget is for models on a GPU: name one as device, or give host_budget instead.")
-    return device
+    return torch.empty(0, device=device).device  # with its number
 
 
 def _target(
