@@ -14,6 +14,7 @@ from torch import nn
 from inference_pio.errors import CorruptFile
 from inference_pio.streaming import arrival
 from inference_pio.streaming.arrival import Arrivals, arrivals_of, arriving
+from inference_pio.streaming.pieces import cut
 from inference_pio.undo.awaited import awaited_of, origin_of
 from inference_pio.undo.checkpoint import read_header
 from inference_pio.undo.stored_bytes import stored_bytes
@@ -55,6 +56,26 @@ def test_pieces_and_chunks_of_every_size_give_the_same_bits(
     assert mark.checksum == zlib.crc32(tensor.detach().numpy().tobytes())
     assert arrivals.read_bytes == tensor.nbytes
     assert torch.equal(mark.again().view(torch.float32).reshape(tensor.shape), tensor)
+
+
+def test_what_is_read_for_a_stream_is_summed_in_its_pieces_and_may_have_a_target(tmp_path: Path) -> None:
+    parts = [torch.randn(700, 512), torch.randn(700, 512)]
+    arrivals = Arrivals(CPU)
+    file = stored(tmp_path, *parts)
+    tensor = waiting_for(file, arrivals, (2, 700, 512), torch.float32)
+    mark = awaited_of(tensor)
+    assert mark is not None
+    raw = mark.read(None)
+    half = len(raw) // 2
+    wanted = [*cut(file, 0, 0, raw[:half]), *cut(file, 0, half, raw[half:])]
+    assert len(wanted) == 4
+    assert mark.sums == {(piece.at, piece.nbytes): piece.checksum for piece in wanted}
+    known = dict.fromkeys(mark.sums, 7)
+    assert {piece.checksum for piece in cut(file, 0, half, raw[half:], sums=known)} == {7}
+    target = torch.zeros_like(raw)
+    assert mark.read(target) is target
+    assert torch.equal(target, raw)
+    arrivals.close()
 
 
 @pytest.mark.gpu

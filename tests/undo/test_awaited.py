@@ -17,7 +17,7 @@ def waiting(values: torch.Tensor) -> nn.Parameter:
     view = View.of(values)
     data, raw = view.stand_in(), bytes_of(values)
     tensor = nn.Parameter(data)
-    setattr(tensor, MARK, Awaited(view, (), lambda: raw, lambda: raw, data))
+    setattr(tensor, MARK, Awaited(view, (), lambda target: raw, lambda: raw, data))
     return tensor
 
 

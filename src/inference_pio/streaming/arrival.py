@@ -17,6 +17,7 @@ from torch import nn
 
 from inference_pio.errors import CorruptFile, StreamError
 from inference_pio.streaming.aside import Aside
+from inference_pio.streaming.pieces import PIECE_BYTES as STREAMED_BYTES
 from inference_pio.streaming.pieces import Piece
 from inference_pio.streaming.pinned import Pinned
 from inference_pio.streaming.reader import Reader, Reading
@@ -54,7 +55,7 @@ class Arrivals:
         waiting = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
         vars(waiting).update(vars(tensor))
         again = Again(tuple(parts), view.dtype)
-        mark = Awaited(view, again.parts, lambda: self._on_host(mark), again, data)
+        mark = Awaited(view, again.parts, lambda target: self._on_host(mark, target), again, data)
         setattr(waiting, MARK, mark)
         return waiting
 
@@ -64,7 +65,7 @@ class Arrivals:
             mark = awaited_of(tensor)
             if mark is not None:
                 comes = mark.parts or not mark.nbytes
-                raw = self._fetch(mark, self.device, summed) if comes else mark.read().to(self.device)
+                raw = self._fetch(mark, self.device, summed) if comes else mark.read(None).to(self.device)
                 storage = raw.untyped_storage()
                 tensor.data, mark.here = mark.view.on(storage), True
 
@@ -80,16 +81,19 @@ class Arrivals:
 
     # ------------------------------------------------------------------ one tensor
 
-    def _on_host(self, mark: Awaited) -> torch.Tensor:
-        return self._fetch(mark, torch.device("cpu"), summed=True)
+    def _on_host(self, mark: Awaited, target: torch.Tensor | None) -> torch.Tensor:
+        return self._fetch(mark, torch.device("cpu"), summed=True, target=target, in_pieces=target is None)
 
-    def _fetch(self, mark: Awaited, device: torch.device, summed: bool) -> torch.Tensor:
+    def _fetch(
+        self, mark: Awaited, device: torch.device, summed: bool, target: torch.Tensor | None = None,
+        *, in_pieces: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         """A tensor's bytes (flat uint8) on a device, in the dtype that the model has it in."""
         kinds = {one.dtype for _, one in mark.parts}
         cast = kinds != {mark.view.dtype}
         try:
             if not cast:
-                return self._copied(mark, mark.parts, device, summed)
+                return self._copied(mark, mark.parts, device, summed, target, in_pieces=in_pieces)
             if len(kinds) == 1:
                 stored = self._copied(mark, _side_by_side([one for _, one in mark.parts]), device, summed=False)
                 raw = stored.view(kinds.pop()).to(mark.view.dtype).view(torch.uint8)
@@ -99,17 +103,22 @@ class Arrivals:
             raise CorruptFile(f"the weights of the model cannot be read to their end ({error})") from error
         if summed:
             mark.checksum = zlib.crc32(raw.cpu().numpy().data)
-        return raw
+        return raw if target is None else target.copy_(raw)
 
-    def _copied(self, mark: Awaited, parts: Parts, device: torch.device, summed: bool) -> torch.Tensor:
+    def _copied(
+        self, mark: Awaited, parts: Parts, device: torch.device, summed: bool, target: torch.Tensor | None = None,
+        *, in_pieces: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         """Files' bytes side by side. They are summed in this thread while others read what comes next."""
         total = sum(one.nbytes for _, one in parts)
         with torch.inference_mode(False):
-            raw = torch.empty(total, dtype=torch.uint8, device=device)
+            raw = torch.empty(total, dtype=torch.uint8, device=device) if target is None else target
         checksum = 0
-        for start, chunk in self._chunks(parts, raw):
+        for start, pieces, chunk in self._chunks(parts, raw):
             if summed:
                 checksum = zlib.crc32(chunk.numpy().data, checksum)
+            if in_pieces:
+                _sum_pieces(mark, start, pieces, chunk)
             if device.type != "cpu":
                 raw[start : start + len(chunk)].copy_(chunk, non_blocking=True)
             self.read_bytes += len(chunk)
@@ -118,9 +127,9 @@ class Arrivals:
             mark.checksum = checksum
         return raw
 
-    def _chunks(self, parts: Parts, raw: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    def _chunks(self, parts: Parts, raw: torch.Tensor) -> Iterator[tuple[int, list[Piece], torch.Tensor]]:
         """Chunks on the host in their order, each with its place; a few are read at one time."""
-        begun: deque[tuple[int, torch.Tensor, Reading]] = deque()
+        begun: deque[tuple[int, list[Piece], torch.Tensor, Reading]] = deque()
         copied: deque[torch.cuda.Event] = deque()
         slabs = itertools.cycle(self._slabs_for(raw)) if raw.device.type != "cpu" else None
         for start, pieces in _cut(parts):
@@ -132,7 +141,7 @@ class Arrivals:
             if slabs is not None and len(copied) + len(begun) >= CHUNKS:
                 copied.popleft().synchronize()  # its slab is filled anew
             target = raw[start : start + nbytes] if slabs is None else next(slabs).bytes[:nbytes]
-            begun.append((start, target, self._reader.start(pieces, target)))
+            begun.append((start, pieces, target, self._reader.start(pieces, target)))
         while begun:
             yield _arrived(begun.popleft())
         if slabs is not None:
@@ -176,10 +185,19 @@ def arriving(model: nn.Module, arrivals: Arrivals) -> Iterator[None]:
         arrivals.close()
 
 
-def _arrived(chunk: tuple[int, torch.Tensor, Reading]) -> tuple[int, torch.Tensor]:
-    start, target, reading = chunk
+def _arrived(chunk: tuple[int, list[Piece], torch.Tensor, Reading]) -> tuple[int, list[Piece], torch.Tensor]:
+    start, pieces, target, reading = chunk
     reading.wait()
-    return start, target
+    return start, pieces, target
+
+
+def _sum_pieces(mark: Awaited, start: int, pieces: Sequence[Piece], chunk: torch.Tensor) -> None:
+    """Checksums of the pieces in which a stream will read the same bytes, if they are left where they are."""
+    data = chunk.numpy().data
+    for piece in pieces:
+        for first in range(piece.at, piece.at + piece.nbytes, STREAMED_BYTES):
+            last = min(first + STREAMED_BYTES, piece.at + piece.nbytes)
+            mark.sums[start + first, last - first] = zlib.crc32(data[first:last])
 
 
 def _cut(parts: Parts) -> Iterator[tuple[int, list[Piece]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,10 +50,15 @@ class Aside:
                 _wait(tensor, vault)
 
 
+def into(load: Callable[[], torch.Tensor]) -> Callable[[torch.Tensor | None], torch.Tensor]:
+    """A way to bring bytes as one that also copies them to a target."""
+    return lambda target: load() if target is None else target.copy_(load())
+
+
 def _wait(tensor: torch.Tensor, vault: Vault) -> None:
     view = View.of(tensor)
     parked = vault.park([tensor], {})
     stand_in = view.stand_in()
-    mark = Awaited(view, (), parked.load, parked.load, stand_in, checksum=parked.checksum)
+    mark = Awaited(view, (), into(parked.load), parked.load, stand_in, checksum=parked.checksum)
     tensor.data = stand_in
     setattr(tensor, MARK, mark)

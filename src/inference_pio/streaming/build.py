@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,13 +97,17 @@ def _device(units: Sequence[Unit], in_host: Collection[int]) -> Device | None:
     device = units[0].tensors[0].device
     if device.type != "cuda":
         return None
-    waiting = {}
-    for number in sorted(in_host):
-        pinned = waiting[number] = Pinned(units[number].room)
-        for region in units[number].regions:
-            part = pinned.bytes[region.at : region.at + region.nbytes]
-            part.copy_(region.raw())
-            region.now_in(part)
+    waiting, numbers = {}, sorted(in_host)
+    with ThreadPoolExecutor(1) as hand:  # pinning touches every page: it is done for one unit while another is read
+        coming = [hand.submit(Pinned, units[number].room) for number in numbers[:1]]
+        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+            pinned = waiting[number] = coming.pop().result()
+            if following is not None:
+                coming.append(hand.submit(Pinned, units[following].room))
+            for region in units[number].regions:
+                part = pinned.bytes[region.at : region.at + region.nbytes]
+                region.fill(part)
+                region.now_in(part)
     return Device(device, waiting)
 
 

@@ -128,7 +128,8 @@ def _in_checkpoint(
             return None
         end = at + found_there.nbytes
         for first, last in _apart(region, at, end):
-            pieces += cut(found_there.file.absolute(), found_there.offset + first - at, first, raw[first:last])
+            place = found_there.offset + first - at
+            pieces += cut(found_there.file.absolute(), place, first, raw[first:last], sums=region.sums)
     return pieces if end == region.nbytes else None
 
 

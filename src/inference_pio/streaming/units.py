@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,21 @@ class Region:
         """Its bytes stand elsewhere on the host by now: what was set aside for it while the model loads may go."""
         for tensor in self.tensors:
             if (waiting := awaited_of(tensor)) is not None and not waiting.parts:
-                waiting.read = waiting.again = lambda: raw
+                waiting.again = lambda: raw
+                waiting.read = lambda target: raw if target is None else target.copy_(raw)
+
+    def fill(self, target: torch.Tensor) -> None:
+        """Bring all its bytes to a place on the host."""
+        if (waiting := awaited_of(self.tensors[0])) is not None:
+            waiting.read(target)
+        else:
+            target.copy_(self.raw())
+
+    @property
+    def sums(self) -> Mapping[tuple[int, int], int]:
+        """Checksums of pieces that are known already, by place and length."""
+        waiting = awaited_of(self.tensors[0])
+        return waiting.sums if waiting is not None else {}
 
     @property
     def checksum(self) -> int:

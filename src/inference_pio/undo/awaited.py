@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,18 +24,20 @@ _loading: ContextVar[bool] = ContextVar("inference_pio_loading", default=False)
 class Awaited:
     """What becomes of one tensor: `parts` of files that fill it side by side, each with its place in bytes.
 
-    `read` brings its bytes (flat uint8 on the host), `again` does so when nothing of the loading is left. `checksum` is
-    known once they were read; `here` tells that the tensor has them.
+    `read` brings its bytes (flat uint8 on the host), to a target if one is given; `again` does so when nothing of the
+    loading is left. `checksum` is known once they were read, and `sums` those of pieces, by their place and length;
+    `here` tells that the tensor has them.
     """
 
     view: View
     parts: tuple[tuple[int, TensorInFile], ...]
-    read: Callable[[], torch.Tensor]
+    read: Callable[[torch.Tensor | None], torch.Tensor]
     again: Callable[[], torch.Tensor]
     stand_in: torch.Tensor
     """Kept as long as the model loads: the address of its one number must not become another tensor's."""
     here: bool = False
     checksum: int | None = None
+    sums: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

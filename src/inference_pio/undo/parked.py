@@ -110,7 +110,7 @@ def checksum_of(raw: torch.Tensor) -> int:
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     """All bytes of the storage under a tensor, as a flat uint8 tensor on the host (no copy where it is there)."""
     if (waiting := awaited_of(tensor)) is not None:
-        return waiting.read()
+        return waiting.read(None)
     storage = tensor.detach().untyped_storage()
     flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)  # type: ignore[call-overload]
     return flat.cpu()
