@@ -20,7 +20,7 @@ EXPERTS = "model.layers.1.mlp.experts.gate_up_proj"
 def test_fused_experts_are_filled_from_those_of_the_checkpoint_in_their_order(tmp_path: Path) -> None:
     unread = read_skeleton(write_model_folder(tmp_path / "model", "qwen3_moe", tokenizer=False))
     tensor = unread.model.get_parameter(EXPERTS)
-    parts = parts_of(unread.model, EXPERTS, tensor, unread.tensors)
+    parts = parts_of(unread.model, [EXPERTS], tensor, unread.tensors)
     kinds = ("gate_proj", "up_proj")
     wanted = [
         f"model.layers.1.mlp.experts.{number}.{kind}.weight" for number in range(tensor.shape[0]) for kind in kinds
@@ -48,4 +48,4 @@ def test_a_form_that_only_the_library_can_read_is_refused(tmp_path: Path) -> Non
     stored = unread.tensors[name]
     turned = type(stored)(stored.file, name, stored.offset, stored.nbytes, stored.dtype, stored.shape[::-1])
     with pytest.raises(SourceError, match=rf"the checkpoint has {name} in a form that only the library can read"):
-        parts_of(unread.model, name, unread.model.get_parameter(name), {name: turned})
+        parts_of(unread.model, [name], unread.model.get_parameter(name), {name: turned})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from inference_pio.compat import hub_tensors
 from inference_pio.errors import SourceError
 from inference_pio.streaming.arrival import Arrivals, Parts
 from inference_pio.undo.checkpoint import TensorInFile
+from inference_pio.undo.survey import named_tensors
 
 
 def await_weights(model: nn.Module, tensors: Mapping[str, TensorInFile], arrivals: Arrivals) -> int:
@@ -20,14 +21,16 @@ def await_weights(model: nn.Module, tensors: Mapping[str, TensorInFile], arrival
     What is not on the meta device is moved to the model's own. Raises SourceError where the checkpoint has a tensor in
     a form that only the library can make into the model's.
     """
-    total, made = 0, dict[int, tuple[torch.Tensor, torch.Tensor]]()
-    for path, module in model.named_modules():
+    total, made, names = 0, dict[int, tuple[torch.Tensor, torch.Tensor]](), dict[int, list[str]]()
+    for name, tensor in named_tensors(model):
+        names.setdefault(id(tensor), []).append(name)
+    for _, module in model.named_modules():
         for table in (module._parameters, module._buffers):
             for key, tensor in table.items():
                 if tensor is None:
                     continue
                 if id(tensor) not in made:
-                    parts = parts_of(model, f"{path}.{key}" if path else key, tensor, tensors) if tensor.is_meta else ()
+                    parts = parts_of(model, names[id(tensor)], tensor, tensors) if tensor.is_meta else ()
                     total += sum(one.nbytes for _, one in parts)
                     here = arrivals.await_tensor(tensor, parts) if tensor.is_meta else tensor.to(arrivals.device)
                     made[id(tensor)] = tensor, here
@@ -35,15 +38,18 @@ def await_weights(model: nn.Module, tensors: Mapping[str, TensorInFile], arrival
     return total
 
 
-def parts_of(model: nn.Module, name: str, tensor: torch.Tensor, tensors: Mapping[str, TensorInFile]) -> Parts:
-    """The places that fill a tensor side by side: one, or such as the experts of a layer. Raises SourceError."""
-    names = [name, *(other for other, one in model.named_parameters(remove_duplicate=False) if one is tensor)]
-    for one in dict.fromkeys(names):
+def parts_of(
+    model: nn.Module, names: Sequence[str], tensor: torch.Tensor, tensors: Mapping[str, TensorInFile]
+) -> Parts:
+    """The places that fill a tensor, which may have several names, side by side: one, or such as the experts of a
+    layer. Raises SourceError.
+    """
+    for one in names:
         found = _whole(tensor, tensors.get(one)) or _cut_up(model, one, tensor, tensors)
         if found is not None:
             return found
     raise SourceError(
-        f"the checkpoint has {name} in a form that only the library can read: open_model and optimize load it whole."
+        f"the checkpoint has {names[0]} in a form that only the library can read: open_model, then optimize, load it."
     )
 
 
