@@ -14,13 +14,14 @@ from torch import nn
 
 from inference_pio.anatomy.family import model_type_of
 from inference_pio.configuration import ModelFamily, family_of_model, get_config_manager
-from inference_pio.contract.byte_size import bytes_in
+from inference_pio.contract.byte_size import bytes_in, in_words
 from inference_pio.errors import InvalidSetting, PlanError
-from inference_pio.integration.constraints import hold_constraints
+from inference_pio.integration.constraints import hold_constraints, total_bytes_of
 from inference_pio.integration.targets import Changes, changed, profile_target
 from inference_pio.manager import get_optimization_manager
 from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.plan.plan import Plan
+from inference_pio.plan.skeleton import tensor_bytes
 from inference_pio.plan.target import Wanted
 from inference_pio.sources.cache import cache_folder
 from inference_pio.sources.open import Found, check_dtype, device_named, find_source
@@ -29,6 +30,7 @@ from inference_pio.sources.unread import read_skeleton
 from inference_pio.streaming.arrival import Arrivals, arriving
 from inference_pio.streaming.aside import Aside
 from inference_pio.streaming.awaiting import await_weights
+from inference_pio.streaming.memory_limit import memory_limit_bytes
 
 logger = logging.getLogger("inference_pio")
 WITHIN = "disk_offloading"
@@ -99,6 +101,7 @@ def load_within(
         if plan is not None:
             _check(plan, wanted, target_device)
             arrivals.aside = _aside(plan)
+        _hold_memory(tensor_bytes(model) if plan is None else plan.weight_bytes_after, target_device)
         with byte_bar(f"loading {found.name}", total, progress) as told.shown:
             if plan is not None:
                 get_optimization_manager().set_target(model, wanted, profile=profile)
@@ -155,6 +158,16 @@ def _aside(plan: Plan) -> Aside | None:
             in_host = set(step.decision.get("host", ()))
             return Aside({site.path: site.path in in_host for site in step.acting}, cache_folder() / "undo")
     return None
+
+
+def _hold_memory(weight_bytes: int, device: torch.device) -> None:
+    """Refuse weights that the device has no memory for at all."""
+    limit = memory_limit_bytes() if device.type == "cpu" else total_bytes_of(device)
+    if weight_bytes > limit:
+        raise PlanError(
+            f"the weights would take {in_words(weight_bytes)}, and {device} has {in_words(limit)}: give a budget to "
+            "load within, or a profile that saves more. Nothing was read."
+        )
 
 
 def _check(plan: Plan, wanted: Sequence[Wanted], device: torch.device) -> None:
