@@ -28,8 +28,8 @@ from inference_pio.undo.slots import tensors_of
 
 PIECE_BYTES = 4 * 2**20
 """Read in one go by one thread."""
-CHUNK_BYTES = 64 * 2**20
-"""On its way to a GPU at one time; what follows it is read meanwhile."""
+CHUNK_BYTES = 16 * 2**20
+"""Summed, and on its way to a GPU, at one time; what follows it is read meanwhile."""
 CHUNKS = 3
 MOST_THREADS = 8
 Parts = Sequence[tuple[int, TensorInFile]]
