@@ -172,7 +172,7 @@ SUITES = {
                 "pio-graph-exact": 70, "pio-graph-waiting": 85,
                 "plain-batched-mm": 65, "plain-eager-experts": 95, "graph-inductor-batched-mm": 115,
                 "static-compile": 140,
-                "torchao-int8": 150,
+                "torchao-int8": 150, "pio-int4": 200,
             },
             model="qwen3-30b-a3b", gigabytes=68, new_tokens=64,
         ),
@@ -237,7 +237,7 @@ SUITES = {
         ),
         Suite(
             "kv-offload-qwen3-4b-32k", "decode", "Qwen3-4B, its keys and values on the host, decode behind 32K tokens",
-            arms={"plain": 75, "library-kv-offload": 130, "pio-kv-host": 110},
+            arms={"plain": 75, "library-kv-offload": 130, "pio-kv-host": 110, "pio-kv-host-third": 100},
             baseline="library-kv-offload", model="qwen3-4b", gigabytes=34, prompt_tokens=32768, new_tokens=32,
             check_tokens=8, rounds=3, ceiling="host to device, pinned", moves="cache",
         ),

@@ -167,14 +167,20 @@ class EngineDecoder(GenerateDecoder):
         return done
 
 
-def hosted(model: nn.Module, room: Room) -> Decoder:
-    """Keys and values on the host, beside exact attention; prompts stay whole."""
-    whole = dict.fromkeys(("prefill_chunk_size", "mlp_chunk_tokens", "logits_chunk_tokens"), 0)
-    given = {"activation_offloading": whole | {"kv_placement": "host"}}
-    manager = inference_pio.get_optimization_manager()
-    manager.apply_optimizations(model, ["flash_attention", "activation_offloading"], parameters=given)
-    room.notes += [*_said(model), *manager.get_receipts(model)[-1].notes]
-    return HostedDecoder(model)
+def hosted(resident_share: float = 0.0) -> Callable[[nn.Module, Room], Decoder]:
+    """Keys and values on the host, those of a share of the layers on the device, beside exact attention; prompts stay
+    whole."""
+
+    def make(model: nn.Module, room: Room) -> Decoder:
+        whole = dict.fromkeys(("prefill_chunk_size", "mlp_chunk_tokens", "logits_chunk_tokens"), 0)
+        stay = round(resident_share * model.config.get_text_config().num_hidden_layers)
+        given = {"activation_offloading": whole | {"kv_placement": "host", "resident_layers": stay}}
+        manager = inference_pio.get_optimization_manager()
+        manager.apply_optimizations(model, ["flash_attention", "activation_offloading"], parameters=given)
+        room.notes += [*_said(model), *manager.get_receipts(model)[-1].notes]
+        return HostedDecoder(model)
+
+    return make
 
 
 class HostedDecoder(GenerateDecoder):

@@ -108,7 +108,12 @@ ARMS: dict[str, Arm] = {
     "library-kv-offload": Arm(
         "generate, cache_implementation='offloaded'", _generate(cache_implementation="offloaded"), gpu_only=True
     ),
-    "pio-kv-host": Arm("inference-pio activation_offloading, keys and values on the host", ours.hosted, gpu_only=True),
+    "pio-kv-host": Arm(
+        "inference-pio activation_offloading, keys and values on the host", ours.hosted(), gpu_only=True
+    ),
+    "pio-kv-host-third": Arm(
+        "the same, those of a third of the layers on the device", ours.hosted(1 / 3), gpu_only=True
+    ),
     "pio-merged": Arm("inference-pio kernel_fusion merged", ours.fused("merged")),
     "pio-gemv": Arm("inference-pio kernel_fusion gemv, the library's loop", ours.fused("gemv"), gpu_only=True),
     "pio-graph": Arm("inference-pio kernel_fusion graph", ours.fused("graph")),

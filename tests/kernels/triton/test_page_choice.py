@@ -35,9 +35,8 @@ class Case:
     """Whether the summary of the last token's page is left to the kernel."""
 
 
-def check(case: Case, device: str = "cpu") -> None:
-    from inference_pio.kernels.triton.page_choice import PageScratch, choose_pages, empty_lists
-
+def made(case: Case, device: str):  # type: ignore[no-untyped-def]
+    """Query, keys, their summary, one that stays as it is, lengths, starts and shares."""
     batch, pages = len(case.lengths), -(-case.capacity // 64)
     chance = torch.Generator().manual_seed(case.capacity)
     keys = torch.randn(batch, pages, 1, case.key_heads, case.width, generator=chance).expand(-1, -1, 64, -1, -1)
@@ -60,12 +59,20 @@ def check(case: Case, device: str = "cpu") -> None:
     starts = None if case.starts is None else torch.tensor(case.starts, dtype=torch.int32, device=device)
     shares = torch.full((case.key_heads,), case.share, device=device)
     shares[-1] = DENSE
+    return query, keys.to(device), summary, true, lengths, starts, shares
+
+
+def check(case: Case, device: str = "cpu") -> None:
+    from inference_pio.kernels.triton.page_choice import PageScratch, choose_pages, empty_lists
+
+    query, keys, summary, true, lengths, starts, shares = made(case, device)
+    batch, pages = len(case.lengths), summary.mean.shape[2]
     scratch = PageScratch.of(batch, case.heads, pages, query.device)
     scratch.scores.fill_(float("nan"))
     width = pages if case.budget is None else max(case.budget, case.sinks + case.local)
     lists = empty_lists(batch, case.key_heads, width, query.device)
     options = {"scorer": case.scorer, "budget": case.budget, "sinks": case.sinks, "local": case.local}
-    options |= {"written": keys.to(device) if case.written else None}
+    options |= {"written": keys if case.written else None}
     for _ in range(2):  # nothing of one call is left to the next
         lists.counts.fill_(-1)
         lists.indices.fill_(-1)

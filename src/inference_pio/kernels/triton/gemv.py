@@ -15,7 +15,13 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.kernels.gemv import GemvParts, Optionals, gemv_parts
-from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, lanes, weight_bytes
+from inference_pio.kernels.triton.gemv_launch import (
+    MATRIX_COLUMNS,
+    GemvLaunch,
+    choose_gemv_launch,
+    lanes,
+    weight_bytes,
+)
 from inference_pio.kernels.triton.group_codes import sums_by_groups
 from inference_pio.kernels.triton.group_units import sums_by_group_units
 from inference_pio.kernels.triton.launch import device_limits, on_device
@@ -225,8 +231,11 @@ def gemv_kernel(
         if GATED:
             up_grids = scale_1 + held
     if GROUP and STAGES:
+        ahead = (program * ROWS).to(tl.int64)  # places behind it are small numbers, which one instruction adds
+        behind = held - program * ROWS
         total, up, squares, added = sums_by_group_units(
-            x, norm_weight, places, up_places, grids, up_grids, residual_places, stored, x_step, inputs, grid_step,
+            x, norm_weight, weight + ahead * step, weight_1 + ahead * step_1 if GATED else weight, behind * step,
+            behind * step_1 if GATED else behind, grids, up_grids, residual_places, stored, x_step, inputs, grid_step,
             grid_step_1, COUNT, HALVES, ROWS, LANE, EVEN, NORMED, GATED, ADDED, DEPENDENT, STAGES, INTERPRETED,
         )  # fmt: skip
     elif GROUP:
@@ -300,8 +309,8 @@ def _launch(
     weights, counts = parts.weights, [weight.shape[0] for weight in parts.weights]
     biases, has_bias = _biases(parts.biases)
     halves, lane = lanes(launch, x.element_size(), weight_bytes(weights[0], parts.group))
-    if parts.group and launch.stages:  # members of x, and warps
-        halves, lane = triton.next_power_of_2(parts.rows), launch.warps
+    if parts.group and launch.stages:  # members of x, and groups of a step
+        halves, lane = triton.next_power_of_2(parts.rows), launch.columns // MATRIX_COLUMNS
     scales = [in_words(scale) for scale in parts.scales] if parts.group and parts.scales else parts.scales or ()
     batch = triton.next_power_of_2(parts.rows)
     programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))

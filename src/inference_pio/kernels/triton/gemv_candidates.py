@@ -104,9 +104,11 @@ def _of_groups(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
 
 def _by_matrix_units(problem: GemvProblem, limits: Limits) -> Iterator[GemvLaunch]:
     if problem.group == MATRIX_COLUMNS and problem.dtype is torch.bfloat16:
-        for stages, warps, rows in itertools.product((4, 3, 6), (4, 2, 8, 1), (2 * MATRIX_ROWS, MATRIX_ROWS)):
-            if MATRIX_COLUMNS * warps < 2 * problem.inputs:
-                yield GemvLaunch(rows, MATRIX_COLUMNS * warps, warps, stages)
+        overlaps = problem.dependent and limits.capability >= FIRST_OVERLAPPING and problem.batch <= 2
+        several = ((4, 2, 8, 1), (1, 2), (3, 4), (MATRIX_ROWS, 2 * MATRIX_ROWS))
+        for warps, times, stages, rows in itertools.product(*several):
+            if MATRIX_COLUMNS * warps * times < 2 * problem.inputs:
+                yield GemvLaunch(rows, MATRIX_COLUMNS * warps * times, warps, stages, overlaps)
     if problem.batch == 1 or problem.group or problem.dtype is not torch.bfloat16:
         return
     together = 2 if problem.gated else 1

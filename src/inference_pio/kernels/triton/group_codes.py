@@ -29,12 +29,12 @@ def eight(word, INTERPRETED: tl.constexpr):
             shr.u32 high, $8, 4;
             and.b32 high, high, 0x0F0F0F0F;
             prmt.b32 $0, low, 0x43000000, 0x7044;
-            prmt.b32 $1, low, 0x43000000, 0x7144;
-            prmt.b32 $2, low, 0x43000000, 0x7244;
-            prmt.b32 $3, low, 0x43000000, 0x7344;
-            prmt.b32 $4, high, 0x43000000, 0x7044;
-            prmt.b32 $5, high, 0x43000000, 0x7144;
-            prmt.b32 $6, high, 0x43000000, 0x7244;
+            prmt.b32 $1, low, 0x43000000, 0x7244;
+            prmt.b32 $2, high, 0x43000000, 0x7044;
+            prmt.b32 $3, high, 0x43000000, 0x7244;
+            prmt.b32 $4, low, 0x43000000, 0x7144;
+            prmt.b32 $5, low, 0x43000000, 0x7344;
+            prmt.b32 $6, high, 0x43000000, 0x7144;
             prmt.b32 $7, high, 0x43000000, 0x7344;
             }
             """,
@@ -48,8 +48,8 @@ def eight(word, INTERPRETED: tl.constexpr):
 def nibbles(word):
     """The same without a GPU's instructions."""
     return (
-        nibble(word, 0), nibble(word, 8), nibble(word, 16), nibble(word, 24),
-        nibble(word, 4), nibble(word, 12), nibble(word, 20), nibble(word, 28),
+        nibble(word, 0), nibble(word, 16), nibble(word, 4), nibble(word, 20),
+        nibble(word, 8), nibble(word, 24), nibble(word, 12), nibble(word, 28),
     )  # fmt: skip
 
 

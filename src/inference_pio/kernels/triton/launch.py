@@ -22,9 +22,6 @@ ROPE_WIDTHS = (16, 32, 64, 128)
 MOST_SPLITS = 128
 CODED_PROGRAMS = 2
 """Programs over codes a multiprocessor, of two warps each: at 32K tokens on an H100 49.4 us with 2, 51.7 with 4."""
-EVEN_ENOUGH = 0.96
-"""Of the programs that a GPU has room for, a power of two that comes so near: pages then fall evenly to programs, and
-joining reads no rows that none wrote."""
 MOST_JOINED = 128
 """Rows of float32 that one program joins."""
 MOST_BLOCKS = 4096
@@ -185,15 +182,13 @@ def choose_decode_launch(limits: Limits, batch: int, key_heads: int, head_dim: i
     """The launch of the decode kernel, fixed for a cache of `capacity` tokens whatever it holds.
 
     One program a multiprocessor: measured on an H100 at 32K tokens, 8 key heads read 2.71 TB/s with 16 splits, 2.54
-    with 49 and 2.42 with 66, 4 key heads 2.25 with 33 and 2.21 with 66.
+    with 49 and 2.42 with 66, 4 key heads 2.25 with 33 and 2.21 with 66, and at 16K 2.03 with 33 and 1.96 with 32.
 
     >>> choose_decode_launch(HOPPER, batch=1, key_heads=8, head_dim=128, capacity=32768).splits
     16
     """
     stages = 3 if head_dim <= 128 and _fits(limits, head_dim, 3) else 2
     wanted = limits.multiprocessors // (batch * key_heads)
-    if (even := 1 << max(0, wanted.bit_length() - 1)) >= EVEN_ENOUGH * wanted:
-        wanted = even
     splits = max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE)))
     return DecodeLaunch(splits, stages=stages)
 

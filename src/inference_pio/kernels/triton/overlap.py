@@ -24,6 +24,12 @@ FIRST_OVERLAPPING = 90
 def wait_for_others(INTERPRETED: tl.constexpr):
     """The kernel behind this one may begin; what the one in front wrote may be read from here on."""
     let_others_begin(INTERPRETED)
+    wait(INTERPRETED)
+
+
+@triton.jit
+def wait(INTERPRETED: tl.constexpr):
+    """What the kernel in front wrote may be read from here on; the one behind may not begin by this."""
     if not INTERPRETED:
         gdc_wait()
 

@@ -32,7 +32,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 UNIT = tl.constexpr(float(2**30))
 """Shares of the attention are told in so many parts: all of it fits into 32 bits."""
 MORE_THAN_ALL = tl.constexpr(float(2**30 + 128))
-HALF_OF_ALL = tl.constexpr(2**29)
+ALL = tl.constexpr(2**30)
 HIDDEN = tl.constexpr(-1.0e30)
 
 
@@ -107,41 +107,63 @@ def page_scores_kernel(
 
 
 @triton.jit
-def units_of(scores, members, page, length, seen_from, used, pages, GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr):
-    """The share of each page, the mean over the query heads, in whole parts of `UNIT`; and whether it is seen."""
-    places = scores + members[:, None] * pages + page[None, :]
-    real = (members < GROUP)[:, None]
-    found = tl.load(places, mask=real & (page < used)[None, :], other=0.0, cache_modifier=".cg")
+def in_units(found, members, page, length, seen_from, used, GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr):
+    """The share of each page by the scores `found` [members, pages], the mean over the query heads, in whole parts of
+    `UNIT`; and whether it is seen."""
     tokens = tl.minimum(length - page * PAGE_SIZE, PAGE_SIZE) - tl.maximum(seen_from - page * PAGE_SIZE, 0)
     visible = (page < used) & (tokens > 0)
     found += tl.log2(tl.maximum(tokens, 1).to(tl.float32))[None, :]
     found = tl.where(visible[None, :], found, HIDDEN)
     shares = tl.exp2(found - tl.max(found, 1)[:, None])
     shares = shares * ((UNIT / GROUP) / tl.sum(shares, 1)[:, None])
-    return tl.sum(tl.where(real, shares.to(tl.int32), 0), 0), visible
+    return tl.sum(tl.where((members < GROUP)[:, None], shares.to(tl.int32), 0), 0), visible
 
 
 @triton.jit
-def smallest_set(units, fixed, free, wanted, most):
-    """The `fixed` ones, and of the `free` ones the largest that bring their units to `wanted`; never more than `most`
-    together, all if they do not reach it. Equal ones are taken from the front."""
-    ranked = tl.where(free, units, -1)
-    held, many = tl.sum(tl.where(fixed, units, 0), 0), tl.sum(fixed.to(tl.int32), 0)
-    least, step = 0, HALF_OF_ALL
-    for _ in tl.range(30):
-        chosen = ranked >= least + step
-        mass, count = tl.sum(tl.where(chosen, units, 0), 0), tl.sum(chosen.to(tl.int32), 0)
-        enough = (held + mass >= wanted) | (many + count >= most)
-        least += enough.to(tl.int32) * step
-        step = step // 2
-    # The largest bound that leaves enough, if any does: 0 may not.
-    over, level = ranked > least, ranked == least
-    mass, count = tl.sum(tl.where(over, units, 0), 0), tl.sum(over.to(tl.int32), 0)
-    missing = tl.where(least > 0, (wanted - held - mass - 1) // tl.maximum(least, 1) + 1, most)
-    missing = tl.minimum(missing, most - many - count)
-    among = tl.cumsum(level.to(tl.int32), 0)
-    done = (held >= wanted) | (many >= most)
-    return fixed | ((over | (level & (among <= missing))) & (done == 0))
+def smallest_set(units, fixed, free, seen, wanted, most, CUTS: tl.constexpr):
+    """The `fixed` ones, and of the `free` ones the largest that bring the units of both to `wanted`; never more than
+    `most` together, all if they do not reach it. Equal ones are taken from the front. Told as whether each is kept, how
+    many kept ones stand before it, and how many there are. `seen`: how many are fixed or free.
+
+    Of all with at least `low` units there are enough, of those with at least `low + width` there are not; each round
+    holds `CUTS` bounds against them, until one is left between."""
+    ranked = tl.where(fixed, ALL, tl.where(free, tl.minimum(units, ALL - 1), -1))
+    low, width, over_mass, over_count, low_count = 0, ALL, 0, 0, seen
+    number = tl.arange(0, CUTS)
+    while (width > 1) & (low_count - over_count > 1):
+        step = width // CUTS
+        over = ranked[None, :] >= (low + (number + 1) * step)[:, None]
+        masses, counts = tl.sum(tl.where(over, units[None, :], 0), 1), tl.sum(over.to(tl.int32), 1)
+        enough = (masses >= wanted) | (counts >= most)
+        reached = tl.sum(enough.to(tl.int32), 0)
+        low += reached * step
+        low_count = tl.minimum(low_count, tl.min(tl.where(enough, counts, ALL), 0))
+        over_mass = tl.max(tl.where(enough, 0, masses), 0)
+        over_count = tl.max(tl.where(enough, 0, counts), 0)
+        if reached == CUTS:  # the fixed ones are enough
+            over_count = low_count
+        width = step
+    certain = fixed | (ranked >= low + width)
+    level = free & (ranked >= low) & (ranked < low + width)
+    missing = tl.where(low > 0, (wanted - over_mass - 1) // tl.maximum(low, 1) + 1, most)
+    missing = tl.maximum(tl.minimum(missing, most - over_count), 0)
+    both = tl.cumsum(certain.to(tl.int32) + (level.to(tl.int32) << 16), 0)
+    among = both >> 16
+    kept = certain | (level & (among <= missing))
+    place = (both & 0xFFFF) + tl.minimum(among, missing) - 1
+    return kept, place, over_count + tl.minimum(low_count - over_count, missing)
+
+
+@triton.jit
+def choice(found, members, page, length, seen_from, used, share, sinks, local, most, GROUP: tl.constexpr,
+           PAGE_SIZE: tl.constexpr, CUTS: tl.constexpr):  # fmt: skip
+    """`smallest_set` of the pages of a key head, by the scores `found` [members, pages] of its query heads."""
+    units, visible = in_units(found, members, page, length, seen_from, used, GROUP, PAGE_SIZE)
+    first = seen_from // PAGE_SIZE
+    fixed = visible & (((page >= first) & (page < first + sinks)) | (page >= used - local))
+    wanted = tl.minimum(tl.ceil(share * UNIT), MORE_THAN_ALL).to(tl.int32)
+    seen = tl.where(length > seen_from, used - first, 0)
+    return smallest_set(units, fixed, visible & (fixed == 0), seen, wanted, most, CUTS)
 
 
 @triton.jit(
@@ -150,8 +172,8 @@ def smallest_set(units, fixed, free, wanted, most):
 )
 def page_list_kernel(
     scores, lengths, starts, shares, counts, indices, length_step, pages, list_length, sinks, local, most,
-    GROUP: tl.constexpr, MEMBERS: tl.constexpr, PAGE_SIZE: tl.constexpr, PAGES: tl.constexpr, HAS_STARTS: tl.constexpr,
-    DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, PAGE_SIZE: tl.constexpr, PAGES: tl.constexpr, CUTS: tl.constexpr,
+    HAS_STARTS: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     head, batch = tl.program_id(0), tl.program_id(1)
     if DEPENDENT:
@@ -164,15 +186,16 @@ def page_list_kernel(
     used = tl.minimum(tl.cdiv(length, PAGE_SIZE), pages)
     pair = batch.to(tl.int64) * tl.num_programs(0) + head
     page = tl.arange(0, PAGES)
-    units, visible = units_of(
-        scores + pair * GROUP * pages, tl.arange(0, MEMBERS), page, length, seen_from, used, pages, GROUP, PAGE_SIZE
+    members = tl.arange(0, MEMBERS)
+    found = tl.load(
+        scores + (pair * GROUP + members[:, None]) * pages + page[None, :],
+        mask=(members < GROUP)[:, None] & (page < used)[None, :], other=0.0, cache_modifier=".cg",
     )  # fmt: skip
-    first = seen_from // PAGE_SIZE
-    fixed = visible & (((page >= first) & (page < first + sinks)) | (page >= used - local))
-    wanted = tl.minimum(tl.ceil(share * UNIT), MORE_THAN_ALL).to(tl.int32)
-    kept = smallest_set(units, fixed, visible & (fixed == 0), wanted, most).to(tl.int32)
-    tl.store(counts + pair, tl.sum(kept, 0))
-    tl.store(indices + pair * list_length + tl.cumsum(kept, 0) - 1, page, mask=kept != 0)
+    kept, place, count = choice(
+        found, members, page, length, seen_from, used, share, sinks, local, most, GROUP, PAGE_SIZE, CUTS
+    )  # fmt: skip
+    tl.store(counts + pair, count)
+    tl.store(indices + pair * list_length + place, page, mask=kept)
 
 
 def choose_pages(
@@ -226,7 +249,7 @@ def choose_pages(
         page_list_kernel[(key_heads, batch)](
             scratch.scores, lengths, starts, shares, lists.counts, lists.indices, int(lengths.numel() > 1), pages,
             lists.indices.shape[-1], sinks, local, capped, MEMBERS=triton.next_power_of_2(group), PAGES=padded,
-            num_warps=choice_warps(padded), **common, **overlapping(overlaps),
+            CUTS=4, num_warps=choice_warps(padded), **common, **overlapping(overlaps),
         )  # fmt: skip
     return lists
 
