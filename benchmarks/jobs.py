@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import faithful, prefill_job, real_models, weights
-from benchmarks.arms import prefill
+from benchmarks.arms import loading, prefill
 from benchmarks.arms.problem import Unavailable
 from benchmarks.arms.room import Room
 from benchmarks.arms.table import ARMS
 from benchmarks.kernel_job import KernelJob, family_of
+from benchmarks.load_job import LoadJob, planned_bytes
 from benchmarks.suites import SUITES, Suite
 from inference_pio.measure import peak_bytes, weight_bytes
 
@@ -35,13 +36,17 @@ def make_job(suite_name: str, arm: str, *, device: str, smoke: bool) -> Job:
     suite = SUITES[suite_name].smoked() if smoke else SUITES[suite_name]
     if suite.threads and not smoke:
         torch.set_num_threads(suite.threads)
-    kinds: dict[str, Any] = {"decode": DecodeJob, "prefill": prefill_job.make, "kernels": KernelJob}
+    kinds: dict[str, Any] = {
+        "decode": DecodeJob, "prefill": prefill_job.make, "kernels": KernelJob, "load": LoadJob,
+    }  # fmt: skip
     return kinds[suite.kind](suite, arm, torch.device(device), smoke)  # type: ignore[no-any-return]
 
 
 def label_of(suite: Suite, arm: str) -> str:
     if suite.kind == "kernels":
         return str(family_of(suite).ARMS[arm].label)
+    if suite.kind == "load":
+        return loading.ARMS[arm].label
     return prefill.ARMS[arm].label if suite.kind == "prefill" else ARMS[arm].label
 
 
@@ -75,7 +80,7 @@ class DecodeJob:
         return {
             "label": self.arm.label, "right": verdict.right, "reason": verdict.reason, "check": verdict.to_json(),
             "warm_s": warm_s, "warm_rounds": self.arm.warm_ups, "notes": room.notes,
-            "bytes": {"weights": weight_bytes(model), "read_per_token": read},
+            "bytes": {"weights": weight_bytes(model), "read_per_token": read} | planned_bytes(model),
             "units": {"decode": "tok/s", "first token": "s"},
             "shares": {"decode": {"ceiling": self.suite.ceiling, "per_unit": read / 1e9, "unit": "GB/s"}},
         }  # fmt: skip

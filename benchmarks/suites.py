@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Kind = Literal["decode", "prefill", "kernels"]
+Kind = Literal["decode", "prefill", "kernels", "load"]
 TOKENS_FIRST = "tokens before heads"
 """As models hand queries, keys and values to attention: views of projections, which rotary embedding keeps."""
 
@@ -222,6 +222,18 @@ SUITES = {
             baseline="cpu-offload", model="qwen3-4b", gigabytes=13, prompt_tokens=64, new_tokens=6, check_tokens=3,
             rounds=3,
             ceiling="host to device, pinned",
+        ),
+        Suite(
+            "offload-qwen3-30b-a3b", "decode", "Qwen3-30B-A3B with weights on the host, decode at batch 1",
+            arms={"cpu-offload": 230, "pio-16gb": 110, "pio-memory-efficient-12gb": 150},
+            baseline="cpu-offload", model="qwen3-30b-a3b", gigabytes=68, prompt_tokens=64, new_tokens=4,
+            check_tokens=2, rounds=3, ceiling="host to device, pinned",
+        ),
+        Suite(
+            "load-qwen3-4b", "load", "Qwen3-4B, its checkpoint brought into memory from a cold disk",
+            arms={"from-pretrained": 60, "pio-load": 50, "pio-load-int8": 60, "pio-load-budget": 60},
+            baseline="from-pretrained", model="qwen3-4b", gigabytes=18, prompt_tokens=64, rounds=3, one_by_one=True,
+            ceiling="disk read",
         ),
         Suite(
             "kv-offload-qwen3-4b-32k", "decode", "Qwen3-4B, its keys and values on the host, decode behind 32K tokens",

@@ -30,7 +30,7 @@ def ordered(found: Iterable[Results]) -> list[Results]:
 
 def table(found: Results) -> str:
     """One suite: a title, what it ran on, and its rows, ours in bold."""
-    write = {"decode": _decode, "prefill": _lengths, "kernels": _kernels}[found["kind"]]
+    write = {"decode": _decode, "prefill": _lengths, "kernels": _kernels, "load": _loads}[found["kind"]]
     head, rows = write(found)
     lines = [f"**{found['title']}** ({_device(found)})", "", _row(head), _row(["---"] * len(head))]
     return "\n".join(lines + [_row(row) for row in rows])
@@ -51,6 +51,24 @@ def _decode(found: Results) -> tuple[list[str], list[list[str]]]:
             _name(name, arm), f"{row['median']:.1f} ({row['low']:.1f}-{row['high']:.1f})",
             f"{row['median'] / base:.2f}x" if base else "", f"{row['rate']['value']:.0f}" if "rate" in row else "",
             _share(row), f"{first * 1e3:.0f} ms", f"{arm['set_up_s']:.0f} s", _size(arm["bytes"]["peak"]),
+        ])  # fmt: skip
+    return head, rows
+
+
+def _loads(found: Results) -> tuple[list[str], list[list[str]]]:
+    base = _median(found, found["baseline"], "seconds")
+    limit = next((row["share"]["of"] for row in _cases(found, "load") if "share" in row), "the ceiling")
+    head = ["system", "seconds", f"against {found['baseline']}", "GB/s", f"share of {limit}", "weights", "peak"]
+    rows = []
+    for name, arm in found["arms"].items():
+        if arm["status"] != "ok":
+            rows.append([_name(name, arm), _why(arm), *[""] * (len(head) - 2)])
+            continue
+        took, row = arm["cases"]["seconds"], arm["cases"]["load"]
+        rows.append([
+            _name(name, arm), f"{took['median']:.1f} ({took['low']:.1f}-{took['high']:.1f})",
+            f"{took['median'] / base:.2f}x" if base else "", f"{row['median']:.2f}", _share(row),
+            _size(arm["bytes"]["weights"]), _size(arm["bytes"]["peak"]),
         ])  # fmt: skip
     return head, rows
 

@@ -26,7 +26,7 @@ DOCUMENTED = {
         get_optimization_manager""",
     "optimization_config": "ModelFamily ModelOptimizationConfig GlobalOptimizationProfile get_config_manager",
 }
-SHORT = {"optimize", "optimized", "plan", "restore", "save", "load", "errors"}
+SHORT = {"optimize", "optimized", "plan", "restore", "save", "load", "load_pretrained", "errors"}
 
 
 def in_fresh_python(code: str, *, path: Path | None = None, cwd: Path = ROOT) -> str:

@@ -12,6 +12,7 @@ import torch
 from inference_pio.manager import ModularOptimizationManager, get_optimization_manager
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
+from tests.model_folder import write_model_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,7 +23,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def test_the_code_runs_and_leaves_the_model_as_it_was(block: str, tmp_path: Path) -> None:
     model = tiny.build("qwen3")
     before, answers = fingerprint(model), tiny.logits(model, "qwen3")
-    names: dict[str, Any] = {"model": model, "folder": tmp_path / "saved"}
+    checkpoint = write_model_folder(tmp_path / "checkpoint", "qwen3", tokenizer=False)
+    names: dict[str, Any] = {"model": model, "folder": tmp_path / "saved", "checkpoint": checkpoint}
     try:
         exec(compile(block, "README.md", "exec"), names)
     finally:

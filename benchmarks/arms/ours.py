@@ -14,6 +14,7 @@ from benchmarks.arms.problem import Unavailable
 from benchmarks.arms.room import Room
 from inference_pio.decoding.hosted_generate import hosted_calls
 from inference_pio.decoding.takeover import engine_of
+from inference_pio.streaming.hooks import stream_of
 
 MORE_THAN_32K = 33000
 """Tokens whose cache gets room for 64K."""
@@ -36,6 +37,51 @@ def streamed(model: nn.Module, room: Room) -> Decoder:
     manager.apply_optimizations(model, ["disk_offloading"], parameters={"disk_offloading": budget})
     room.notes += [*_said(model), *manager.get_receipts(model)[-1].notes]
     return GenerateDecoder(model)
+
+
+def within(budget: str, name: str | None = None) -> Callable[[nn.Module, Room], Decoder]:
+    """Weights within so much of a GPU's memory, under a profile or as they are; the rest waits on the host."""
+
+    def make(model: nn.Module, room: Room) -> Decoder:
+        resident = GenerateDecoder(model).decode(room.prompt, 4 if room.smoke else 16)
+        manager, on_gpu = inference_pio.get_optimization_manager(), next(model.parameters()).is_cuda
+        if name is not None:
+            inference_pio.optimize(model, name)
+        given = {"gpu_budget": budget} if on_gpu else {"host_budget": "80%", "threads": 1}
+        manager.apply_optimizations(model, ["disk_offloading"], parameters={"disk_offloading": given})
+        receipt = next(one for one in manager.get_receipts(model) if one.name == "disk_offloading")
+        room.notes += [*_said(model), *receipt.notes]
+        return StreamedDecoder(model, room, 1 / resident.tokens_per_s)
+
+    return make
+
+
+class StreamedDecoder(GenerateDecoder):
+    """`generate` of a model that streams; the first call of several tokens tells what came over the link for each."""
+
+    def __init__(self, model: nn.Module, room: Room, resident_s: float) -> None:
+        super().__init__(model)
+        self.room, self.resident_s, self._told = room, resident_s, False
+
+    def decode(self, prompt: Tensor, new_tokens: int, *, forced: Tensor | None = None, logits: bool = False) -> Decoded:
+        before = self._counts()
+        done = super().decode(prompt, new_tokens, forced=forced, logits=logits)
+        if not self._told and new_tokens > 1:
+            self._told = True
+            stream = stream_of(self.model)
+            assert stream is not None, "what streams has a stream"
+            counts = {key: value - before.get(key, 0) for key, value in self._counts().items()}
+            self.room.notes.append(
+                f"{new_tokens} tokens behind {prompt.shape[1]}: {counts}; resident, a token takes "
+                f"{self.resident_s * 1e3:.1f} ms; a pass brings {stream.pass_bytes / 1e9:.3f} GB where all that "
+                "streams is brought, and is bound by that over the link's GB/s, or by the resident time beside it"
+            )
+        return done
+
+    def _counts(self) -> dict[str, float]:
+        stream = stream_of(self.model)
+        told = stream.to_json() if stream is not None else {}
+        return {key: value for key, value in told.items() if isinstance(value, int | float)}
 
 
 def fused(level: str, *, exact: bool = False) -> Callable[[nn.Module, Room], Decoder]:

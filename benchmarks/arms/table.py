@@ -101,6 +101,10 @@ ARMS: dict[str, Arm] = {
     "cpu-offload": Arm("accelerate cpu_offload", offload.cpu_offload, package="accelerate"),
     "disk-offload": Arm("accelerate disk_offload", offload.disk_offload, package="accelerate"),
     "pio-disk-offloading": Arm("inference-pio disk_offloading", ours.streamed),
+    "pio-16gb": Arm("inference-pio disk_offloading, 16 GB of the GPU", ours.within("16GB")),
+    "pio-memory-efficient-12gb": Arm(
+        "inference-pio memory_efficient, 12 GB of the GPU", ours.within("12GB", "memory_efficient"), "int4"
+    ),
     "library-kv-offload": Arm(
         "generate, cache_implementation='offloaded'", _generate(cache_implementation="offloaded"), gpu_only=True
     ),

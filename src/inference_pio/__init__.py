@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         create_optimization_pipeline,
         get_model_optimization_status,
         get_supported_optimizations,
+        load_pretrained,
         optimize,
         optimized,
         plan,
@@ -69,6 +70,7 @@ __all__ = [
     "get_optimization_manager",
     "get_supported_optimizations",
     "load",
+    "load_pretrained",
     "optimize",
     "optimized",
     "plan",
@@ -87,7 +89,7 @@ _ROOMS = {
     "integration": """
         apply_glm_optimizations apply_model_family_optimizations apply_optimizations_by_config apply_qwen_optimizations
         create_optimization_pipeline get_model_optimization_status get_supported_optimizations
-        optimize optimized plan reset_model_optimizations restore update_model_optimization""",
+        load_pretrained optimize optimized plan reset_model_optimizations restore update_model_optimization""",
     "manager": "ModularOptimizationManager get_optimization_manager",
 }
 _WHERE = {name: room for room, names in _ROOMS.items() for name in names.split()}

@@ -250,6 +250,59 @@ def meta_model(folder: Any, class_name: str) -> Any:
     return model
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A model of the library's as `from_pretrained` makes it, all that it reads from a checkpoint on the meta device.
+
+    `shapes` tells of tensors that the checkpoint has in another shape: their names, that shape, and the model's.
+    """
+
+    model: Any
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    shapes: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+
+def unread_model(build: Any, config: Any, folder: Any, tensors: dict[str, Any], dtype: Any) -> Unread:
+    """The model of a class and a local folder, from `tensors` of the meta device in the place of the checkpoint's.
+
+    The library maps their names and joins them as it would the real ones, so that it also knows how to name them back.
+    What no checkpoint holds, such as the angles of rotary embeddings, is computed on the CPU.
+    """
+    import torch
+    import transformers
+
+    model, told = build.from_pretrained(
+        None, config=config, state_dict=dict(tensors), device_map={"": "meta"}, dtype=dtype,
+        ignore_mismatched_sizes=True, output_loading_info=True,
+    )  # fmt: skip
+    for name, buffer in list(model.named_non_persistent_buffers()):
+        path, _, key = name.rpartition(".")
+        owner = model.get_submodule(path)
+        owner._buffers[key] = torch.empty_like(buffer, device="cpu")
+        owner._is_hf_initialized = False
+    model._initialize_missing_keys(False)
+    nameless = model.name_or_path
+    model.config.name_or_path = str(folder)
+    for part in model.modules():
+        if isinstance(part, transformers.PreTrainedModel) and part.name_or_path == nameless:
+            part.name_or_path = str(folder)
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    shapes = tuple((name, tuple(stored), tuple(wanted)) for name, stored, wanted in told["mismatched_keys"])
+    return Unread(model, tuple(sorted(told["missing_keys"])), tuple(sorted(told["unexpected_keys"])), shapes)
+
+
+def wanted_ties(model: Any) -> dict[str, str]:
+    """The parameters that a model's class ties, each with the one that it is to be."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def forget_tie(model: Any, name: str) -> None:
+    """The checkpoint has other values for a tied parameter: it is one of its own, as the library has it then."""
+    model.all_tied_weights_keys.pop(name, None)
+
+
 def hub_tensors(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     """Tensors under the names, and cut as, a checkpoint on the hub has them: fused experts one by one.
 

@@ -36,6 +36,37 @@ def test_plain_applies_nothing(llama_folder: Path) -> None:
     assert (data["profile"], data["plan"], data["receipts"]) == (None, None, [])
 
 
+def test_within_a_budget_a_model_streams_and_says_the_same(llama_folder: Path) -> None:
+    words = (
+        str(llama_folder),
+        "--prompt",
+        "def f(x):",
+        "--max-new-tokens",
+        "6",
+        "--disable",
+        "kernel_fusion",
+        "--json",
+    )
+    whole = json.loads(generated(*words, "--disable", "tensor_compression").stdout)
+    answer = generated(*words, "--disable", "tensor_compression", "--host-budget", "80%")
+    assert answer.exit_code == 0, answer.output
+    data = json.loads(answer.stdout)
+    assert data["text"] == whole["text"]
+    assert [receipt["name"] for receipt in data["receipts"]] == ["flash_attention", "disk_offloading"]
+    assert [step["name"] for step in data["plan"]["steps"]] == ["flash_attention", "disk_offloading"]
+
+
+def test_a_budget_that_a_profile_would_break_is_refused(llama_folder: Path) -> None:
+    answer = generated(str(llama_folder), "--prompt", "def", "--profile", "lossless", "--host-budget", "80%")
+    assert answer.exit_code == 1
+    assert "kernel_fusion would have the whole model in memory" in answer.stderr
+    plain = generated(str(llama_folder), "--prompt", "def", "--plain", "--host-budget", "80%")
+    assert plain.exit_code == 2
+    coded = generated(str(llama_folder), "--prompt", "def", "--trust-remote-code", "--host-budget", "80%")
+    assert coded.exit_code == 1
+    assert "is loaded whole" in coded.stderr
+
+
 def test_a_saved_model_runs_as_it_is(tmp_path: Path) -> None:
     from tests.model_folder import byte_tokenizer
 

@@ -46,6 +46,18 @@ Device = Annotated[str | None, typer.Option(help="Where to run, as torch calls i
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model; off unless given.")
 ]
+GpuBudget = Annotated[
+    str | None,
+    typer.Option("--gpu-budget", help="Memory of the GPU that weights may take: 12GB, 40%.", metavar="SIZE"),
+]
+HostBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--host-budget",
+        help="Memory of the host that weights may take, or wait in for a GPU: 4GB, 40%.",
+        metavar="SIZE",
+    ),
+]
 Json = Annotated[
     str | None,
     typer.Option("--json", help="Write the result as JSON to this file; alone or as -: to stdout.", metavar="[FILE]"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -44,6 +44,11 @@ class Step:
     forecast: bool = False
     backend: str | None = None
     notes: list[str] = field(default_factory=list)
+    arrive: Callable[[Sequence[Site]], Iterator[Site]] = iter
+    """How the weights of sites come into memory, one after another, where a model is still being loaded."""
+
+
+WeightsRead = Literal["none", "site by site", "all"]
 
 
 class OptimizationInterface(ABC):
@@ -64,6 +69,9 @@ class OptimizationInterface(ABC):
     on_small_models: ClassVar[Mapping[str, Any]] = {}
     """Parameters with which it acts on models of a few hundred tokens, too, where its defaults are for large ones; the
     contract tests sweep every optimization with its own."""
+    weights_read: WeightsRead = "all"
+    """Which weights' values it needs to act. A model that is being loaded has all in memory before a step that needs
+    them; one that goes site by site takes `self.arriving(sites)`, and has each site's weights there, no more."""
     device: torch.device = torch.device("cpu")
     """Where the live model is; a plan's skeleton itself is on the meta device."""
 
@@ -96,6 +104,10 @@ class OptimizationInterface(ABC):
         """Checks that need the weights' values, made just before the first write; raise to refuse."""
         return
 
+    def checked_weights(self, sites: Sequence[Site]) -> Sequence[str]:
+        """The modules whose weights' values `preflight` looks at, where the step reads none beside them."""
+        return ()
+
     @abstractmethod
     def apply(self, model: nn.Module) -> nn.Module:
         """Act on `self.step.sites` through `self.journal`; return the model."""
@@ -125,6 +137,10 @@ class OptimizationInterface(ABC):
     def journal(self) -> Journal:
         """The one object through which the model is edited."""
         return self.step.journal
+
+    def arriving(self, sites: Sequence[Site]) -> Iterator[Site]:
+        """Sites one by one, each with its weights in memory and its preflight made."""
+        return self.step.arrive(sites)
 
     def say(self, *, backend: str | None = None, note: str | None = None) -> None:
         """Put the backend that serves, or a remark, into the receipt."""

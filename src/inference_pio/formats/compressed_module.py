@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.formats.weight_format import WeightFormat
 from inference_pio.kernels.dynamic_linear import dynamic_linear, serves_dynamic
+from inference_pio.undo.parked import without_base
 
 
 class CompressedModule(WeightFormat, nn.Module):
@@ -35,9 +36,9 @@ class CompressedModule(WeightFormat, nn.Module):
 
     def hold(self, name: str, codes: Tensor, *beside: Tensor) -> None:
         """Keep codes of one weight and what stands beside them."""
-        self.register_buffer(f"{name}_{self.format}", self.settled(codes))
+        self.register_buffer(f"{name}_{self.format}", without_base(self.settled(codes)))
         for part, tensor in zip(self.beside, beside, strict=True):
-            self.register_buffer(f"{name}_{part}", tensor)
+            self.register_buffer(f"{name}_{part}", without_base(tensor))
 
     def held(self, name: str) -> tuple[Tensor, ...]:
         """Codes of one weight and what stands beside them: scales, in most formats."""

@@ -12,6 +12,7 @@ from inference_pio.integration.functions import (
     reset_model_optimizations,
     update_model_optimization,
 )
+from inference_pio.integration.loading import load_pretrained
 from inference_pio.integration.migrating import migrate, migrate_file
 from inference_pio.integration.pipeline import OptimizationPipeline, create_optimization_pipeline
 from inference_pio.integration.short import optimize, optimized, plan, restore
@@ -26,6 +27,7 @@ __all__ = [
     "create_optimization_pipeline",
     "get_model_optimization_status",
     "get_supported_optimizations",
+    "load_pretrained",
     "migrate",
     "migrate_file",
     "optimize",

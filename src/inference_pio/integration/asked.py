@@ -10,14 +10,16 @@ from torch import nn
 
 from inference_pio.anatomy.family import model_type_of
 from inference_pio.configuration import family_of_model, get_config_manager
-from inference_pio.errors import SourceError
+from inference_pio.errors import InvalidSetting, SourceError
 from inference_pio.integration.constraints import hold_constraints
+from inference_pio.integration.loading import Budgets, load_within
 from inference_pio.integration.saved import is_saved
 from inference_pio.integration.targets import Changes, profile_target
 from inference_pio.manager import get_optimization_manager
 from inference_pio.plan.plan import Plan
 from inference_pio.plan.target import Wanted
 from inference_pio.sources import OpenedModel, open_model
+from inference_pio.sources.folder import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,19 @@ class Asked:
             self.spec, dtype=dtype or self.dtype, device=self.device, trust_remote_code=self.trust_remote_code,
             progress=progress,
         )  # fmt: skip
+
+    def load(self, budgets: Budgets, *, progress: bool = True) -> tuple[OpenedModel, Plan | None]:
+        """The model optimized while it loads, within a budget, with the plan that was followed. Raises PlanError."""
+        if self.trust_remote_code:
+            raise InvalidSetting("a model with code of its own is loaded whole: leave the budget out.")
+        loaded = load_within(
+            self.spec, self.profile, self.changes, budgets, dtype=self.dtype, device=self.device, progress=progress
+        )
+        source = loaded.source
+        tokenizer, without = read_tokenizer(source.folder)
+        notes = (*loaded.notes, *without)
+        plan = loaded.plan and replace(loaded.plan, model=source.name)
+        return OpenedModel(loaded.model, tokenizer, source.name, source.origin, notes, source.folder), plan
 
     def target(self, model: nn.Module) -> list[Wanted]:
         """The profile's members as wishes with the defaults of the model's family and kind, and the orders."""

@@ -38,7 +38,7 @@ def profile_target(
     """
     profile = get_config_manager().get_profile(profile_name)
     config = with_profile(get_config_manager().get_family_config(family), profile).for_model_type(model_type)
-    wanted = _changed({name: _wish(name, profile, config) for name in profile.members}, changes or Changes())
+    wanted = changed({name: _wish(name, profile, config) for name in profile.members}, changes or Changes())
     if not wanted:
         raise InvalidSetting(f"nothing is left of profile {profile_name!r}: every member is disabled.")
     return list(wanted.values())
@@ -80,7 +80,8 @@ def _stated_priority(config: OptimizationConfig) -> int | None:
     return config.priority if "priority" in config.model_fields_set else None
 
 
-def _changed(wanted: dict[str, Wanted], changes: Changes) -> dict[str, Wanted]:
+def changed(wanted: dict[str, Wanted], changes: Changes) -> dict[str, Wanted]:
+    """Members of a target set with the orders on top of them."""
     manager = get_optimization_manager()
     for name in dict.fromkeys((*changes.enable, *changes.parameters)):
         before = wanted.get(name)

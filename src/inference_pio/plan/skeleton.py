@@ -10,6 +10,7 @@ from torch import nn
 
 from inference_pio.errors import InvalidModel
 from inference_pio.streaming.hooks import slot_bytes_of
+from inference_pio.undo.parked import View
 from inference_pio.undo.places import SESSION
 from inference_pio.undo.slots import tensors_of
 from inference_pio.undo.stored_bytes import stored_bytes
@@ -39,7 +40,7 @@ def skeleton_of(model: M) -> M:
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        bare = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device="meta")
+        bare = torch.empty_strided(tuple(tensor.shape), View.of(tensor).stride, dtype=tensor.dtype, device="meta")
     return nn.Parameter(bare, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
 
 

@@ -60,11 +60,21 @@ def read_folder(
             output_loading_info=True,
             **options,
         )
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), **options) if _has_tokenizer(folder) else None
-    notes = [*_notes_on_weights(report, folder)]
-    if tokenizer is None:
-        notes.append("the source holds no tokenizer: only token numbers go in and out")
-    return ReadFolder(model.eval(), tokenizer, tuple(notes))
+    tokenizer, without = read_tokenizer(folder, trust_remote_code=trust_remote_code)
+    return ReadFolder(model.eval(), tokenizer, (*_notes_on_weights(report, folder), *without))
+
+
+def read_tokenizer(
+    folder: Path, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedTokenizerBase | None, tuple[str, ...]]:
+    """A folder's tokenizer, or None and a sentence that says so. Raises SourceError."""
+    if not _has_tokenizer(folder):
+        return None, ("the source holds no tokenizer: only token numbers go in and out",)
+    with quiet_library(), told_as_source_error(f"cannot read the model in {folder}"):
+        return (
+            AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True),
+            (),
+        )
 
 
 @contextmanager
@@ -98,6 +108,15 @@ def _reader(config: PreTrainedConfig, folder: Path, trust_remote_code: bool) -> 
     )
 
 
+def model_class(config: PreTrainedConfig, folder: Path) -> Any:
+    """The library's own class of this configuration; code that comes with a model is not run. Raises SourceError."""
+    reader = _reader(config, folder, trust_remote_code=False)
+    found = next(mapping for one, mapping in _READERS if one is reader)[type(config)]
+    asked = set(getattr(config, "architectures", None) or ())
+    kinds = found if isinstance(found, tuple) else (found,)
+    return next((kind for kind in kinds if kind.__name__ in asked), kinds[0])
+
+
 def _class_names(mapping: Any, config: PreTrainedConfig) -> set[str]:
     if type(config) not in mapping:
         return set()
@@ -108,12 +127,13 @@ def _class_names(mapping: Any, config: PreTrainedConfig) -> set[str]:
 def _notes_on_weights(report: dict[str, Any], folder: Path) -> Iterator[str]:
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing:
-        raise SourceError(f"{folder} holds no weights for {_some(missing)}: the model would run on random numbers.")
+        raise SourceError(f"{folder} holds no weights for {some(missing)}: the model would run on random numbers.")
     if unexpected:
-        yield f"the source holds weights that the model does not use: {_some(unexpected)}"
+        yield f"the source holds weights that the model does not use: {some(unexpected)}"
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of a few names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -21,7 +21,9 @@ KINDS = "Give a folder in the Hugging Face layout, a .gguf file, a hub id, or 'd
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
+    """A source as a local folder in the Hugging Face layout."""
+
     name: str
     origin: str
     folder: Path
@@ -48,32 +50,35 @@ def open_model(
     Traceback (most recent call last):
     inference_pio.errors.SourceError: there is no folder or file ./nowhere. ...
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     target = None if device is None else device_named(device)
-    found = _find(spec, trust_remote_code=trust_remote_code, progress=progress)
+    found = find_source(spec, trust_remote_code=trust_remote_code, progress=progress)
     read = read_folder(found.folder, dtype=dtype, trust_remote_code=trust_remote_code)
     model = read.model if target is None else read.model.to(target)
     return OpenedModel(model, read.tokenizer, found.name, found.origin, found.notes + read.notes, found.folder)
 
 
-def _find(spec: str | os.PathLike[str], *, trust_remote_code: bool, progress: bool) -> _Found:
+def find_source(spec: str | os.PathLike[str], *, trust_remote_code: bool = False, progress: bool = True) -> Found:
+    """The folder of a source, fetched or converted where it is not there yet; nothing is read from it. Raises as
+    `open_model`.
+    """
     if not os.fspath(spec).strip():
         raise SourceError(f"no model is named. {KINDS}")
     if spec == "demo":
         copy = demo.demo_folder(demo.DEMO, progress=progress)
-        return _Found(demo.NAME, demo.ORIGIN, copy.folder, demo.NOTES + copy.notes)
+        return Found(demo.NAME, demo.ORIGIN, copy.folder, demo.NOTES + copy.notes)
     path = Path(os.path.expanduser(spec))  # noqa: PTH111 - pathlib's own raises where a user has no home
     if is_folder(path):
-        return _Found(path.resolve().name, f"folder {path}", path.resolve())
+        return Found(path.resolve().name, f"folder {path}", path.resolve())
     if path.suffix.lower() == ".gguf":
         copy = converted(path, progress=progress)
-        return _Found(path.stem, f"file {path}", copy.folder, copy.notes)
+        return Found(path.stem, f"file {path}", copy.folder, copy.notes)
     if _exists(path) or _is_meant_as_path(spec):
         what = f"{path} is neither a folder nor a .gguf file" if _exists(path) else f"there is no folder or file {spec}"
         raise SourceError(f"{what}. {KINDS}")
     model_id = os.fspath(spec)
     folder = hub_folder(model_id, trust_remote_code=trust_remote_code, progress=progress)
-    return _Found(model_id, f"hub {model_id}", folder)
+    return Found(model_id, f"hub {model_id}", folder)
 
 
 def _exists(path: Path) -> bool:
@@ -88,7 +93,8 @@ def _is_meant_as_path(spec: str | os.PathLike[str]) -> bool:
     return not isinstance(spec, str) or text.startswith((".", "~", "/")) or Path(text).is_absolute() or "\\" in text
 
 
-def _check_dtype(dtype: object) -> None:
+def check_dtype(dtype: object) -> None:
+    """Raise InvalidSetting for what weights cannot be read in."""
     if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidSetting(f"dtype={dtype!r}: give 'auto' or a floating-point torch.dtype, as in torch.bfloat16.")
 

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 
 def say(line: str, shown: bool = True) -> None:
@@ -18,7 +26,7 @@ def say(line: str, shown: bool = True) -> None:
 @contextmanager
 def byte_bar(title: str, total_bytes: int, shown: bool) -> Iterator[Callable[[int], None]]:
     """A bar of bytes; call what it yields with the bytes that are there so far."""
-    with _progress(shown, DownloadColumn()) as progress:
+    with _progress(shown, DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task(title, total=total_bytes)
         yield lambda done_bytes: progress.update(task, completed=min(done_bytes, total_bytes))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from inference_pio.streaming.reader import Reader, Verify
 from inference_pio.streaming.stream import Stream
 from inference_pio.streaming.units import Region, Unit
 from inference_pio.undo.journal import Journal
-from inference_pio.undo.parked import Parked, checksum_of
+from inference_pio.undo.parked import Parked
 from inference_pio.undo.survey import named_tensors
 
 
@@ -96,22 +97,29 @@ def _device(units: Sequence[Unit], in_host: Collection[int]) -> Device | None:
     device = units[0].tensors[0].device
     if device.type != "cuda":
         return None
-    waiting = {number: Pinned(units[number].room) for number in in_host}
-    for number, pinned in waiting.items():
-        for region in units[number].regions:
-            pinned.bytes[region.at : region.at + region.nbytes].copy_(region.raw())
+    waiting, numbers = {}, sorted(in_host)
+    with ThreadPoolExecutor(1) as hand:  # pinning touches every page: it is done for one unit while another is read
+        coming = [hand.submit(Pinned, units[number].room) for number in numbers[:1]]
+        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+            pinned = waiting[number] = coming.pop().result()
+            if following is not None:
+                coming.append(hand.submit(Pinned, units[following].room))
+            for region in units[number].regions:
+                part = pinned.bytes[region.at : region.at + region.nbytes]
+                region.fill(part)
+                region.now_in(part)
     return Device(device, waiting)
 
 
 def _on_disk(region: Region, pieces: Sequence[Piece], reader: Reader, where: str) -> Parked:
     load = partial(_load, pieces, region.nbytes, region.at % BLOCK, reader)
-    return Parked(tuple(region.views), where, load, checksum_of(region.raw()), region.nbytes)
+    return Parked(tuple(region.views), where, load, region.checksum, region.nbytes)
 
 
 def _in_host(region: Region, pinned: Pinned) -> Parked:
     load = pinned.bytes[region.at : region.at + region.nbytes].clone
     views = tuple(region.views)
-    return Parked(views, "pinned host memory", load, checksum_of(region.raw()), region.nbytes, held_bytes=region.nbytes)
+    return Parked(views, "pinned host memory", load, region.checksum, region.nbytes, held_bytes=region.nbytes)
 
 
 def _load(pieces: Sequence[Piece], nbytes: int, residue: int, reader: Reader) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from inference_pio.streaming.pieces import Piece, cut
 from inference_pio.streaming.store import Content, Store, open_store
 from inference_pio.streaming.units import Region, Unit
+from inference_pio.undo.awaited import awaited_of
 from inference_pio.undo.checkpoint import Checkpoint, TensorInFile
 
 CutUp = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -67,8 +68,9 @@ def find_origins(
     store = None
     if missing:
         contents = [
-            Content(f"layer-{number:04d}.weights", tuple(_stretches_of(units[number], places)))
+            Content(f"layer-{number:04d}.weights", stretches, stretches.sizes)
             for number, places in missing
+            for stretches in [_Stretches([units[number].regions[place] for place in places])]
         ]
         store = open_store(folder, contents)
         for (number, places), file in zip(missing, store.pieces, strict=True):
@@ -86,18 +88,35 @@ def find_origins(
     return Origins(every_piece, store, every - stored, stored)
 
 
-def _stretches_of(unit: Unit, places: Sequence[int]) -> list[torch.Tensor]:
-    """The bytes of a few regions, part by part."""
-    raws = [(unit.regions[place], unit.regions[place].raw()) for place in places]
-    return [raw[start:end] for region, raw in raws for start, end in _apart(region, 0, region.nbytes)]
+@dataclass(frozen=True)
+class _Stretches:
+    """The bytes of a few regions, part by part; those of one region at a time are on the host."""
+
+    regions: Sequence[Region]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(end - start for region in self.regions for start, end in _apart(region, 0, region.nbytes))
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for region in self.regions:
+            raw = region.raw()
+            for start, end in _apart(region, 0, region.nbytes):
+                yield raw[start:end]
+            del raw
 
 
 def _in_checkpoint(
     region: Region, names: Mapping[int, str], checkpoint: Checkpoint, cut_up: CutUp
 ) -> list[Piece] | None:
     """The pieces of a storage that tensors of the checkpoint fill side by side and bit for bit; None otherwise."""
-    stretches = []
+    stretches: list[tuple[int, TensorInFile]] = []
     for view, tensor in zip(region.views, region.tensors, strict=True):
+        if (waiting := awaited_of(tensor)) is not None:
+            if not waiting.parts or any(part.dtype != view.dtype for _, part in waiting.parts):
+                return None
+            stretches += waiting.parts
+            continue
         found = _stretches(tensor, names.get(id(tensor), ""), checkpoint, cut_up) if tensor.is_contiguous() else None
         if found is None:
             return None
@@ -109,7 +128,8 @@ def _in_checkpoint(
             return None
         end = at + found_there.nbytes
         for first, last in _apart(region, at, end):
-            pieces += cut(found_there.file.absolute(), found_there.offset + first - at, first, raw[first:last])
+            place = found_there.offset + first - at
+            pieces += cut(found_there.file.absolute(), place, first, raw[first:last], sums=region.sums)
     return pieces if end == region.nbytes else None
 
 

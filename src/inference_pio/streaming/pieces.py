@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,15 @@ class Piece:
     checksum: int
 
 
-def cut(file: Path, offset: int, at: int, raw: torch.Tensor, piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
-    """The pieces of a stretch that holds the bytes `raw` (flat uint8 on the host)."""
+def cut(
+    file: Path, offset: int, at: int, raw: torch.Tensor, piece_bytes: int = PIECE_BYTES,
+    sums: Mapping[tuple[int, int], int] | None = None,
+) -> Iterator[Piece]:  # fmt: skip
+    """The pieces of a stretch that holds the bytes `raw` (flat uint8 on the host); `sums` are checksums known by a
+    piece's place and length.
+    """
     data = raw.numpy().data if raw.numel() else memoryview(b"")
     for start in range(0, len(data), piece_bytes):
         part = data[start : start + piece_bytes]
-        yield Piece(file, offset + start, len(part), at + start, zlib.crc32(part))
+        known = (sums or {}).get((at + start, len(part)))
+        yield Piece(file, offset + start, len(part), at + start, zlib.crc32(part) if known is None else known)

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +37,21 @@ NAME = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Content:
-    """What one file of a store holds: stretches of bytes (flat uint8 on the host), each at a multiple of a block."""
+    """What one file of a store holds: stretches of bytes (flat uint8 on the host), each at a multiple of a block.
+
+    They are walked through twice, to be summed and to be written; with their `sizes` told, they need not all be in
+    memory at one time.
+    """
 
     name: str
-    stretches: tuple[torch.Tensor, ...]
+    stretches: Iterable[torch.Tensor]
+    sizes: tuple[int, ...] | None = None
 
     @property
     def offsets(self) -> list[int]:
         found = [0]
-        for stretch in self.stretches:
-            found.append(found[-1] + up_to(stretch.numel(), BLOCK))
+        for size in self.sizes if self.sizes is not None else [stretch.numel() for stretch in self.stretches]:
+            found.append(found[-1] + up_to(size, BLOCK))
         return found
 
     @property
@@ -119,8 +124,8 @@ def sweep(root: Path) -> list[Path]:
     return swept
 
 
-def _placed(content: Content) -> list[tuple[int, torch.Tensor]]:
-    return list(zip(content.offsets, content.stretches, strict=False))
+def _placed(content: Content) -> Iterator[tuple[int, torch.Tensor]]:
+    return zip(content.offsets, content.stretches, strict=False)
 
 
 def _in(folder: Path, piece: Piece) -> Piece:

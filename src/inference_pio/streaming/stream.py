@@ -96,6 +96,11 @@ class Stream:
         """Memory that the slots take, as far as weights fill it."""
         return len(self._slots) * max(sum(tensor.nbytes for tensor in unit.tensors) for unit in self.units)
 
+    @property
+    def pass_bytes(self) -> int:
+        """Weights that streams bring for one pass through all units."""
+        return sum(tensor.nbytes for unit in self.units for tensor in unit.tensors)
+
     # ------------------------------------------------------------------ one pass through a unit
 
     def enter(self, number: int) -> None:

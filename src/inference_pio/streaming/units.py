@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from inference_pio.anatomy.parts import weights_of
 from inference_pio.anatomy.roles import roles_of
 from inference_pio.streaming.aligned import LINE, part_of, up_to
-from inference_pio.undo.parked import View, bytes_of
+from inference_pio.undo.awaited import awaited_of
+from inference_pio.undo.parked import View, bytes_of, checksum_of
 from inference_pio.undo.slots import storage_key, tensors_of
 
 PLAIN = (torch.Tensor, nn.Parameter)
@@ -34,8 +36,35 @@ class Region:
         return [view.on(storage) for view in self.views]
 
     def raw(self) -> torch.Tensor:
-        """All bytes of the storage, on the host."""
+        """All bytes of the storage, on the host; read from the checkpoint where they are not in memory yet."""
         return bytes_of(self.tensors[0])
+
+    def now_in(self, raw: torch.Tensor) -> None:
+        """Its bytes stand elsewhere on the host by now: what was set aside for it while the model loads may go."""
+        for tensor in self.tensors:
+            if (waiting := awaited_of(tensor)) is not None and not waiting.parts:
+                waiting.again = lambda: raw
+                waiting.read = lambda target: raw if target is None else target.copy_(raw)
+
+    def fill(self, target: torch.Tensor) -> None:
+        """Bring all its bytes to a place on the host."""
+        if (waiting := awaited_of(self.tensors[0])) is not None:
+            waiting.read(target)
+        else:
+            target.copy_(self.raw())
+
+    @property
+    def sums(self) -> Mapping[tuple[int, int], int]:
+        """Checksums of pieces that are known already, by place and length."""
+        waiting = awaited_of(self.tensors[0])
+        return waiting.sums if waiting is not None else {}
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of all its bytes, which are not read twice for it."""
+        waiting = awaited_of(self.tensors[0])
+        known = waiting.checksum if waiting is not None else None
+        return checksum_of(self.raw()) if known is None else known
 
 
 @dataclass
@@ -92,8 +121,8 @@ class Streamable:
     def experts_in(self, path: str) -> int | None:
         """How many experts a module holds, if all that it holds is one slice an expert and may stream; else None."""
         tensors = self.tensors_in(path)
-        counts = {tensor.shape[0] if tensor.dim() > 1 and tensor.is_contiguous() else 0 for tensor in tensors}
-        alone = all(tensor.is_meta or tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors)
+        counts = {tensor.shape[0] if tensor.dim() > 1 and _is_contiguous(tensor) else 0 for tensor in tensors}
+        alone = all(_storage_bytes(tensor) == tensor.nbytes for tensor in tensors)
         every = [one for one in weights_of(self._model.get_submodule(path)).values() if one.numel()]
         return counts.pop() or None if len(counts) == 1 and alone and len(every) == len(tensors) else None
 
@@ -105,8 +134,24 @@ class Streamable:
         regions: list[Region] = []
         end = 0
         for tensors in groups.values():
-            storage = tensors[0].untyped_storage()
-            at = up_to(end, LINE) + (0 if tensors[0].is_meta else storage.data_ptr() % LINE)
-            regions.append(Region(tensors, [View.of(tensor) for tensor in tensors], storage.nbytes(), at, parts))
-            end = at + storage.nbytes()
+            at, nbytes = up_to(end, LINE) + _residue(tensors[0]), _storage_bytes(tensors[0])
+            regions.append(Region(tensors, [View.of(tensor) for tensor in tensors], nbytes, at, parts))
+            end = at + nbytes
         return Unit(path, regions)
+
+
+def _is_contiguous(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous() or awaited_of(tensor) is not None
+
+
+def _storage_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the storage under a tensor, or of the one that it will have."""
+    waiting = awaited_of(tensor)
+    return tensor.untyped_storage().nbytes() if waiting is None else waiting.nbytes
+
+
+def _residue(tensor: torch.Tensor) -> int:
+    """Where in a line its storage begins; what is yet to come begins with one."""
+    if tensor.is_meta or awaited_of(tensor) is not None:
+        return 0
+    return tensor.untyped_storage().data_ptr() % LINE

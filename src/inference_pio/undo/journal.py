@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -184,6 +184,11 @@ class Journal:
         under = self._survey.rehoused_before(found)
         self._write(PutAway(slots[0], found, parked, under, rest=rest, others=tuple(slots[1:])))
         self._park_unused()
+
+    def arrived(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Bytes that tensors of a model were waiting for have come during this step: no edit, but another storage."""
+        for tensor in tensors:
+            self._survey.users.rehoused(tensor)
 
     def defer(self, close: Callable[[], object]) -> None:
         """Call this once the step has been taken back (to end threads, close files); it may not touch the model."""

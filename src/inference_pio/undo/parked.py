@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from inference_pio.errors import VaultError
+from inference_pio.undo.awaited import awaited_of, is_loading
 from inference_pio.undo.interrupts import held_back
 
 
@@ -29,6 +30,9 @@ class View:
 
     @staticmethod
     def of(tensor: torch.Tensor) -> View:
+        """How a tensor looks, or will once the bytes that it waits for are there."""
+        if (waiting := awaited_of(tensor)) is not None:
+            return waiting.view
         shape, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
         return View(tensor.dtype, tensor.device, shape, stride, offset, tensor.is_inference())
 
@@ -43,6 +47,12 @@ class View:
         """The tensor that looks so at a storage."""
         with torch.inference_mode(self.inference), torch.no_grad():
             return self.empty().set_(storage, self.offset, self.shape, self.stride)  # type: ignore[call-overload]
+
+    def stand_in(self) -> torch.Tensor:
+        """A tensor of the same look that costs one number: not-a-number, or the largest one where there is none."""
+        one = View(self.dtype, self.device, (1,), (1,), 0, self.inference)
+        storage = one.empty().untyped_storage() if self.device.type == "meta" else _one_number(one)
+        return View(self.dtype, self.device, self.shape, (0,) * len(self.shape), 0, self.inference).on(storage)
 
     @property
     def end_bytes(self) -> int:
@@ -71,8 +81,11 @@ class Parked:
     def fetch(self) -> list[torch.Tensor]:
         """The original tensors, on their device, sharing one storage again.
 
-        Raises VaultError where the bytes are not those that were parked.
+        Raises VaultError where the bytes are not those that were parked. A model that was not loaded to its end gets
+        stand-ins: to bring its originals would take the memory that it was spared.
         """
+        if is_loading():
+            return [view.stand_in() for view in self.views]
         raw = self.load()
         if self.nbytes not in (-1, raw.numel()) or checksum_of(raw) != self.checksum:
             raise VaultError(
@@ -96,9 +109,24 @@ def checksum_of(raw: torch.Tensor) -> int:
 
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     """All bytes of the storage under a tensor, as a flat uint8 tensor on the host (no copy where it is there)."""
+    if (waiting := awaited_of(tensor)) is not None:
+        return waiting.read(None)
     storage = tensor.detach().untyped_storage()
     flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)  # type: ignore[call-overload]
     return flat.cpu()
+
+
+def without_base(tensor: torch.Tensor) -> torch.Tensor:
+    """The same bytes as a tensor of its own: a view keeps what it was made from in memory, whatever it shows later."""
+    return tensor if tensor.is_meta else View.of(tensor).on(tensor.untyped_storage())
+
+
+def _one_number(view: View) -> torch.UntypedStorage:
+    try:
+        number = torch.full((1,), float("nan"), dtype=view.dtype, device=view.device)
+    except (RuntimeError, ValueError):  # whole numbers
+        number = torch.full((view.dtype.itemsize,), 127, dtype=torch.uint8, device=view.device)
+    return number.untyped_storage()
 
 
 def _gone() -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from inference_pio.undo.awaited import awaited_of
 from inference_pio.undo.parked import View
 from inference_pio.undo.slots import storage_key, tensors_of
 
@@ -18,11 +19,12 @@ def stored_bytes(model: nn.Module) -> int:
     """
     sizes: dict[int, int] = {}
     for tensor in tensors_of(model):
-        nbytes = _bytes_on_meta(tensor) if tensor.is_meta else tensor.untyped_storage().nbytes()
+        shown = tensor.is_meta or awaited_of(tensor) is not None
+        nbytes = _bytes_shown(tensor) if shown else tensor.untyped_storage().nbytes()
         sizes[storage_key(tensor)] = max(nbytes, sizes.get(storage_key(tensor), 0))
     return sum(sizes.values())
 
 
-def _bytes_on_meta(tensor: torch.Tensor) -> int:
-    """What a tensor would take: a stand-in, which shows one number everywhere, takes that."""
+def _bytes_shown(tensor: torch.Tensor) -> int:
+    """What a tensor would take, or will: a stand-in, which shows one number everywhere, takes that."""
     return min(tensor.nbytes, View.of(tensor).end_bytes)

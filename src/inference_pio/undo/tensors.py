@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 import torch
 
 from inference_pio.errors import VaultError
+from inference_pio.undo.awaited import unmark
 from inference_pio.undo.checkpoint import same_bits
 from inference_pio.undo.parked import Parked, View
 from inference_pio.undo.slots import Slot
 
 
 def point(tensor: torch.Tensor, data: torch.Tensor) -> None:
-    """Let a tensor object show other data; whoever holds the object sees the change."""
+    """Let a tensor object show other data; whoever holds the object sees the change, and it waits for nothing more."""
+    unmark(tensor)
     tensor.data = data
 
 
@@ -110,18 +112,7 @@ class PutAway(Park):
 
 def stand_in_for(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same look that costs one number: not-a-number, or the largest one where there is none such."""
-    view = View.of(tensor)
-    one = View(view.dtype, view.device, (1,), (1,), 0, view.inference)
-    storage = one.empty().untyped_storage() if tensor.is_meta else _one_number(view)
-    return View(view.dtype, view.device, view.shape, (0,) * len(view.shape), 0, view.inference).on(storage)
-
-
-def _one_number(view: View) -> torch.UntypedStorage:
-    try:
-        number = torch.full((1,), float("nan"), dtype=view.dtype, device=view.device)
-    except (RuntimeError, ValueError):  # whole numbers
-        number = torch.full((view.dtype.itemsize,), 127, dtype=torch.uint8, device=view.device)
-    return number.untyped_storage()
+    return View.of(tensor).stand_in()
 
 
 @dataclass(eq=False)

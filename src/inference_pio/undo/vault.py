@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 
 from inference_pio.errors import DiskFull, InvalidSetting, StorageError, VaultError
+from inference_pio.undo.awaited import origin_of
 from inference_pio.undo.checkpoint import Checkpoint, TensorInFile
 from inference_pio.undo.parked import Parked, View, bytes_of, checksum_of
 from inference_pio.undo.private_folder import PrivateFolder, write_private
@@ -79,6 +80,9 @@ class Vault:
         self, tensors: Sequence[torch.Tensor], views: tuple[View, ...], names: Mapping[int, str]
     ) -> Parked | None:
         tensor, view = tensors[0], views[0]
+        if (known := origin_of(tensor)) is not None:  # it has just been read from there
+            checksum = checksum_of(bytes_of(tensor)) if known.checksum is None else known.checksum
+            return Parked(views, known.where, known.again, checksum, tensor.nbytes)
         whole = view.offset == 0 and tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
         if self._checkpoint is None or not whole or not tensor.numel():
             return None

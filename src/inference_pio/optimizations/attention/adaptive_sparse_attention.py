@@ -74,6 +74,7 @@ class AdaptiveSparseAttention(OptimizationInterface):
     optimization_type = OptimizationType.ATTENTION
     stage = Stage.COMPUTATION
     summary = "long contexts: each head reads the blocks its input asks for, held to a coverage by audits"
+    weights_read = "none"
     exactness = "approximate"
     Parameters: ClassVar[type[Settings]] = AdaptiveSparseAttentionParameters
     on_small_models: ClassVar[Mapping[str, Any]] = {"dense_below": 0}

@@ -72,6 +72,7 @@ class FlashAttention(OptimizationInterface):
     stage = Stage.COMPUTATION
     summary = "exact attention, each phase on the best kernel that passes a check here"
     exactness = "exact up to rounding"
+    weights_read = "none"
     Parameters: ClassVar[type[Settings]] = FlashAttentionParameters
     _checked: dict[str, Any] | None = None
 
@@ -85,10 +86,13 @@ class FlashAttention(OptimizationInterface):
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         return self._checked or self._choose(model, sites, check=False)
 
+    def checked_weights(self, sites: Sequence[Site]) -> Sequence[str]:
+        return [site.path for site in sites if site.claims][:1]
+
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
         self._checked = self._choose(model, sites, check=True)
-        for site in [site for site in sites if site.claims][:1]:
-            check_absorbed(model.get_submodule(site.path))
+        for path in self.checked_weights(sites):
+            check_absorbed(model.get_submodule(path))
 
     def apply(self, model: nn.Module) -> nn.Module:
         choices = self.step.decision["choices"]

@@ -94,6 +94,7 @@ class ActivationOffloading(OptimizationInterface):
     stage = Stage.WORKING
     summary = "prompts, MLPs and losses piece by piece within so many bytes; keys and values on the host"
     exactness = "exact up to rounding"
+    weights_read = "none"
     Parameters: ClassVar[type[Settings]] = ActivationOffloadingParameters
     on_small_models: ClassVar[Mapping[str, Any]] = {
         "prefill_chunk_size": 6, "mlp_chunk_tokens": 3, "logits_chunk_tokens": 5, "kv_placement": "host",

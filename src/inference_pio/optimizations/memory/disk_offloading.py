@@ -68,6 +68,7 @@ class DiskOffloading(OptimizationInterface):
     stage = Stage.PLACEMENT
     summary = "layers beyond a memory budget are read from disk just ahead of the computation, bit for bit"
     exactness = "exact"
+    weights_read = "none"  # what streams is read as it is put away, unit by unit
     Parameters: ClassVar[type[Settings]] = DiskOffloadingParameters
     on_small_models: ClassVar[Mapping[str, Any]] = {"host_budget": "80%", "threads": 1}
 

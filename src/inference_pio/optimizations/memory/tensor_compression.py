@@ -176,6 +176,8 @@ class TensorCompression(OptimizationInterface):
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)
         self._rounded: Rounded | None = None
+        if self.parameters.calibration == "none" and not self.parameters.mixed:
+            self.weights_read = "site by site"
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         cache = self.parameters.kv_cache
@@ -250,9 +252,7 @@ class TensorCompression(OptimizationInterface):
         if "mixed" in decision and "mixture" not in decision:  # on a plan
             choices = _choices(model, _of_weights(self.step.sites), decision)
             decision = {**decision, **foretold(choices, decision["mixed"]["budget_bytes"])}
-        for site in self.step.sites:
-            if site.path in cache["layers"]:
-                continue
+        for site in self.arriving([site for site in self.step.sites if site.path not in cache["layers"]]):
             module = model.get_submodule(site.path)
             form = _form(module, site.path, decision)
             found = made.modules.pop(site.path, None) if made is not None else None
