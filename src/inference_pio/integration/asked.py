@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 from inference_pio.anatomy.family import model_type_of
-from inference_pio.configuration import family_of_model, get_config_manager
+from inference_pio.configuration import UNBOUNDED, ModelFamily, QualityBounds, family_of_model
+from inference_pio.contract.verdict import Verdict
 from inference_pio.errors import SourceError
-from inference_pio.integration.constraints import hold_constraints
+from inference_pio.integration.applying import apply_profile, plan_profile
+from inference_pio.integration.guarded import keep_verdict
 from inference_pio.integration.saved import is_saved
-from inference_pio.integration.targets import Changes, profile_target
-from inference_pio.manager import get_optimization_manager
+from inference_pio.integration.targets import Changes, check_profile, profile_target
+from inference_pio.measure.hardware import Hardware, hardware_of
 from inference_pio.plan.plan import Plan
+from inference_pio.plan.skeleton import device_of
 from inference_pio.plan.target import Wanted
 from inference_pio.sources import OpenedModel, open_model
 
@@ -33,8 +36,12 @@ class Asked:
     dtype: torch.dtype | Literal["auto"] = torch.bfloat16
     device: str | None = None
     trust_remote_code: bool = False
+    hardware: str | None = None
+    bounds: QualityBounds = UNBOUNDED
+    _verdicts: list[Verdict] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_profile(self.profile, ModelFamily.OTHER, self.changes, self.hardware)
         self.target(nn.Module())
         if is_saved(self.spec):
             raise SourceError(
@@ -50,15 +57,26 @@ class Asked:
 
     def target(self, model: nn.Module) -> list[Wanted]:
         """The profile's members as wishes with the defaults of the model's family and kind, and the orders."""
-        return profile_target(self.profile, family_of_model(model), self.changes, model_type_of(model))
+        here = self.here(model).name
+        return profile_target(self.profile, family_of_model(model), self.changes, model_type_of(model), here)
+
+    def here(self, model: nn.Module) -> Hardware:
+        """The class of hardware of a model's device, or the one that is asked for."""
+        return hardware_of(device_of(model), self.hardware)
 
     def plan(self, opened: OpenedModel) -> Plan:
         """What would be done to it; nothing is touched."""
-        plan = get_optimization_manager().plan(opened.model, self.target(opened.model), profile=self.profile)
-        return replace(plan, model=opened.name)
+        model = opened.model
+        return replace(plan_profile(model, self.profile, self.target(model), self.here(model)), model=opened.name)
 
     def apply(self, opened: OpenedModel) -> None:
-        """Do it, in place. Raises PlanError where the profile asks for more than the model's device has."""
-        target = self.target(opened.model)
-        hold_constraints(get_config_manager().get_profile(self.profile), opened.model, target)
-        get_optimization_manager().set_target(opened.model, target, profile=self.profile)
+        """Do it, in place; what a quality guard said of the first model holds for others opened after it.
+
+        Raises as `apply_family_profile`.
+        """
+        model, target = opened.model, self.target(opened.model)
+        if self._verdicts:
+            keep_verdict(model, target, self.profile, self._verdicts[0])
+            return
+        verdict = apply_profile(model, self.profile, target, self.here(model), self.bounds, opened.tokenizer)
+        self._verdicts.extend([verdict] if verdict else [])

@@ -54,7 +54,7 @@ def measure_around(
     optimizations, whatever is raised.
     """
     plan = pipeline.plan(model)
-    found = before_and_after(model, lambda: pipeline(model), tokenizer, settings or ProbeSettings())
+    found = before_and_after(model, lambda: pipeline(model, tokenizer), tokenizer, settings or ProbeSettings())
     return Report(
         model=plan.model,
         profile=plan.profile,

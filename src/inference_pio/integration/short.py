@@ -24,23 +24,33 @@ Family = ModelFamily | str | None
 
 @overload
 def optimize(
-    model: M, profile: str = ..., measure: Literal[False] = ..., *, family: Family = ..., tokenizer: Any = ...
-) -> M: ...
+    model: M, profile: str = ..., measure: Literal[False] = ..., *, family: Family = ..., tokenizer: Any = ...,
+    hardware: str | None = ..., max_kl: float | None = ..., max_perplexity_ratio: float | None = ...,
+) -> M: ...  # fmt: skip
 @overload
 def optimize(
-    model: M, profile: str = ..., *, measure: Literal[True], family: Family = ..., tokenizer: Any = ...
-) -> tuple[M, Report]: ...
+    model: M, profile: str = ..., *, measure: Literal[True], family: Family = ..., tokenizer: Any = ...,
+    hardware: str | None = ..., max_kl: float | None = ..., max_perplexity_ratio: float | None = ...,
+) -> tuple[M, Report]: ...  # fmt: skip
 def optimize(
-    model: M, profile: str = "balanced", measure: bool = False, *, family: Family = None, tokenizer: Any = None
-) -> M | tuple[M, Report]:
-    """Give a model exactly a profile's members, in place; the family is the model's own, if none is given.
+    model: M, profile: str = "balanced", measure: bool = False, *, family: Family = None, tokenizer: Any = None,
+    hardware: str | None = None, max_kl: float | None = None, max_perplexity_ratio: float | None = None,
+) -> M | tuple[M, Report]:  # fmt: skip
+    """Give a model exactly a profile's members, in place; family and class of hardware are the model's own, if none is
+    given.
+
+    With a bound, here or in the profile, the model is measured beside what it was on held-out text, and the members
+    that break it are taken back, those that cost most first; without `tokenizer`, the one that lies where the model
+    comes from reads the text. `get_model_optimization_status(model)["quality_guard"]` tells who cost what.
 
     With `measure=True` the answer is `(model, report)`: speed and memory before and after and, given a `tokenizer`,
     quality. That takes minutes. Whatever goes wrong, the model is as before the call.
     """
-    pipeline = create_optimization_pipeline(family, profile)
+    pipeline = create_optimization_pipeline(
+        family, profile, hardware=hardware, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio
+    )
     if not measure:
-        pipeline(model)
+        pipeline(model, tokenizer)
         return model
     with back_on_error(model):
         return model, measure_around(model, pipeline, tokenizer)
@@ -58,11 +68,12 @@ def optimized(model: M, profile: str = "balanced", *, family: Family = None) -> 
 
 
 def plan(
-    model: nn.Module, profile: str = "balanced", *, names: Sequence[str] | None = None, family: Family = None
-) -> Plan:
+    model: nn.Module, profile: str = "balanced", *, names: Sequence[str] | None = None, family: Family = None,
+    hardware: str | None = None,
+) -> Plan:  # fmt: skip
     """What a profile, or else optimizations by name on top of what stands, would do; nothing is touched."""
     if names is None:
-        return create_optimization_pipeline(family, profile).plan(model)
+        return create_optimization_pipeline(family, profile, hardware=hardware).plan(model)
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise InvalidSetting(f"names must be a list of optimization names, not {names!r}.")
     standing = Standing.of(model)

@@ -29,19 +29,31 @@ class Changes:
 
 
 def profile_target(
-    profile_name: str, family: ModelFamily, changes: Changes | None = None, model_type: str | None = None
-) -> list[Wanted]:
+    profile_name: str, family: ModelFamily, changes: Changes | None = None, model_type: str | None = None,
+    hardware: str | None = None,
+) -> list[Wanted]:  # fmt: skip
     """A profile's members as wishes, its parameters over those of the family's kind of model, then the orders on top.
+
+    On a class of `hardware` they are those that the profile has there.
 
     Raises UnknownName for a profile, an optimization or a parameter that is not known; InvalidSetting where nothing is
     left.
     """
-    profile = get_config_manager().get_profile(profile_name)
+    profile = get_config_manager().get_profile(profile_name).for_hardware(hardware)
     config = with_profile(get_config_manager().get_family_config(family), profile).for_model_type(model_type)
     wanted = _changed({name: _wish(name, profile, config) for name in profile.members}, changes or Changes())
     if not wanted:
         raise InvalidSetting(f"nothing is left of profile {profile_name!r}: every member is disabled.")
     return list(wanted.values())
+
+
+def check_profile(
+    profile_name: str, family: ModelFamily, changes: Changes | None = None, hardware: str | None = None
+) -> None:
+    """Raise what `profile_target` raises, for every class of hardware that the profile tells apart, or for one."""
+    asked = get_config_manager().get_profile(profile_name).hardware if hardware is None else (hardware,)
+    for one in (None, *asked):
+        profile_target(profile_name, family, changes, hardware=one)
 
 
 def family_target(config: ModelOptimizationConfig, model_type: str | None = None) -> list[Wanted]:
