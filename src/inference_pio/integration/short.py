@@ -10,7 +10,7 @@ from torch import nn
 
 from inference_pio.configuration import ModelFamily
 from inference_pio.errors import InvalidSetting
-from inference_pio.integration.measured import measure_around
+from inference_pio.integration.around import measure_around
 from inference_pio.integration.pipeline import create_optimization_pipeline
 from inference_pio.integration.standing import Standing, back_on_error
 from inference_pio.manager import get_optimization_manager
@@ -31,10 +31,12 @@ def optimize(
 def optimize(
     model: M, profile: str = ..., *, measure: Literal[True], family: Family = ..., tokenizer: Any = ...,
     hardware: str | None = ..., max_kl: float | None = ..., max_perplexity_ratio: float | None = ...,
+    each_step: bool = ...,
 ) -> tuple[M, Report]: ...  # fmt: skip
 def optimize(
     model: M, profile: str = "balanced", measure: bool = False, *, family: Family = None, tokenizer: Any = None,
     hardware: str | None = None, max_kl: float | None = None, max_perplexity_ratio: float | None = None,
+    each_step: bool = False,
 ) -> M | tuple[M, Report]:  # fmt: skip
     """Give a model exactly a profile's members, in place; family and class of hardware are the model's own, if none is
     given.
@@ -44,8 +46,11 @@ def optimize(
     comes from reads the text. `get_model_optimization_status(model)["quality_guard"]` tells who cost what.
 
     With `measure=True` the answer is `(model, report)`: speed and memory before and after and, given a `tokenizer`,
-    quality. That takes minutes. Whatever goes wrong, the model is as before the call.
+    quality; with `each_step=True` after every step, too. That takes minutes. Whatever goes wrong, the model is as
+    before the call.
     """
+    if each_step and not measure:
+        raise InvalidSetting("steps are measured: each_step=True goes with measure=True.")
     pipeline = create_optimization_pipeline(
         family, profile, hardware=hardware, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio
     )
@@ -53,7 +58,7 @@ def optimize(
         pipeline(model, tokenizer)
         return model
     with back_on_error(model):
-        return model, measure_around(model, pipeline, tokenizer)
+        return model, measure_around(model, pipeline, tokenizer, each_step=each_step)
 
 
 @contextmanager
