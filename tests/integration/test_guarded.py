@@ -176,3 +176,14 @@ def test_a_further_model_of_the_same_kind_is_not_measured(llama_folder: Any, mon
     asked.apply(second)
     assert status(second.model)["quality_guard"] == status(first.model)["quality_guard"]
     assert status(second.model)["applied"] == status(first.model)["applied"] == ["flash_attention", "kernel_fusion"]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_guilty_goes_and_the_innocent_stay() -> None:
+    model = reference_models.load("qwen3").cuda()
+    before = fingerprint(model)
+    inference_pio.optimize(model, "rough", max_kl=0.1)
+    assert list(status(model)["quality_guard"]["taken_back"]) == ["structured_pruning"]
+    assert "tensor_compression" in status(model)["applied"]
+    inference_pio.restore(model)
+    assert before.differences(fingerprint(model)) == []

@@ -51,7 +51,10 @@ def test_a_pipeline_is_made_for_each_models_own_hardware_or_for_one_that_is_name
     (compression, *_) = get_optimization_manager().get_receipts(model)
     assert compression.parameters["format"] == "int8"
     assert "hardware='ampere_ada'" in repr(named)
-    assert "max_kl=0.1" in repr(create_optimization_pipeline(max_kl=0.1))
+    guarded = create_optimization_pipeline(max_kl=0.1)
+    assert "max_kl=0.1" in repr(guarded)
+    assert "quality guard: max_kl=0.1 is measured after the apply" in str(guarded.plan(model))
+    assert "quality guard" not in str(own)
 
 
 def test_what_a_profile_says_of_any_class_is_checked_when_the_pipeline_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,10 +67,16 @@ def apply_profile(
     return verdict
 
 
-def plan_profile(model: nn.Module, profile_name: str, target: Sequence[Wanted], here: Hardware) -> Plan:
+def plan_profile(
+    model: nn.Module, profile_name: str, target: Sequence[Wanted], here: Hardware, bounds: QualityBounds = UNBOUNDED
+) -> Plan:
     """What `apply_profile` would do, for which class of hardware; nothing is touched, and nothing measured."""
-    hold_constraints(get_config_manager().get_profile(profile_name).for_hardware(here.name), model, target)
-    return replace(get_optimization_manager().plan(model, target, profile=profile_name), hardware=str(here))
+    profile = get_config_manager().get_profile(profile_name).for_hardware(here.name)
+    hold_constraints(profile, model, target)
+    plan = get_optimization_manager().plan(model, target, profile=profile_name)
+    held = bounds.over(profile.bounds)
+    guarded = f"quality guard: {held} is measured after the apply, and members that break it are taken back."
+    return replace(plan, hardware=str(here), notes=(*plan.notes, guarded) if held.any else plan.notes)
 
 
 def apply_family_config(model: nn.Module, config: ModelOptimizationConfig) -> nn.Module:

@@ -67,7 +67,8 @@ class Asked:
     def plan(self, opened: OpenedModel) -> Plan:
         """What would be done to it; nothing is touched."""
         model = opened.model
-        return replace(plan_profile(model, self.profile, self.target(model), self.here(model)), model=opened.name)
+        plan = plan_profile(model, self.profile, self.target(model), self.here(model), self.bounds)
+        return replace(plan, model=opened.name)
 
     def apply(self, opened: OpenedModel) -> None:
         """Do it, in place; what a quality guard said of the first model holds for others opened after it.

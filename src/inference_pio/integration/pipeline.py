@@ -49,7 +49,7 @@ class OptimizationPipeline:
         """What a call on this model would do; nothing is touched."""
         here = hardware_of(device_of(model), self.hardware)
         target = profile_target(self.profile_name, self._family(model), None, model_type_of(model), here.name)
-        return plan_profile(model, self.profile_name, target, here)
+        return plan_profile(model, self.profile_name, target, here, self.bounds)
 
     def _family(self, model: nn.Module) -> ModelFamily:
         return self.model_family or family_of_model(model)

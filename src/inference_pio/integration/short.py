@@ -62,10 +62,16 @@ def optimize(
 
 
 @contextmanager
-def optimized(model: M, profile: str = "balanced", *, family: Family = None) -> Iterator[M]:
+def optimized(
+    model: M, profile: str = "balanced", *, family: Family = None, tokenizer: Any = None, hardware: str | None = None,
+    max_kl: float | None = None, max_perplexity_ratio: float | None = None,
+) -> Iterator[M]:  # fmt: skip
     """Optimize a model for the time of a `with` block; at its end the model has again what it had before."""
-    pipeline, before = create_optimization_pipeline(family, profile), Standing.of(model)
-    pipeline(model)
+    pipeline = create_optimization_pipeline(
+        family, profile, hardware=hardware, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio
+    )
+    before = Standing.of(model)
+    pipeline(model, tokenizer)
     try:
         yield model
     finally:
