@@ -42,7 +42,6 @@ class Asked:
 
     def __post_init__(self) -> None:
         check_profile(self.profile, ModelFamily.OTHER, self.changes, self.hardware)
-        self.target(nn.Module())
         if is_saved(self.spec):
             raise SourceError(
                 f"{self.spec} holds a model that is optimized already: `pio generate` can run it as it is."
