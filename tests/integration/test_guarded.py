@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import inference_pio
 from inference_pio.configuration import GlobalOptimizationProfile, QualityBounds, config_manager, get_config_manager
+from inference_pio.contract.config import OptimizationType
+from inference_pio.contract.optimization import OptimizationInterface
+from inference_pio.contract.site import Site
 from inference_pio.errors import MeasureError, NothingApplied, PlanError, QualityBroken
 from inference_pio.integration import (
     apply_qwen_optimizations,
@@ -33,7 +37,7 @@ COMPRESSION = {"format": "int4", "group_size": 128}
 SMALL = {"format": "int4", "group_size": 64}
 PRUNING = {"pruning_ratio": 0.5, "tokens": 2048, "allocation": "uniform"}
 MEMBERS: dict[str, dict[str, Any]] = {
-    "flash_attention": {}, "kernel_fusion": {}, "tensor_compression": COMPRESSION, "structured_pruning": PRUNING,
+    "flash_attention": {}, "tensor_compression": COMPRESSION, "structured_pruning": PRUNING,
 }  # fmt: skip
 
 
@@ -60,7 +64,7 @@ def test_the_guilty_goes_and_the_innocent_stay() -> None:
     before = fingerprint(model)
     inference_pio.optimize(model, "rough", max_kl=0.1)
     found = status(model)
-    assert found["applied"] == ["tensor_compression", "flash_attention", "kernel_fusion"]
+    assert found["applied"] == ["tensor_compression", "flash_attention"]
     verdict = found["quality_guard"]
     assert list(verdict["taken_back"]) == ["structured_pruning"]
     assert verdict["kl_before"] > 0.1 >= verdict["kl_nats_per_token"] > 0
@@ -116,6 +120,38 @@ def test_where_every_member_has_to_go_it_is_refused_and_the_model_is_as_before()
         pipeline(model, byte_tokenizer())
     assert before.differences(fingerprint(model)) == []
     assert status(model)["quality_guard"] is None
+
+
+class Spoiler(OptimizationInterface):
+    """What no step may do, and one in a package of its own might: a norm that answers NaN."""
+
+    name = "spoiler"
+    optimization_type = OptimizationType.COMPUTE
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        return [Site("model.norm", "norm")]
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        norm = model.get_submodule("model.norm")
+        self.journal.set(norm, "weight", nn.Parameter(torch.full_like(norm.weight, torch.nan)))  # type: ignore[arg-type]
+        return model
+
+
+def test_answers_that_are_no_numbers_are_too_far_for_every_bound() -> None:
+    registry = inference_pio.get_optimization_manager().registry
+    registry.register(Spoiler)
+    try:
+        profile = GlobalOptimizationProfile(
+            name="spoilt", default_settings={"spoiler": {}, "flash_attention": {}}, max_kl=1.0
+        )
+        get_config_manager().register_profile(profile)
+        model = tiny.build("llama")
+        inference_pio.optimize(model, "spoilt", tokenizer=byte_tokenizer())
+    finally:
+        registry.unregister("spoiler")
+    verdict = status(model)["quality_guard"]
+    assert list(verdict["taken_back"]) == ["spoiler"]
+    assert (verdict["kl_before"], status(model)["applied"]) == (float("inf"), ["flash_attention"])
 
 
 @pytest.mark.parametrize(("error", "place"), [(KeyboardInterrupt, "_guilty"), (MeasureError, "_without_each")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -26,9 +27,14 @@ class Found(NamedTuple):
     perplexity_ratio: float
 
     def less(self, other: Found) -> Found:
+        """What the other one is better by; nothing where neither can be told."""
+        if math.isinf(self.kl) and math.isinf(other.kl):
+            return Found(0.0, 0.0)
         return Found(self.kl - other.kl, self.perplexity_ratio - other.perplexity_ratio)
 
 
+BEYOND = Found(math.inf, math.inf)
+"""Answers that are no numbers, or none that can be compared: too far for every bound."""
 Judge = Callable[[], Found]
 Broken = Callable[[Found], str | None]
 

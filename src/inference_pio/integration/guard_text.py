@@ -18,6 +18,7 @@ TOKENS = 2048
 take 0.6 GB for a vocabulary of 151,936 in bfloat16."""
 WINDOW = 513
 """One token more than are scored: four windows make `TOKENS`."""
+WAY_OUT = "without max_kl and max_perplexity_ratio nothing is measured. The model is as before the call."
 OTHER_SEED = 1
 """What optimizations learn from where there is no tokenizer is sampled with seed 0."""
 
@@ -40,7 +41,10 @@ def guard_text(model: nn.Module, tokenizer: Any = None) -> GuardText:
     Without one, what the model itself says with another seed than calibration has. Raises MeasureError, with the way
     out, where no tokens can be had.
     """
-    check_measurable(model)
+    try:
+        check_measurable(model)
+    except MeasureError as error:
+        raise MeasureError(f"a quality guard cannot judge this model: {error}. {WAY_OUT}") from error
     window = min(WINDOW, max_positions(model) or WINDOW)
     known = vocab_size(model)
     found = tokenizer if tokenizer is not None else tokenizer_beside(model)
@@ -49,8 +53,7 @@ def guard_text(model: nn.Module, tokenizer: Any = None) -> GuardText:
     if not callable(getattr(model, "generate", None)) or not known:
         raise MeasureError(
             f"a quality guard needs tokens to judge this {type(model).__name__} by, and has none: there is no "
-            "tokenizer, and the model generates none itself. Give tokenizer=..., or take a profile without max_kl and "
-            "max_perplexity_ratio. Nothing was touched."
+            f"tokenizer, and the model generates none itself. Give tokenizer=..., or do without: {WAY_OUT}"
         )
     return _sampled(model, window)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from inference_pio.configuration import QualityBounds
 from inference_pio.contract.verdict import Verdict
-from inference_pio.errors import PlanError
-from inference_pio.integration.attribution import Attribution, Found
+from inference_pio.errors import MeasureError, PlanError
+from inference_pio.integration.attribution import BEYOND, Attribution, Found
 from inference_pio.integration.guard_text import GuardText, guard_text
 from inference_pio.integration.standing import back_on_error
 from inference_pio.manager import get_optimization_manager
@@ -79,7 +79,11 @@ def _unmodified(model: nn.Module, tokenizer: Any) -> Iterator[tuple[GuardText, C
     with Reference.record(model, text.tokens) as reference:
 
         def judged() -> Found:
-            quality = compare(reference, model)
+            try:
+                quality = compare(reference, model)
+            except MeasureError as error:  # the unmodified model could be judged, so this is what a step did
+                logger.warning("what stands counts as too far: %s.", error)
+                return BEYOND
             return Found(quality.kl_nats_per_token, quality.perplexity_ratio)
 
         yield text, judged

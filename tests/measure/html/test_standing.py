@@ -41,3 +41,5 @@ def test_a_quality_guard_tells_what_it_measured_and_what_each_step_costs() -> No
         ("cost: x", "KL 0.1 nats/token, perplexity ratio +0.2000, saves 2.0 MB, taken back"),
     ]  # fmt: skip
     assert standing_of({"quality_guard": None}) == []
+    beyond = verdict | {"kl_before": "inf", "costs": [cost | {"kl_bought": "inf"}]}
+    assert "with all steps KL inf nats/token" in str(standing_of({"quality_guard": beyond}))

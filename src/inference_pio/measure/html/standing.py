@@ -43,13 +43,13 @@ def quality_guard_lines(verdict: Mapping[str, Any] | None) -> list[tuple[str, st
     ]
 
 
-def _answers(kl: float, ratio: float) -> str:
-    return f"KL {kl:.2g} nats/token, perplexity ratio {ratio:.4f}"
+def _answers(kl: float | str, ratio: float | str) -> str:
+    return f"KL {float(kl):.2g} nats/token, perplexity ratio {float(ratio):.4f}"  # JSON holds infinities as words
 
 
 def _cost(one: Mapping[str, Any], taken_back: Mapping[str, str]) -> str:
     saved = one["weight_bytes_saved"]
-    told = f"KL {one['kl_bought']:.2g} nats/token, perplexity ratio {one['perplexity_ratio_bought']:+.4f}"
+    told = f"KL {float(one['kl_bought']):.2g} nats/token, perplexity ratio {float(one['perplexity_ratio_bought']):+.4f}"
     return told + (f", saves {size(saved)}" if saved else "") + (", taken back" if one["name"] in taken_back else "")
 
 
