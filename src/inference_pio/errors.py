@@ -24,6 +24,7 @@ InferencePioError
 │   └── DiskFull
 ├── ArtifactError            a saved optimized model cannot be saved or loaded
 ├── MeasureError             a measurement cannot be made
+├── QualityBroken            answers move farther than a quality guard allows, and only orders could be taken back
 └── MissingExtra             an optional package is not installed
 """
 
@@ -141,6 +142,17 @@ class ArtifactError(InferencePioError):
 
 class MeasureError(InferencePioError):
     """A measurement cannot be made."""
+
+
+class QualityBroken(InferencePioError):
+    """Answers move farther than a quality guard allows, and only orders could be taken back; `steps` are these."""
+
+    def __init__(self, told: str, steps: Iterable[str] = ()) -> None:
+        self.steps = tuple(steps)
+        super().__init__(told)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.steps)
 
 
 class MissingExtra(InferencePioError, ImportError):

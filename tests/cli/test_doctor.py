@@ -20,13 +20,14 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hardware_versions_backends_and_ceilings_are_shown() -> None:
     answer = CliRunner().invoke(app, ["doctor", "--device", "cpu"])
     assert answer.exit_code == 0, answer.output
-    for word in ("machine", "torch", "memory free", "Triton", "tensor_compression", "memory copy", "disk read", "GB/s"):
+    for word in ("machine", "torch", "memory free", "Triton", "tensor_compression", "memory copy", "disk read", "GB/s",
+                 "hardware class", "cpu (the device is cpu, no NVIDIA GPU)"):  # fmt: skip
         assert word in answer.stdout
 
 
 def test_the_json_holds_the_same() -> None:
     data = json.loads(CliRunner().invoke(app, ["doctor", "--device", "cpu", "--json"]).stdout)
-    assert list(data) == ["machine", "memory", "backends", "optimizations", "ceilings"]
+    assert list(data) == ["machine", "memory", "hardware", "backends", "optimizations", "ceilings"]
     assert {"memory copy", "memory read", "disk read"} <= {one["name"] for one in data["ceilings"]}
     assert {one["name"] for one in data["optimizations"]} >= {"flash_attention", "tensor_compression"}
 

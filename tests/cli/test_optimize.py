@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -10,6 +12,7 @@ from typer.testing import CliRunner, Result
 import inference_pio
 from inference_pio.cli import app
 from inference_pio.configuration import GlobalOptimizationProfile, get_config_manager
+from inference_pio.integration import guard_text
 from inference_pio.integration.side_by_side import SideBySide
 from tests import tiny
 from tests.model_folder import QUICK, write_model_folder
@@ -18,6 +21,22 @@ from tests.model_folder import QUICK, write_model_folder
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference_pio.integration.side_by_side.ProbeSettings", lambda: QUICK)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_again() -> Iterator[None]:
+    """What a test makes known is gone after it."""
+    profiles = get_config_manager()._profiles
+    before = dict(profiles)
+    yield
+    profiles.clear()
+    profiles.update(before)
+
+
+@pytest.fixture
+def _few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_text, "TOKENS", 128)
+    monkeypatch.setattr(guard_text, "WINDOW", 65)
 
 
 def optimized(*words: str) -> Result:
@@ -101,8 +120,9 @@ def test_targets_that_are_missed_end_with_a_code_of_their_own(
     llama_folder: Path, tmp_path: Path, wanted: float, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile = GlobalOptimizationProfile(
-        name="aiming", default_settings={"tensor_compression": {}}, performance_targets={"memory_efficiency": wanted}
-    )
+        name="aiming", default_settings={"tensor_compression": {}}, performance_targets={"latency_reduction": 0.99},
+        hardware={"cpu": {"performance_targets": {"memory_efficiency": wanted}}},
+    )  # fmt: skip
     monkeypatch.setitem(get_config_manager()._profiles, "aiming", profile)
     report = tmp_path / "r.json"
     answer = optimized(str(llama_folder), "--profile", "aiming", "--check-targets", "--json", str(report))
@@ -113,10 +133,60 @@ def test_targets_that_are_missed_end_with_a_code_of_their_own(
     assert ("no target of profile aiming is missed" in answer.stdout) == (not code)
 
 
+@pytest.mark.usefixtures("_few_tokens")
+def test_a_member_that_breaks_a_bound_is_taken_back_and_the_report_tells_what_each_costs(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "r.json"
+    answer = optimized(str(llama_folder), "--max-kl", "1e-9", "--json", str(report))
+    assert answer.exit_code == 0, answer.output
+    data = json.loads(report.read_text())
+    assert [receipt["name"] for receipt in data["receipts"]] == ["flash_attention", "kernel_fusion"]
+    verdict = data["status"]["quality_guard"]
+    assert verdict["bounds"] == {"max_kl": 1e-9}
+    assert list(verdict["taken_back"]) == ["tensor_compression"]
+    for word in ("quality guard", "KL 0 nats/token", "cost: tensor_compression", "taken back"):
+        assert word in answer.stdout
+    assert data["comparison"]["weight_bytes_ratio"] == 1
+    assert "tensor_compression was taken back by the quality guard" in answer.stderr
+
+
+@pytest.mark.usefixtures("_few_tokens")
+def test_an_order_that_breaks_a_bound_is_an_error_with_its_cost(llama_folder: Path) -> None:
+    words = ("--no-measure", "--max-kl", "1e-9", "--set", "tensor_compression.format=int8")
+    answer = optimized(str(llama_folder), *words)
+    assert answer.exit_code == 1
+    assert "tensor_compression costs KL" in answer.stderr
+    assert "The model is as before the call" in answer.stderr
+
+
+@pytest.mark.usefixtures("_few_tokens")
+def test_a_constraint_that_only_holds_with_what_was_taken_back_is_refused_and_undone(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    total = psutil.virtual_memory().total
+    plain = sum(one.numel() * 2 for one in tiny.build("llama").parameters())
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"""\
+name: tight
+default_settings: {{flash_attention: , tensor_compression: }}
+resource_constraints: {{max_memory_usage_ratio: {0.9 * plain / total!r}}}
+""")
+    answer = optimized(str(llama_folder), "--no-measure", "--profile", str(file))
+    assert answer.exit_code == 0, answer.output
+    answer = optimized(str(llama_folder), "--no-measure", "--profile", str(file), "--max-kl", "1e-9")
+    assert answer.exit_code == 1
+    assert "tensor_compression was left out: taken back by the quality guard" in answer.stderr
+    assert "The model is as before the call" in answer.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--profile", "fast"], "unknown profile"),
+        (["--hardware", "gpu"], "unknown hardware class"),
+        (["--max-kl", "0"], "max_kl: Input should be greater than 0"),
+        (["--max-perplexity-ratio", "0.5"], "max_perplexity_ratio: Input should be greater than or equal to 1"),
         (["--json", "/proc/report.json"], "cannot write /proc/report.json"),
         (["--save", "/proc/saved"], "cannot write /proc/saved"),
         (["--save", "/usr"], "choose another folder"),

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from inference_pio.cli import app
-from inference_pio.configuration import ConfigManager
+from inference_pio.configuration import ConfigManager, get_config_manager
 
 NO_MEMBER = [word for name in ConfigManager().get_profile("lossless").default_settings for word in ("--disable", name)]
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_again() -> Iterator[None]:
+    """What a test makes known is gone after it."""
+    profiles = get_config_manager()._profiles
+    before = dict(profiles)
+    yield
+    profiles.clear()
+    profiles.update(before)
 
 
 def planned(*words: str) -> Result:
@@ -33,6 +44,36 @@ def test_the_json_holds_the_plan_and_no_measurement(llama_folder: Path) -> None:
     assert data["baseline"] is data["optimized"] is data["comparison"] is None
 
 
+def test_a_plan_names_the_class_of_hardware_it_was_made_for(llama_folder: Path) -> None:
+    words = (str(llama_folder), "--profile", "performance", "--json")
+    here = json.loads(planned(*words).stdout)["plan"]
+    there = json.loads(planned(*words, "--hardware", "ampere_ada").stdout)["plan"]
+    assert (here["hardware"], there["hardware"]) == (
+        "cpu (the device is cpu, no NVIDIA GPU)",
+        "ampere_ada (as asked for)",
+    )
+    formats = [plan["steps"][0]["parameters"]["format"] for plan in (here, there)]
+    assert formats == ["int4", "int8"]
+    assert (
+        "\n  for the hardware class hopper (as asked for)\n"
+        in planned(str(llama_folder), "--hardware", "hopper").stdout
+    )
+
+
+def test_a_profile_that_asks_for_more_than_the_machine_has_is_refused_in_the_plan(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: tight\ndefault_settings: {tensor_compression: }\n"
+        "resource_constraints: {max_memory_usage_ratio: 1.0e-9}\n"
+    )
+    answer = planned(str(llama_folder), "--profile", str(file))
+    assert answer.exit_code == 1
+    assert "max_memory_usage_ratio" in answer.stderr
+    assert "Nothing was touched" in answer.stderr
+
+
 def test_orders_change_the_plan(llama_folder: Path) -> None:
     words = ("--disable", "flash_attention", "--set", "tensor_compression.format=int8", "--json", "-")
     steps = json.loads(planned(str(llama_folder), *words).stdout)["plan"]["steps"]
@@ -46,6 +87,7 @@ def test_orders_change_the_plan(llama_folder: Path) -> None:
     ("words", "code", "told"),
     [
         (["--profile", "fast"], 1, "unknown profile 'fast'"),
+        (["--hardware", "h100"], 1, "unknown hardware class 'h100'"),
         (["--enable", "flash"], 1, "unknown optimization 'flash'. Did you mean 'flash_attention'?"),
         (["--disable", "flash"], 1, "unknown optimization 'flash'"),
         (["--set", "flash_attention.triton=1"], 1, "unknown parameter 'triton'"),

@@ -7,7 +7,7 @@ import torch
 
 from inference_pio.configuration import GlobalOptimizationProfile, ModelFamily, get_config_manager
 from inference_pio.errors import InvalidModel, PlanError
-from inference_pio.integration import constraints, create_optimization_pipeline, reset_model_optimizations
+from inference_pio.integration import applying, constraints, create_optimization_pipeline, reset_model_optimizations
 from inference_pio.integration.constraints import hold_constraints, total_bytes_of
 from inference_pio.integration.targets import profile_target
 from inference_pio.manager import get_optimization_manager
@@ -45,6 +45,17 @@ def test_a_profile_that_is_refused_touches_nothing(monkeypatch: pytest.MonkeyPat
     create_optimization_pipeline(profile_name="too_small")(model)
     assert get_optimization_manager().get_model_optimizations(model) == ["tensor_compression"]
     reset_model_optimizations(model)
+
+
+def test_weights_that_a_plan_could_not_foresee_are_held_after_the_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.build("llama")
+    before = fingerprint(model)
+    get_config_manager().register_profile(profile("unforeseen", max_memory_usage_ratio=0.5), replace=True)
+    monkeypatch.setattr(applying, "hold_constraints", lambda *asked: None)
+    monkeypatch.setattr(constraints, "total_bytes_of", lambda device: 1000)
+    with pytest.raises(PlanError, match=r"50% of the memory of cpu \(max_memory_usage_ratio\), and they take"):
+        create_optimization_pipeline(profile_name="unforeseen")(model)
+    assert before.differences(fingerprint(model)) == []
 
 
 def test_a_model_on_the_cpu_is_asked_for_no_compute_capability() -> None:

@@ -59,7 +59,7 @@ def test_after_an_error_the_model_has_all_its_steps_again(llama_folder: Path, mo
     asked = Asked(str(llama_folder))
     opened = asked.open()
     asked.apply(opened)
-    run = each_step.EachStep(asked, opened, QUICK, quiet)
+    run = each_step.EachStep(opened.model, opened.tokenizer, QUICK, quiet)
     run._bring_to(1)
     monkeypatch.setattr(each_step, "measure_speed_interleaved", fails)
     with pytest.raises(MeasureError):

@@ -18,7 +18,7 @@ from torch import nn
 import inference_pio
 from inference_pio import get_model_optimization_status, get_optimization_manager, load_pretrained
 from inference_pio.anatomy.family import model_type_of
-from inference_pio.configuration import family_of_model
+from inference_pio.configuration import GlobalOptimizationProfile, config_manager, family_of_model, get_config_manager
 from inference_pio.errors import (
     CorruptFile,
     DiskFull,
@@ -81,7 +81,7 @@ def both(name: str, profile: str | None = None, **given: Any) -> tuple[Any, Any]
     loaded = load_pretrained(reference.FOLDER / name, profile, dtype=torch.bfloat16, progress=False, **given)
     whole, manager = reference.load(name), get_optimization_manager()
     changes = Changes(parameters=given.get("parameters", {}))
-    kind = family_of_model(whole), changes, model_type_of(whole)
+    kind = family_of_model(whole), changes, model_type_of(whole), given.get("hardware", "cpu")
     members = profile_target(profile, *kind) if profile else list(changed({}, changes).values())
     if "host_budget" in given:
         members = [member for member in members if member.name != "disk_offloading"]
@@ -135,6 +135,19 @@ def test_a_profile_within_a_budget_and_its_changes_afterwards() -> None:
     assert told(loaded) == told(whole)
     assert_same(loaded, whole)
     assert get_model_optimization_status(loaded).keys() == get_model_optimization_status(whole).keys()
+
+
+def test_a_profile_is_that_of_the_hardware_and_its_guard_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    loaded, whole = both("qwen3", "performance", hardware="hopper")
+    assert told(loaded) == told(whole) != told(both("qwen3", "performance")[0])
+    manager = get_config_manager()
+    manager.register_profile(GlobalOptimizationProfile(name="bound", default_settings=dict(INT8), max_kl=0.2))
+    try:
+        with caplog.at_level("INFO", "inference_pio"):
+            load_pretrained(reference.FOLDER / "qwen3", "bound", progress=False)
+    finally:
+        config_manager._shared.cache_clear()
+    assert "the quality guard of profile 'bound' was not asked" in caplog.text
 
 
 REGISTRY = get_optimization_manager().registry

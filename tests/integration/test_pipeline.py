@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference_pio.configuration import ModelFamily
+from inference_pio.configuration import GlobalOptimizationProfile, ModelFamily, get_config_manager
 from inference_pio.errors import UnknownName
 from inference_pio.integration import OptimizationPipeline, create_optimization_pipeline
 from inference_pio.manager import get_optimization_manager
@@ -38,6 +38,35 @@ def test_a_pipeline_says_what_it_does() -> None:
     assert pipeline == OptimizationPipeline("lossless", ModelFamily.QWEN)
 
 
+def test_a_pipeline_is_made_for_each_models_own_hardware_or_for_one_that_is_named() -> None:
+    model = tiny.build("qwen3")
+    own = create_optimization_pipeline(profile_name="performance").plan(model)
+    named = create_optimization_pipeline(profile_name="performance", hardware="ampere_ada")
+    assert (own.hardware, named.plan(model).hardware) == (
+        "cpu (the device is cpu, no NVIDIA GPU)",
+        "ampere_ada (as asked for)",
+    )
+    assert [plan.steps[0].parameters["format"] for plan in (own, named.plan(model))] == ["int4", "int8"]
+    named(model)
+    (compression, *_) = get_optimization_manager().get_receipts(model)
+    assert compression.parameters["format"] == "int8"
+    assert "hardware='ampere_ada'" in repr(named)
+    guarded = create_optimization_pipeline(max_kl=0.1)
+    assert "max_kl=0.1" in repr(guarded)
+    assert "quality guard: max_kl=0.1 is measured after the apply" in str(guarded.plan(model))
+    assert "quality guard" not in str(own)
+
+
+def test_what_a_profile_says_of_any_class_is_checked_when_the_pipeline_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = GlobalOptimizationProfile(
+        name="wrong", default_settings={"flash_attention": {}},
+        hardware={"hopper": {"default_settings": {"flash_atention": {}}}},
+    )  # fmt: skip
+    monkeypatch.setitem(get_config_manager()._profiles, "wrong", wrong)
+    with pytest.raises(UnknownName, match="Did you mean 'flash_attention'"):
+        create_optimization_pipeline(profile_name="wrong")
+
+
 def test_a_plan_touches_nothing() -> None:
     model = tiny.build("qwen3")
     before = fingerprint(model)
@@ -54,3 +83,5 @@ def test_wrong_names_are_told_when_the_pipeline_is_made() -> None:
         create_optimization_pipeline(model_family="glmm")
     with pytest.raises(UnknownName, match="unknown family"):
         OptimizationPipeline("balanced", "glmm")
+    with pytest.raises(UnknownName, match="unknown hardware class"):
+        create_optimization_pipeline(hardware="h100")

@@ -13,7 +13,7 @@ from inference_pio.configuration import (
 from inference_pio.contract.config import OptimizationConfig
 from inference_pio.errors import InvalidSetting, UnknownName
 from inference_pio.integration import targets
-from inference_pio.integration.targets import Changes, family_target, named_target, profile_target
+from inference_pio.integration.targets import Changes, check_profile, family_target, named_target, profile_target
 from inference_pio.manager import get_optimization_manager
 
 
@@ -137,3 +137,15 @@ def test_a_list_of_configs_makes_orders_of_the_enabled_ones() -> None:
     configs = [OptimizationConfig(name="flash_attention"), OptimizationConfig(name="tensor_compression", enabled=False)]
     (order,) = named_target(configs)
     assert (order.name, order.order, order.source) == ("flash_attention", True, "by config")
+
+
+def test_orders_must_fit_the_profile_on_one_class_of_hardware() -> None:
+    by_groups = Changes(parameters={"tensor_compression": {"group_size": 64}})
+    check_profile("performance", ModelFamily.OTHER, by_groups)  # int4 on some, int8 on others
+    check_profile("performance", ModelFamily.OTHER, by_groups, "hopper")
+    with pytest.raises(InvalidSetting, match="group_size=64 is for formats with groups"):
+        check_profile("performance", ModelFamily.OTHER, by_groups, "ampere_ada")
+    with pytest.raises(InvalidSetting, match="group_size=64 is for formats with groups"):
+        check_profile("balanced", ModelFamily.OTHER, by_groups)
+    with pytest.raises(UnknownName, match="unknown hardware class"):
+        check_profile("balanced", ModelFamily.OTHER, None, "gpu")

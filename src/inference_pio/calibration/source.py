@@ -57,7 +57,7 @@ def calibration_source(
         raise InvalidSetting(f"calibration takes 1 token or more in windows of 2 or more, not {tokens} in {window}.")
     if calibration is not None:
         return _given(model, calibration, tokenizer, tokens, window)
-    found = tokenizer if tokenizer is not None else _tokenizer_beside(model)
+    found = tokenizer if tokenizer is not None else tokenizer_beside(model)
     if found is not None:
         rows = _windows(_encode(found, [calibration_text()]), tokens, window, "the default text")
         return CalibrationSource("pydoc_data.topics, calibration part", _batches(_known(model, rows)))
@@ -89,7 +89,7 @@ def _given(model: nn.Module, given: Any, tokenizer: Any, tokens: int, window: in
         given = [given]
     rows = list(given) if isinstance(given, Sequence) else []
     if rows and all(isinstance(row, str) for row in rows):
-        found = tokenizer if tokenizer is not None else _tokenizer_beside(model)
+        found = tokenizer if tokenizer is not None else tokenizer_beside(model)
         if found is None:
             raise InvalidSetting("calibration texts need a tokenizer: give tokenizer=..., or token ids instead.")
         ids = _windows(_encode(found, rows), tokens, window, "the calibration texts")
@@ -102,7 +102,7 @@ def _given(model: nn.Module, given: Any, tokenizer: Any, tokens: int, window: in
     )
 
 
-def _tokenizer_beside(model: nn.Module) -> Any:
+def tokenizer_beside(model: nn.Module) -> Any:
     """The tokenizer in the local folder that a model was loaded from; None where there is none."""
     place = getattr(getattr(model, "config", None), "name_or_path", "")
     if not place:

@@ -28,6 +28,17 @@ def profile_lists(incomplete: str) -> list[str]:
     return [f"{before}{comma}{name}" for name in profiles(last) if name not in given]
 
 
+def hardware_classes(incomplete: str) -> list[str]:
+    """The classes of hardware that begin so.
+
+    >>> hardware_classes("h")
+    ['hopper']
+    """
+    from inference_pio.configuration.hardware import HARDWARE_CLASSES
+
+    return _beginning(list(HARDWARE_CLASSES), incomplete)
+
+
 def optimizations(incomplete: str) -> list[str]:
     """The optimizations that begin so: one file each, and those of other packages by their entry points.
 

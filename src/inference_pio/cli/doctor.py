@@ -22,11 +22,13 @@ def doctor(
 
     from inference_pio.measure import describe_machine
     from inference_pio.measure.backends import find_backends, memory_of, usable_device
+    from inference_pio.measure.hardware import hardware_of
 
     target = usable_device(device)
     data: dict[str, Any] = {
         "machine": describe_machine(target).to_json(),
         "memory": memory_of(target),
+        "hardware": hardware_of(target).to_json(),
         "backends": [backend.to_json() for backend in find_backends()],
         "optimizations": _optimizations(),
     }
@@ -56,7 +58,8 @@ def _ceilings(device: Any, quiet: bool) -> list[dict[str, Any]]:
 
 def _machine(data: dict[str, Any]) -> Table:
     table = Table(title="machine", title_justify="left", show_header=False)
-    facts = {**data["machine"], **data["machine"]["versions"], **data["memory"]}
+    told = f"{data['hardware']['name']} ({data['hardware']['why']})"
+    facts = {**data["machine"], **data["machine"]["versions"], **data["memory"], "hardware class": told}
     for name, value in facts.items():
         if name != "versions" and value is not None:
             told = f"{value / 1e9:.1f} GB" if name.endswith("_bytes") else str(value)

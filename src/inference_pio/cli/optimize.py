@@ -20,9 +20,12 @@ from inference_pio.cli.options import (
     Dtype,
     DtypeOption,
     Enable,
+    Hardware,
     HtmlFile,
     Json,
     Model,
+    MostKL,
+    MostPerplexity,
     Profile,
     Quiet,
     Trust,
@@ -46,6 +49,7 @@ Check = Annotated[
 def optimize(
     model: Model, profile: Profile = "balanced", enable: Enable = None, disable: Disable = None, assign: Assign = None,
     save: Save = None, measure: Measure = True, each_step: EachStep = False, check_targets: Check = False,
+    max_kl: MostKL = None, max_perplexity_ratio: MostPerplexity = None, hardware: Hardware = None,
     dtype: DtypeOption = Dtype.bfloat16, device: Device = None, trust_remote_code: Trust = False, json: Json = None,
     report: HtmlFile = None, quiet: Quiet = False, debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -61,7 +65,10 @@ def optimize(
         for option, file in (("--json", json), ("--report", report)):
             if file is not None and Path(file).absolute() == save.absolute():
                 raise InvalidSetting(f"--save and {option} both name {file}: give them two places.")
-    asked = ask(model, profile, enable, disable, assign, dtype, device, trust_remote_code)
+    asked = ask(
+        model, profile, enable, disable, assign, dtype, device, trust_remote_code, hardware=hardware, max_kl=max_kl,
+        max_perplexity_ratio=max_perplexity_ratio,
+    )  # fmt: skip
     outcome = _measured(asked, output, each_step) if measure else _unmeasured(asked, output)
     for receipt in outcome.report.receipts:
         output.show(_line(receipt))
@@ -71,7 +78,7 @@ def optimize(
     output.show(_standing(outcome.report.status))
     if save is not None:
         _save(outcome, save, output)
-    missed = _missed(outcome) if check_targets else None
+    missed = _missed(asked, outcome) if check_targets else None
     output.finish(outcome.report.to_json() | ({} if missed is None else {"targets_missed": missed}))
     if missed is not None:
         _tell(missed, asked.profile, output)
@@ -120,11 +127,12 @@ def _save(outcome: Outcome, folder: Path, output: Output) -> None:
     output.show(f"saved to {place}")
 
 
-def _missed(outcome: Outcome) -> list[dict[str, Any]]:
+def _missed(asked: Asked, outcome: Outcome) -> list[dict[str, Any]]:
     from inference_pio.configuration import get_config_manager
     from inference_pio.configuration.missed_targets import targets_missed
 
-    profile = get_config_manager().get_profile(str(outcome.report.profile))
+    here = asked.here(outcome.opened.model).name
+    profile = get_config_manager().get_profile(asked.profile).for_hardware(here)
     return [one.to_json() | {"said": str(one)} for one in targets_missed(profile, outcome.report.comparison)]
 
 

@@ -43,6 +43,23 @@ Assign = Annotated[
     ),
 ]  # fmt: skip
 Device = Annotated[str | None, typer.Option(help="Where to run, as torch calls it: cpu, cuda, cuda:1.")]
+Hardware = Annotated[
+    str | None,
+    typer.Option(
+        help="The class of hardware to choose the profile's members for; else that of the device (`pio doctor`).",
+        metavar="CLASS", autocompletion=completion.hardware_classes,
+    ),
+]  # fmt: skip
+MostKL = Annotated[
+    float | None,
+    typer.Option("--max-kl", help="Take back members until the divergence on held-out text is at most this, in nats a "
+                 "token.", metavar="NATS"),
+]  # fmt: skip
+MostPerplexity = Annotated[
+    float | None,
+    typer.Option("--max-perplexity-ratio", help="Take back members until the perplexity on held-out text is at most "
+                 "this many times the plain model's.", metavar="RATIO"),
+]  # fmt: skip
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model; off unless given.")
 ]
@@ -84,19 +101,22 @@ DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="The dtype to load i
 
 def ask(
     model: str, profile: str, enable: list[str] | None, disable: list[str] | None, assign: list[str] | None,
-    dtype: Dtype, device: str | None, trust_remote_code: bool = False,
+    dtype: Dtype, device: str | None, trust_remote_code: bool = False, *, hardware: str | None = None,
+    max_kl: float | None = None, max_perplexity_ratio: float | None = None,
 ) -> Asked:  # fmt: skip
     """What the options ask for, checked; loads torch. Raises UnknownName, InvalidSetting, typer.BadParameter."""
     parameters = assignments(assign or [])
 
     import torch
 
+    from inference_pio.configuration import QualityBounds
     from inference_pio.integration.asked import Asked
     from inference_pio.integration.targets import Changes
 
     return Asked(
         model, profile_named(profile), Changes(tuple(enable or ()), tuple(disable or ()), parameters),
         "auto" if dtype is Dtype.auto else getattr(torch, dtype.value), device, trust_remote_code,
+        hardware, QualityBounds(max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio),
     )  # fmt: skip
 
 

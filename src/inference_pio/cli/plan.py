@@ -11,6 +11,7 @@ from inference_pio.cli.options import (
     Dtype,
     DtypeOption,
     Enable,
+    Hardware,
     HtmlFile,
     Json,
     Model,
@@ -24,12 +25,13 @@ from inference_pio.cli.output import Output
 
 def plan(
     model: Model, profile: Profile = "balanced", enable: Enable = None, disable: Disable = None, assign: Assign = None,
-    dtype: DtypeOption = Dtype.bfloat16, device: Device = None, trust_remote_code: Trust = False, json: Json = None,
-    report: HtmlFile = None, quiet: Quiet = False, debug: Debug = False,
+    hardware: Hardware = None, dtype: DtypeOption = Dtype.bfloat16, device: Device = None,
+    trust_remote_code: Trust = False, json: Json = None, report: HtmlFile = None, quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:  # fmt: skip
     """Show what would be done to MODEL: the steps, their places, what is passed over and why."""
     output = Output(json, html_file=report, quiet=quiet)
-    asked = ask(model, profile, enable, disable, assign, dtype, device, trust_remote_code)
+    asked = ask(model, profile, enable, disable, assign, dtype, device, trust_remote_code, hardware=hardware)
 
     from inference_pio.measure import Report
 

@@ -3,34 +3,80 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from inference_pio.anatomy.family import model_type_of
-from inference_pio.configuration import ModelFamily, ModelOptimizationConfig, family_of_model
+from inference_pio.configuration import UNBOUNDED, ModelFamily, ModelOptimizationConfig, QualityBounds, family_of_model
 from inference_pio.configuration.config_manager import get_config_manager
-from inference_pio.integration.constraints import hold_constraints
+from inference_pio.contract.verdict import Verdict
+from inference_pio.integration.constraints import hold_applied, hold_constraints
+from inference_pio.integration.guarded import set_guarded_target
+from inference_pio.integration.standing import Standing
 from inference_pio.integration.targets import family_source, family_target, profile_target
 from inference_pio.manager import get_optimization_manager
+from inference_pio.measure.hardware import Hardware, hardware_of
 from inference_pio.plan.make import check_model
+from inference_pio.plan.plan import Plan
+from inference_pio.plan.skeleton import device_of
+from inference_pio.plan.target import Wanted
 
 logger = logging.getLogger("inference_pio")
 
 
-def apply_family_profile(model: nn.Module, family: ModelFamily, profile_name: str) -> nn.Module:
+def apply_family_profile(
+    model: nn.Module, family: ModelFamily, profile_name: str, *, hardware: str | None = None,
+    bounds: QualityBounds = UNBOUNDED, tokenizer: Any = None,
+) -> nn.Module:  # fmt: skip
     """Give a model exactly a profile's members, with the defaults of a family, and of its kind of model, under them.
 
-    What the model has and the profile has not is taken back; what is the same is not touched. A model that tells
-    another family is optimized all the same, with a warning in the log.
+    They are those of the class of hardware that the model is on, or of the one given. What the model has and the
+    profile has not is taken back; what is the same is not touched. A model that tells another family is optimized all
+    the same, with a warning in the log. `bounds` go over those of the profile; the quality guard reads text with the
+    `tokenizer`.
 
     Raises UnknownName, InvalidModel, the errors of PlanError (NothingApplied where no member applies, and where the
-    profile asks for more than the device has), ModelDrift, ModelBusy; then the model is as before the call.
+    profile asks for more than the device has), ModelDrift, ModelBusy, and under bounds QualityBroken and MeasureError;
+    then the model is as before the call.
     """
     check_model(model)
-    target = profile_target(profile_name, family, model_type=model_type_of(model))
-    hold_constraints(get_config_manager().get_profile(profile_name), model, target)
+    here = hardware_of(device_of(model), hardware)
+    target = profile_target(profile_name, family, None, model_type_of(model), here.name)
     _tell_other_family(model, family)
-    return get_optimization_manager().set_target(model, target, profile=profile_name)
+    apply_profile(model, profile_name, target, here, bounds, tokenizer)
+    return model
+
+
+def apply_profile(
+    model: nn.Module, profile_name: str, target: Sequence[Wanted], here: Hardware, bounds: QualityBounds,
+    tokenizer: Any = None,
+) -> Verdict | None:  # fmt: skip
+    """Give a model a profile's members, holding its constraints before and after, and its bounds. The same errors."""
+    profile = get_config_manager().get_profile(profile_name).for_hardware(here.name)
+    hold_constraints(profile, model, target)
+    before = Standing.of(model)
+    verdict = set_guarded_target(model, target, profile_name, bounds.over(profile.bounds), tokenizer)
+    try:
+        hold_applied(profile, model)
+    except BaseException:
+        before.bring_back(model)
+        raise
+    return verdict
+
+
+def plan_profile(
+    model: nn.Module, profile_name: str, target: Sequence[Wanted], here: Hardware, bounds: QualityBounds = UNBOUNDED
+) -> Plan:
+    """What `apply_profile` would do, for which class of hardware; nothing is touched, and nothing measured."""
+    profile = get_config_manager().get_profile(profile_name).for_hardware(here.name)
+    hold_constraints(profile, model, target)
+    plan = get_optimization_manager().plan(model, target, profile=profile_name)
+    held = bounds.over(profile.bounds)
+    guarded = f"quality guard: {held} is measured after the apply, and members that break it are taken back."
+    return replace(plan, hardware=str(here), notes=(*plan.notes, guarded) if held.any else plan.notes)
 
 
 def apply_family_config(model: nn.Module, config: ModelOptimizationConfig) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A profile's resource constraints, held against a model and what is planned for it, before anything is touched."""
+"""A profile's resource constraints, held against what is planned for a model, and against the model afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference_pio.configuration import GlobalOptimizationProfile
 from inference_pio.errors import PlanError
 from inference_pio.manager import get_optimization_manager
 from inference_pio.plan.make import check_model
-from inference_pio.plan.skeleton import device_of
+from inference_pio.plan.skeleton import device_of, tensor_bytes
 from inference_pio.plan.target import Wanted
 
 logger = logging.getLogger("inference_pio")
@@ -31,6 +31,26 @@ def hold_constraints(profile: GlobalOptimizationProfile, model: nn.Module, targe
     if asked.prefer_gpu_over_cpu and device.type == "cpu" and torch.cuda.is_available():
         logger.warning(
             "profile %r prefers a GPU, and this model is on the CPU of a machine that has one.", profile.name
+        )
+
+
+def hold_applied(profile: GlobalOptimizationProfile, model: nn.Module) -> None:
+    """Raise PlanError where the weights of an optimized model take more than a profile allows; the caller restores.
+
+    A plan cannot know it all: data may leave a member nothing to do, and a quality guard may take one back.
+    """
+    asked = profile.resource_constraints.max_memory_usage_ratio
+    if asked is None:
+        return
+    device, taken = device_of(model), tensor_bytes(model)
+    if taken > asked * total_bytes_of(device):
+        left = get_optimization_manager().get_optimization_status(model)["skipped"]
+        reasons = "; ".join(f"{one['name']} was left out: {one['reason']}" for one in left)
+        told = f" ({reasons})" if reasons else ""
+        raise PlanError(
+            f"profile {profile.name!r} lets weights take {asked:.0%} of the memory of {device} "
+            f"(max_memory_usage_ratio), and they take {taken / 1e6:,.0f} MB{told}: choose a profile that saves more. "
+            "The model is as before the call."
         )
 
 

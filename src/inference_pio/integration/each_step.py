@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
-from inference_pio.integration.asked import Asked
 from inference_pio.integration.measured import Stages, held_bytes
+from inference_pio.integration.standing import Standing
 from inference_pio.manager import get_optimization_manager
 from inference_pio.measure import (
     Measurement,
@@ -27,25 +28,28 @@ from inference_pio.measure.report_steps import AfterStep
 from inference_pio.measure.speed import exercise
 from inference_pio.measure.target import vocab_size
 from inference_pio.measure.text import evaluation_tokens
-from inference_pio.sources import OpenedModel
 
 PLAIN = "plain"
 IN_STEPS = "the steps were timed in turn on one model, which was switched and warmed up before every round"
 
 
 class EachStep:
-    """Measures a model that stands with all its steps; it stands so again afterwards, and after any error."""
+    """Measures a model that stands with all its steps; it stands so again afterwards, and after any error.
 
-    def __init__(self, asked: Asked, opened: OpenedModel, settings: ProbeSettings, stages: Stages) -> None:
-        self._asked, self._opened, self._settings, self._stages = asked, opened, settings, stages
-        self._names = get_optimization_manager().get_model_optimizations(opened.model)
+    Steps that a quality guard took back are none of them.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, settings: ProbeSettings, stages: Stages) -> None:
+        self._model, self._tokenizer, self._settings, self._stages = model, tokenizer, settings, stages
+        self._whole = Standing.of(model)
+        self._names = get_optimization_manager().get_model_optimizations(model)
 
     def measure(
         self, ends: tuple[Measurement, Measurement], quality: Quality | None, prompt: Tensor
     ) -> list[AfterStep]:
         """The plain model, then one entry a step; `ends` are the model as measured plain and with all steps."""
         with ExitStack() as after:
-            after.callback(self._asked.apply, self._opened)
+            after.callback(self._whole.bring_back, self._model)
             speeds = self._time(prompt)
             plain, last = ends[0].with_speed(speeds[PLAIN]), ends[1].with_speed(speeds[self._names[-1]])
             reference = self._reference() if len(self._names) > 1 else None
@@ -66,37 +70,32 @@ class EachStep:
 
     def _ready(self, count: int, prompt: Tensor) -> nn.Module:
         """The model with its first steps, warm: what a step prepares in its first call is not timed."""
-        model: nn.Module = self._opened.model
         self._bring_to(count)
-        exercise(model, prompt, self._settings.new_tokens, self._settings.decode_prompt_tokens)
-        return model
+        exercise(self._model, prompt, self._settings.new_tokens, self._settings.decode_prompt_tokens)
+        return self._model
 
     def _bring_to(self, count: int) -> None:
-        manager, model = get_optimization_manager(), self._opened.model
-        wanted = [one for one in self._asked.target(model) if one.name in self._names[:count]]
-        if wanted:
-            manager.set_target(model, wanted, profile=self._asked.profile)
-        else:
-            manager.remove_optimizations(model)
+        wanted = [one for one in self._whole.target if one.name in self._names[:count]]
+        get_optimization_manager().set_target(self._model, wanted, profile=self._whole.profile)
         return_freed_memory()
 
     def _reference(self) -> Reference | None:
         """What the plain model says, once more: the first record was let go with its disk space."""
-        opened, work = self._opened, self._settings
-        if opened.tokenizer is None:
+        work = self._settings
+        if self._tokenizer is None:
             return None
         self._bring_to(0)
-        tokens = evaluation_tokens(opened.tokenizer, vocab_size(opened.model), work.quality_tokens, work.window)
-        return Reference.record(opened.model, tokens, progress=self._stages(PLAIN))
+        tokens = evaluation_tokens(self._tokenizer, vocab_size(self._model), work.quality_tokens, work.window)
+        return Reference.record(self._model, tokens, progress=self._stages(PLAIN))
 
     def _between(
         self, count: int, plain: Measurement, reference: Reference | None, speeds: Mapping[str, Speed]
     ) -> AfterStep:
         self._bring_to(count)
-        name, model = self._names[count - 1], self._opened.model
+        name, model = self._names[count - 1], self._model
         settings = self._settings if reference else replace(self._settings, quality_tokens=0)
         measured, quality = probe(
-            model, self._opened.tokenizer, reference, held_bytes(model), settings, self._stages(f"up to {name}"),
+            model, self._tokenizer, reference, held_bytes(model), settings, self._stages(f"up to {name}"),
             speed=speeds[name],
         )  # fmt: skip
         return AfterStep(name, measured, compare_measurements(plain, measured, quality))

@@ -1,4 +1,4 @@
-"""The documented functions: each one call on the shared manager. None of them measures."""
+"""The documented functions: each one call on the shared manager. None measures, but for a profile's quality guard."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from inference_pio.integration.constraints import hold_constraints, total_bytes_
 from inference_pio.integration.targets import Changes, changed, profile_target
 from inference_pio.manager import get_optimization_manager
 from inference_pio.measure.freed_memory import return_freed_memory
+from inference_pio.measure.hardware import Hardware, hardware_of
 from inference_pio.plan.plan import Plan
 from inference_pio.plan.skeleton import tensor_bytes
 from inference_pio.plan.target import Wanted
@@ -41,13 +42,15 @@ def load_pretrained(
     id_or_dir: str | os.PathLike[str], profile: str | None = None, *, optimizations: Sequence[str] = (),
     parameters: Mapping[str, Mapping[str, Any]] | None = None, gpu_budget: int | str | None = None,
     host_budget: int | str | None = None, dtype: torch.dtype | Literal["auto"] = "auto",
-    device: str | torch.device | None = None, family: ModelFamily | str | None = None, progress: bool = True,
+    device: str | torch.device | None = None, family: ModelFamily | str | None = None, hardware: str | None = None,
+    progress: bool = True,
 ) -> Any:  # fmt: skip
     """A model of the library's class from a folder, a hub id, a `.gguf` file or "demo", optimized while it loads.
 
     It is, bit for bit, what `from_pretrained` and then applying the same gives, and can be taken back as that can; but
     its weights come in one by one, and each is stored or put away as it is to be before the next one comes. `profile`
-    is one by name; `optimizations` and `parameters` are orders on top of it. With a budget, layers that it has no room
+    is one by name, as it is on a class of `hardware` (by default the one at hand); `optimizations` and `parameters` are
+    orders on top of it. With a budget, layers that it has no room
     for stay on the host or on disk (`disk_offloading`). A step that needs the whole model has it in memory first, which
     the log tells; with a budget that this would break, it is refused before anything is read.
 
@@ -56,7 +59,7 @@ def load_pretrained(
     changes = Changes(tuple(optimizations), parameters=parameters or {})
     return load_within(
         id_or_dir, profile, changes, Budgets(gpu_budget, host_budget), dtype=dtype, device=device, family=family,
-        progress=progress,
+        hardware=hardware, progress=progress,
     ).model  # fmt: skip
 
 
@@ -86,7 +89,7 @@ class Loaded:
 def load_within(
     spec: str | os.PathLike[str], profile: str | None, changes: Changes, budgets: Budgets, *,
     dtype: torch.dtype | Literal["auto"] = "auto", device: str | torch.device | None = None,
-    family: ModelFamily | str | None = None, progress: bool = True,
+    family: ModelFamily | str | None = None, hardware: str | None = None, progress: bool = True,
 ) -> Loaded:  # fmt: skip
     """What `load_pretrained` does, with all that it found out."""
     check_dtype(dtype)
@@ -96,8 +99,10 @@ def load_within(
     model, arrivals = unread.model, Arrivals(target_device, told)
     with arriving(model, arrivals):
         total = await_weights(model, unread.tensors, arrivals)
-        wanted = _target(model, profile, family, changes, budgets)
+        here = hardware_of(target_device, hardware)
+        wanted = _target(model, profile, family, changes, budgets, here.name)
         plan = get_optimization_manager().plan(model, wanted, profile=profile) if wanted else None
+        plan = plan and replace(plan, hardware=str(here))
         if plan is not None:
             _check(plan, wanted, target_device)
             arrivals.aside = _aside(plan)
@@ -107,7 +112,7 @@ def load_within(
                 get_optimization_manager().set_target(model, wanted, profile=profile)
             arrivals.finish(model)
     return_freed_memory(collect=False)  # the reader's slabs among it
-    notes = (*found.notes, *unread.notes)
+    notes = (*found.notes, *unread.notes, *_not_guarded(profile, here))
     for note in notes:
         logger.info("%s: %s", found.name, note)
     return Loaded(model, found, notes, plan)
@@ -132,15 +137,16 @@ def _device(asked: str | torch.device | None, budgets: Budgets) -> torch.device:
 
 
 def _target(
-    model: nn.Module, profile: str | None, family: ModelFamily | str | None, changes: Changes, budgets: Budgets
-) -> list[Wanted]:
+    model: nn.Module, profile: str | None, family: ModelFamily | str | None, changes: Changes, budgets: Budgets,
+    hardware: str,
+) -> list[Wanted]:  # fmt: skip
     """A profile's members and the orders on top; what keeps within a budget is a wish: all may have room."""
     if profile is None:
         wanted = changed({}, changes)
     else:
         whose = family_of_model(model) if family is None else ModelFamily.of(family)
-        members = profile_target(profile, whose, changes, model_type_of(model))
-        hold_constraints(get_config_manager().get_profile(profile), model, members)
+        members = profile_target(profile, whose, changes, model_type_of(model), hardware)
+        hold_constraints(get_config_manager().get_profile(profile).for_hardware(hardware), model, members)
         wanted = {member.name: member for member in members}
     if budgets.given:
         before = wanted.get(WITHIN)
@@ -149,6 +155,16 @@ def _target(
             WITHIN, parameters, order=bool(before and before.order), source="the budget to load within"
         )
     return list(wanted.values())
+
+
+def _not_guarded(profile: str | None, here: Hardware) -> list[str]:
+    """What is told of bounds on the answers, which need the plain model to compare with."""
+    if profile is None or not get_config_manager().get_profile(profile).for_hardware(here.name).bounds.any:
+        return []
+    return [
+        f"the quality guard of profile {profile!r} was not asked: the plain model was never whole in memory. Apply the "
+        "profile to a model that is loaded to have it measured."
+    ]
 
 
 def _aside(plan: Plan) -> Aside | None:

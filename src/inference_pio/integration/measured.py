@@ -1,4 +1,4 @@
-"""One model measured before and after an edit, in place: the report of `optimize(measure=True)`."""
+"""One model measured before and after an edit, in place."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from inference_pio.integration.pipeline import OptimizationPipeline
 from inference_pio.manager import get_optimization_manager
 from inference_pio.measure import (
     Comparison,
     Measurement,
     ProbeSettings,
     Quality,
-    Report,
     Speed,
     compare_measurements,
-    describe_machine,
     probe,
     probe_original,
 )
 from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.measure.probe import Progress
-from inference_pio.measure.target import input_device
+from inference_pio.measure.target import vocab_size
+from inference_pio.measure.text import evaluation_tokens, sampled_tokens
 
 NO_QUALITY = "quality was not measured: there is no tokenizer, and on random tokens it means nothing"
 ONE_AFTER_THE_OTHER = "speeds were measured one after the other, before and after, not in turn"
@@ -43,31 +41,6 @@ class BeforeAfter:
     @property
     def comparison(self) -> Comparison:
         return compare_measurements(self.before, self.after, self.quality)
-
-
-def measure_around(
-    model: nn.Module, pipeline: OptimizationPipeline, tokenizer: Any = None, settings: ProbeSettings | None = None
-) -> Report:
-    """Measure, optimize, measure again; quality only with a tokenizer.
-
-    Raises MeasureError before the first edit for a model that cannot be measured. After the edit the model keeps the
-    optimizations, whatever is raised.
-    """
-    plan = pipeline.plan(model)
-    found = before_and_after(model, lambda: pipeline(model), tokenizer, settings or ProbeSettings())
-    return Report(
-        model=plan.model,
-        profile=plan.profile,
-        plan=plan.to_json(),
-        receipts=receipts_of(model),
-        baseline=found.before,
-        optimized=found.after,
-        comparison=found.comparison,
-        machine=describe_machine(input_device(model)),
-        notes=(ONE_AFTER_THE_OTHER,) if found.quality else (ONE_AFTER_THE_OTHER, NO_QUALITY),
-        baseline_name="before",
-        optimized_name="after",
-    )
 
 
 def before_and_after(
@@ -97,6 +70,15 @@ def before_and_after(
 def _act(act: Callable[[], object]) -> None:
     act()
     return_freed_memory()
+
+
+def prompt_tokens(model: nn.Module, tokenizer: Any, settings: ProbeSettings) -> Tensor:
+    """What speed is measured on: real text, where there is a tokenizer."""
+    known = vocab_size(model)
+    if tokenizer is None:
+        return sampled_tokens(known or 2, settings.prefill_tokens)
+    tokens = evaluation_tokens(tokenizer, known, settings.prefill_tokens, settings.window)
+    return tokens.reshape(1, -1)[:, : settings.prefill_tokens]
 
 
 def held_bytes(model: nn.Module) -> int:

@@ -7,11 +7,18 @@ from dataclasses import dataclass, replace
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from inference_pio.integration.asked import Asked
 from inference_pio.integration.each_step import IN_STEPS, EachStep
-from inference_pio.integration.measured import NO_QUALITY, Stages, before_and_after, receipts_of, status_for_report
+from inference_pio.integration.measured import (
+    NO_QUALITY,
+    Stages,
+    before_and_after,
+    prompt_tokens,
+    receipts_of,
+    status_for_report,
+)
 from inference_pio.measure import (
     Comparison,
     Measurement,
@@ -26,8 +33,7 @@ from inference_pio.measure import (
 )
 from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.measure.report_steps import AfterStep
-from inference_pio.measure.target import input_device, vocab_size
-from inference_pio.measure.text import evaluation_tokens, sampled_tokens
+from inference_pio.measure.target import input_device
 from inference_pio.plan.plan import Plan
 from inference_pio.sources import OpenedModel
 
@@ -90,20 +96,12 @@ class SideBySide:
         self._asked.apply(optimized)
         dtypes = [self._base] if self._other is None else [self._other, self._base]
         plain = {_plain(dtype): self._asked.open(dtype, progress=False).model for dtype in dtypes}
+        work, prompt = self._settings, prompt_tokens(optimized.model, optimized.tokenizer, self._settings)
         arms = measure_speed_interleaved(
-            {**plain, OPTIMIZED: optimized.model}, self._prompt(optimized), self._settings.new_tokens,
-            self._settings.repeats, decode_prompt_tokens=self._settings.decode_prompt_tokens,
-            progress=self._stages(IN_TURN),
+            {**plain, OPTIMIZED: optimized.model}, prompt, work.new_tokens, work.repeats,
+            decode_prompt_tokens=work.decode_prompt_tokens, progress=self._stages(IN_TURN),
         )  # fmt: skip
         return arms.speeds
-
-    def _prompt(self, opened: OpenedModel) -> Tensor:
-        """Real text, where there is a tokenizer."""
-        work, known = self._settings, vocab_size(opened.model)
-        if opened.tokenizer is None:
-            return sampled_tokens(known or 2, work.prefill_tokens)
-        tokens = evaluation_tokens(opened.tokenizer, known, work.prefill_tokens, work.window)
-        return tokens.reshape(1, -1)[:, : work.prefill_tokens]
 
     def _alone(self, dtype: torch.dtype, speed: Speed | None) -> Measurement:
         """A plain model with no other one in memory, so that the peak is its own."""
@@ -126,8 +124,8 @@ class SideBySide:
     def _after_each_step(self, opened: OpenedModel, quality: Quality | None) -> list[AfterStep]:
         ends = self._measured[_plain(self._base)], self._measured[OPTIMIZED]
         self._notes.append(IN_STEPS)
-        run = EachStep(self._asked, opened, self._settings, self._stages)
-        return run.measure(ends, quality, self._prompt(opened))
+        run = EachStep(opened.model, opened.tokenizer, self._settings, self._stages)
+        return run.measure(ends, quality, prompt_tokens(opened.model, opened.tokenizer, self._settings))
 
     # ------------------------------------------------------------------ what stands beside
 

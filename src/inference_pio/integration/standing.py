@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from inference_pio.contract.verdict import Verdict
 from inference_pio.manager import get_optimization_manager
 from inference_pio.manager.session import session_of
 from inference_pio.plan.make import check_model
@@ -16,20 +17,24 @@ from inference_pio.plan.target import Wanted
 
 @dataclass(frozen=True)
 class Standing:
-    """A model's target set and the profile that it came from."""
+    """A model's target set, the profile that it came from, and what a quality guard said of it."""
 
     target: tuple[Wanted, ...]
     profile: str | None
+    verdict: Verdict | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Standing:
         check_model(model)
         session = session_of(model)
-        return cls(tuple(session.target.values()), session.profile) if session else cls((), None)
+        return cls(tuple(session.target.values()), session.profile, session.verdict) if session else cls((), None)
 
     def bring_back(self, model: nn.Module) -> None:
         """Give the model this target set again; what is the same is not touched."""
         get_optimization_manager().set_target(model, self.target, profile=self.profile)
+        session = session_of(model)
+        if session is not None:
+            session.verdict = self.verdict
 
 
 @contextmanager

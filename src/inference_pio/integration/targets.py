@@ -10,7 +10,7 @@ from inference_pio.configuration import GlobalOptimizationProfile, ModelFamily, 
 from inference_pio.configuration.config_manager import get_config_manager
 from inference_pio.configuration.profiled_family import with_profile
 from inference_pio.contract.config import OptimizationConfig
-from inference_pio.errors import InvalidSetting
+from inference_pio.errors import InferencePioError, InvalidSetting, UnknownName
 from inference_pio.manager import get_optimization_manager
 from inference_pio.plan.target import Wanted
 
@@ -29,19 +29,45 @@ class Changes:
 
 
 def profile_target(
-    profile_name: str, family: ModelFamily, changes: Changes | None = None, model_type: str | None = None
-) -> list[Wanted]:
+    profile_name: str, family: ModelFamily, changes: Changes | None = None, model_type: str | None = None,
+    hardware: str | None = None,
+) -> list[Wanted]:  # fmt: skip
     """A profile's members as wishes, its parameters over those of the family's kind of model, then the orders on top.
+
+    On a class of `hardware` they are those that the profile has there.
 
     Raises UnknownName for a profile, an optimization or a parameter that is not known; InvalidSetting where nothing is
     left.
     """
-    profile = get_config_manager().get_profile(profile_name)
+    profile = get_config_manager().get_profile(profile_name).for_hardware(hardware)
     config = with_profile(get_config_manager().get_family_config(family), profile).for_model_type(model_type)
     wanted = changed({name: _wish(name, profile, config) for name in profile.members}, changes or Changes())
     if not wanted:
         raise InvalidSetting(f"nothing is left of profile {profile_name!r}: every member is disabled.")
     return list(wanted.values())
+
+
+def check_profile(
+    profile_name: str, family: ModelFamily, changes: Changes | None = None, hardware: str | None = None
+) -> None:
+    """Raise what `profile_target` raises for any class of hardware that the profile tells apart, or for the one given.
+
+    Orders must fit one of them: a model's device is not known yet, and what is asked for on a GPU may make no sense
+    with what the profile has on a CPU.
+    """
+    asked = (None, *get_config_manager().get_profile(profile_name).hardware) if hardware is None else (hardware,)
+    for one in asked:
+        profile_target(profile_name, family, hardware=one)
+    refused: list[InferencePioError] = []
+    for one in asked if changes is not None else ():
+        try:
+            profile_target(profile_name, family, changes, hardware=one)
+        except (InvalidSetting, UnknownName) as error:
+            refused.append(error)
+        else:
+            return
+    if refused:
+        raise refused[0]
 
 
 def family_target(config: ModelOptimizationConfig, model_type: str | None = None) -> list[Wanted]:

@@ -152,4 +152,4 @@ def _removes_itself(optimization: OptimizationInterface) -> bool:
 
 def _record(session: Session, plan: Plan, target: TargetSet) -> None:
     session.target, session.left, session.profile = target, plan.left, plan.profile
-    session.order = [step.name for step in plan.steps]
+    session.order, session.verdict = [step.name for step in plan.steps], None

@@ -12,6 +12,7 @@ from torch import nn
 
 from inference_pio.contract.optimization import OptimizationInterface
 from inference_pio.contract.receipt import Receipt
+from inference_pio.contract.verdict import Verdict
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.files import is_folder
 from inference_pio.plan.moves import Standing
@@ -58,6 +59,8 @@ class Session:
         self.left: tuple[Left, ...] = ()
         self.order: list[str] = []
         self.profile: str | None = None
+        self.verdict: Verdict | None = None
+        """What a quality guard said of this very target set."""
         self.inherited: tuple[Receipt, ...] = ()
         self.irreversible: str | None = None
 
@@ -103,6 +106,7 @@ class Session:
         twin.__dict__.update(
             gate=Gate(), journal=Journal(nn.Module()), skeleton=None, born=self.born,
             owned=OwnConfigs(), applied=[], target={}, left=(), order=[], profile=self.profile,
+            verdict=self.verdict,
             inherited=tuple(replace(receipt, reversible=False) for receipt in self.receipts), irreversible=COPIED,
         )  # fmt: skip
         return twin

@@ -38,6 +38,7 @@ def status_of(model: nn.Module, registry: OptimizationRegistry) -> dict[str, Any
         "optimizations": {
             cls.name: _one(cls.name, session) | _facts(cls) | _told(cls.name, counted) for cls in registry
         },
+        "quality_guard": session.verdict.to_json() if session and session.verdict else None,
         "reversible": _reversible(session),
         "weight_bytes": weight_bytes,
         "held_bytes": held_bytes,

@@ -70,6 +70,8 @@ class Plan:
     removed: tuple[str, ...]
     notes: tuple[str, ...]
     weight_bytes_before: int
+    hardware: str | None = None
+    """The class of hardware that a profile's members were chosen for, and what told it."""
 
     @property
     def weight_bytes_after(self) -> int:
@@ -77,7 +79,8 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "model": self.model, "profile": self.profile, "steps": [step.to_json() for step in self.steps],
+            "model": self.model, "profile": self.profile, "hardware": self.hardware,
+            "steps": [step.to_json() for step in self.steps],
             "skipped": [left.to_json() for left in self.left], "removed": list(self.removed),
             "notes": list(self.notes), "weight_bytes_before": self.weight_bytes_before,
             "weight_bytes_after": self.weight_bytes_after,
@@ -85,6 +88,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"plan for {self.model}" + (f", profile {self.profile}" if self.profile else "")]
+        if self.hardware:
+            lines.append(f"  for the hardware class {self.hardware}")
         for number, step in enumerate(self.steps, 1):
             lines.append(f"  {number}. {step.action} {step.name} [{step.stage}] on {len(step.acting)} sites")
             if step.parameters:

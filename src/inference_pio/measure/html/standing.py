@@ -23,9 +23,34 @@ def standing_of(status: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         if name.endswith("_bytes")
     ]
     left = [(f"left out: {one.get('name')}", str(one.get("reason"))) for one in status.get("skipped") or ()]
+    judged = quality_guard_lines(status.get("quality_guard"))
     counters = status.get("counters")
     counted = [(f"counted: {name}", text) for name, text in settings(counters)] if isinstance(counters, Mapping) else []
-    return [*plain, *left, *sizes, *counted]
+    return [*plain, *left, *judged, *sizes, *counted]
+
+
+def quality_guard_lines(verdict: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a quality guard measured, and what each step costs, one line each; none where there was no guard."""
+    if not verdict:
+        return []
+    bounds = ", ".join(f"{name} {most:g}" for name, most in verdict["bounds"].items())
+    whole = _answers(verdict["kl_nats_per_token"], verdict["perplexity_ratio"])
+    before = f"; with all steps {_answers(verdict['kl_before'], verdict['perplexity_ratio_before'])}"
+    told = f"{whole} on {verdict['tokens']} tokens of {verdict['source']}; allowed: {bounds}"
+    return [
+        ("quality guard", told + (before if verdict["taken_back"] else "")),
+        *((f"cost: {one['name']}", _cost(one, verdict["taken_back"])) for one in verdict["costs"]),
+    ]
+
+
+def _answers(kl: float | str, ratio: float | str) -> str:
+    return f"KL {float(kl):.2g} nats/token, perplexity ratio {float(ratio):.4f}"  # JSON holds infinities as words
+
+
+def _cost(one: Mapping[str, Any], taken_back: Mapping[str, str]) -> str:
+    saved = one["weight_bytes_saved"]
+    told = f"KL {float(one['kl_bought']):.2g} nats/token, perplexity ratio {float(one['perplexity_ratio_bought']):+.4f}"
+    return told + (f", saves {size(saved)}" if saved else "") + (", taken back" if one["name"] in taken_back else "")
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,167 @@
+"""Which steps move a model's answers too far: each is taken away in its turn, and those that cost most go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import nn
+
+from inference_pio.contract.verdict import StepCost
+from inference_pio.errors import QualityBroken
+from inference_pio.manager import get_optimization_manager
+from inference_pio.manager.session import session_of
+from inference_pio.plan.target import TargetSet, Wanted
+
+LEAST_SHARE = 0.02
+"""A step pays if its removal takes this share of the divergence away: of eleven the worst has more, unless it hides
+behind another that spoils the same."""
+
+
+class Found(NamedTuple):
+    """How far the answers of a model are from the unmodified one's."""
+
+    kl: float
+    perplexity_ratio: float
+
+    def less(self, other: Found) -> Found:
+        """What the other one is better by; nothing where neither can be told."""
+        if math.isinf(self.kl) and math.isinf(other.kl):
+            return Found(0.0, 0.0)
+        return Found(self.kl - other.kl, self.perplexity_ratio - other.perplexity_ratio)
+
+
+BEYOND = Found(math.inf, math.inf)
+"""Answers that are no numbers, or none that can be compared: too far for every bound."""
+Judge = Callable[[], Found]
+Broken = Callable[[Found], str | None]
+
+
+class Attribution:
+    """Applies a target set to a model that has nothing, and takes wishes back until no bound is broken.
+
+    `judge` measures the model as it stands, `broken` says in words what is too much.
+    """
+
+    def __init__(
+        self, model: nn.Module, target: Sequence[Wanted], profile: str | None, judge: Judge, broken: Broken
+    ) -> None:
+        self._model, self._profile, self._judge, self._broken = model, profile, judge, broken
+        self._target: TargetSet = {member.name: member for member in target}
+        self.costs: tuple[StepCost, ...] = ()
+        self.taken_back: dict[str, str] = {}
+
+    def settle(self) -> tuple[Found, Found]:
+        """How far the model was with all steps, and how far it is now. Raises QualityBroken; the caller restores."""
+        self._stand()
+        session = session_of(self._model)
+        self._target = dict(session.target) if session else self._target  # with what members depend on
+        before = found = self._judge()
+        while (reason := self._broken(found)) is not None:
+            without = self._without_each()
+            bought = {name: found.less(other) for name, other in without.items()}
+            if not self.costs:
+                self.costs = self._priced(bought)
+                self._hold_orders()
+            name = self._guilty(found, {name: one for name, one in bought.items() if not self._is_order(name)})
+            for one in sorted(self._with(name)):
+                self.taken_back[one] = _told(one, name, reason, bought[name])
+            self._stand()
+            found = without[name]
+        return before, found
+
+    # ------------------------------------------------------------------ what stands
+
+    def _stand(self, away: Collection[str] = ()) -> None:
+        """Bring the model to the target set less what was taken back, and less what is away for a trial."""
+        left = [
+            replace(member, off=self.taken_back.get(name, member.off))
+            for name, member in self._target.items()
+            if name not in away
+        ]
+        profile = None if away else self._profile  # a trial may leave nothing, a profile may not
+        get_optimization_manager().set_target(self._model, left, profile=profile)
+
+    @property
+    def _applied(self) -> list[str]:
+        return get_optimization_manager().get_model_optimizations(self._model)
+
+    def _with(self, name: str) -> set[str]:
+        """A step and those that need it."""
+        gone = {name}
+        while more := {one for one, member in self._target.items() if set(member.dependencies) & gone} - gone:
+            gone |= more
+        return gone
+
+    def _needs(self, name: str) -> set[str]:
+        """A step and those that it needs."""
+        found, pending = {name}, [name]
+        while pending:
+            more = set(self._target[pending.pop()].dependencies) - found
+            found |= more
+            pending += more
+        return found
+
+    def _is_order(self, name: str) -> bool:
+        return any(self._target[one].order for one in self._with(name))
+
+    # ------------------------------------------------------------------ who costs what
+
+    def _without_each(self) -> dict[str, Found]:
+        """For each step what is found where it alone, and what needs it, is away."""
+        without = {}
+        for name in self._applied:
+            self._stand(self._with(name))
+            without[name] = self._judge()
+        self._stand()
+        return without
+
+    def _priced(self, bought: Mapping[str, Found]) -> tuple[StepCost, ...]:
+        receipts = {receipt.name: receipt for receipt in get_optimization_manager().get_receipts(self._model)}
+        return tuple(
+            StepCost(
+                name, self._is_order(name), one.kl, one.perplexity_ratio,
+                receipts[name].weight_bytes_before - receipts[name].weight_bytes_after,
+            )
+            for name, one in bought.items()
+        )  # fmt: skip
+
+    def _guilty(self, found: Found, bought: Mapping[str, Found]) -> str:
+        """The wish whose removal buys most; where none buys anything, the one that costs most alone: of two that
+        spoil the same, neither's removal helps.
+        """
+        best = max(bought, key=lambda name: bought[name].kl)
+        if bought[best].kl < LEAST_SHARE * found.kl and len(bought) > 1:
+            alone = {name: self._alone(name).kl for name in bought}
+            best = max(alone, key=lambda name: alone[name])
+        return best
+
+    def _alone(self, name: str) -> Found:
+        """What is found where of all wishes only this one, and what it needs, stands."""
+        stay = self._needs(name)
+        self._stand([one for one, member in self._target.items() if one not in stay and not member.order])
+        return self._judge()
+
+    def _hold_orders(self) -> None:
+        """Raise where orders alone break a bound: no wish that goes could help."""
+        orders = [cost for cost in self.costs if cost.order]
+        if not orders:
+            return
+        self._stand([name for name, member in self._target.items() if not member.order])
+        broken = self._broken(self._judge())
+        if broken is None and len(orders) < len(self.costs):
+            return
+        worst = max(orders, key=lambda cost: cost.kl_bought)
+        raise QualityBroken(
+            f"what is asked for by name moves the answers too far for the quality guard ({broken}): {worst}. Leave "
+            f"{worst.name} out, ask less of it, or raise the bound. The model is as before the call.",
+            [cost.name for cost in orders],
+        )
+
+
+def _told(name: str, guilty: str, reason: str, bought: Found) -> str:
+    if name != guilty:
+        return f"taken back by the quality guard with {guilty}, which it needs"
+    return f"taken back by the quality guard: {reason}; without it the KL is {bought.kl:.2g} nats/token less"

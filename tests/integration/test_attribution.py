@@ -1,0 +1,114 @@
+"""Who goes, by what a table says of each set of steps: the tables are cases that no one model shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from torch import nn
+
+from inference_pio.errors import QualityBroken
+from inference_pio.integration.attribution import Attribution, Found
+from inference_pio.manager import get_optimization_manager
+from inference_pio.plan.target import Wanted
+from tests import tiny
+
+COMPRESSION, FLASH, FUSION = "tensor_compression", "flash_attention", "kernel_fusion"
+NAMES = (COMPRESSION, FLASH, FUSION)
+Table = Callable[[set[str]], float]
+
+
+def settled(
+    table: Table, most: float = 0.1, orders: tuple[str, ...] = (), needs: dict[str, tuple[str, ...]] | None = None
+) -> tuple[Attribution, nn.Module, list[set[str]]]:
+    """A tiny model settled where each set of steps costs what the table says; and the sets that were judged."""
+    model, seen = tiny.build("llama"), []
+    manager = get_optimization_manager()
+
+    def judge() -> Found:
+        here = set(manager.get_model_optimizations(model))
+        seen.append(here)
+        return Found(table(here), 1.0)
+
+    wanted = [
+        Wanted(name, order=name in orders, dependencies=(needs or {}).get(name, ()), source="a test") for name in NAMES
+    ]
+    run = Attribution(
+        model, wanted, "a profile", judge, lambda found: f"{found.kl:.2f} is too much" if found.kl > most else None
+    )
+    run.settle()
+    assert set(manager.get_model_optimizations(model)) == set(NAMES) - set(run.taken_back)
+    return run, model, seen
+
+
+def by_sum(**costs: float) -> Table:
+    return lambda here: sum(costs.get(name, 0.0) for name in here)
+
+
+def test_where_all_holds_it_is_judged_once_and_nothing_is_touched() -> None:
+    run, _, seen = settled(by_sum(tensor_compression=0.1))
+    assert seen == [set(NAMES)]
+    assert (run.costs, run.taken_back) == ((), {})
+
+
+def test_the_one_that_costs_most_goes_first_and_the_rest_stays_where_that_is_enough() -> None:
+    run, model, _ = settled(by_sum(tensor_compression=0.08, flash_attention=0.3, kernel_fusion=0.001))
+    assert list(run.taken_back) == [FLASH]
+    assert {cost.name: round(cost.kl_bought, 9) for cost in run.costs} == {COMPRESSION: 0.08, FLASH: 0.3, FUSION: 0.001}
+    assert next(cost for cost in run.costs if cost.name == COMPRESSION).weight_bytes_saved > 0
+    status = get_optimization_manager().get_optimization_status(model)
+    assert status["profile"] == "a profile"
+    (left,) = status["skipped"]
+    assert left["name"] == FLASH
+    assert (
+        "taken back by the quality guard: 0.38 is too much; without it the KL is 0.3 nats/token less" in left["reason"]
+    )
+
+
+def test_they_go_one_after_the_other_until_it_holds() -> None:
+    run, _, _ = settled(by_sum(tensor_compression=0.3, flash_attention=0.2, kernel_fusion=0.1))
+    assert list(run.taken_back) == [COMPRESSION, FLASH]
+
+
+def test_of_two_that_spoil_the_same_both_are_found_and_the_innocent_stays() -> None:
+    """The removal of either buys nothing, and that of the innocent a little, by chance."""
+
+    def table(here: set[str]) -> float:
+        return (0.5 if here & {COMPRESSION, FUSION} else 0.0) + (0.001 if FLASH in here else 0.0)
+
+    run, _, _ = settled(table)
+    assert set(run.taken_back) == {COMPRESSION, FUSION}
+
+
+def test_a_step_goes_with_those_that_need_it() -> None:
+    run, _, _ = settled(by_sum(flash_attention=0.3), needs={FUSION: (FLASH,)})
+    assert run.taken_back[FUSION] == "taken back by the quality guard with flash_attention, which it needs"
+    assert set(run.taken_back) == {FLASH, FUSION}
+
+
+def test_an_order_that_breaks_the_bound_alone_raises_with_its_cost() -> None:
+    with pytest.raises(
+        QualityBroken, match=r"tensor_compression costs KL 0\.3 nats/token .*Leave tensor_compression"
+    ) as error:
+        settled(by_sum(tensor_compression=0.3, flash_attention=0.2), orders=(COMPRESSION,))
+    assert error.value.steps == (COMPRESSION,)
+
+
+def test_an_order_that_costs_most_stays_where_a_wish_can_go_in_its_place() -> None:
+    run, _, _ = settled(by_sum(tensor_compression=0.09, flash_attention=0.05), orders=(COMPRESSION,))
+    assert list(run.taken_back) == [FLASH]
+
+
+def test_what_an_order_needs_stays_with_it() -> None:
+    costs = by_sum(flash_attention=0.09, tensor_compression=0.05)
+    run, _, _ = settled(costs, orders=(FUSION,), needs={FUSION: (FLASH,)})
+    assert list(run.taken_back) == [COMPRESSION]
+    with pytest.raises(QualityBroken):
+        settled(by_sum(flash_attention=0.3), orders=(FUSION,), needs={FUSION: (FLASH,)})
+
+
+def test_what_was_switched_off_stays_off() -> None:
+    manager, model = get_optimization_manager(), tiny.build("llama")
+    wanted = [Wanted(COMPRESSION, order=False, off="not here"), Wanted(FLASH, order=False)]
+    Attribution(model, wanted, "a profile", lambda: Found(0.0, 1.0), lambda found: None).settle()
+    assert manager.get_model_optimizations(model) == [FLASH]
