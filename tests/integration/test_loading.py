@@ -91,6 +91,12 @@ def both(name: str, profile: str | None = None, **given: Any) -> tuple[Any, Any]
     return loaded, whole
 
 
+NOW = ("qwen3_moe", "glm4_moe_lite", "qwen3_vl")
+SOME_NOW = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in NOW else [pytest.mark.slow]) for name in reference.NAMES]
+)
+"""Experts, latents and pictures in `make test`; all of them in `make verify`."""
+
 # ------------------------------------------------------------------ the same as loading whole
 
 
@@ -102,7 +108,7 @@ def test_a_plain_model_is_the_librarys(name: str) -> None:
     assert loaded.generation_config.to_dict() == whole.generation_config.to_dict()
 
 
-@pytest.mark.parametrize("name", reference.NAMES)
+@SOME_NOW
 def test_int8_within_a_budget_is_what_optimizing_gives_and_goes_back_exactly(name: str) -> None:
     loaded, whole = both(name, parameters=INT8, **STREAMED)
     assert [one["name"] for one in told(loaded)] == ["tensor_compression", "disk_offloading"]
@@ -156,7 +162,7 @@ READS_FEW = [name for name in REGISTRY.names() if REGISTRY.create(name).weights_
 
 
 @pytest.mark.parametrize("name", READS_FEW)
-@pytest.mark.parametrize("kind", ["qwen3", "glm4_moe_lite"])
+@pytest.mark.parametrize("kind", [pytest.param("qwen3", marks=pytest.mark.slow), "glm4_moe_lite"])
 def test_what_claims_to_read_few_weights_does_the_same_on_a_model_that_loads(
     name: str, kind: str, tmp_path: Path
 ) -> None:
@@ -327,7 +333,7 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ memory
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("name", [pytest.param("qwen3", marks=pytest.mark.slow), "qwen3_moe"])
 @pytest.mark.parametrize("given", [{}, {"parameters": INT8}, STREAMED, {"parameters": INT8, **STREAMED}])
 def test_no_more_than_the_result_and_one_layer_is_ever_in_the_model(
     name: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
