@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.streaming.device_slot import Device
 from inference_pio.streaming.hooks import stream_of
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
@@ -60,3 +61,15 @@ def test_the_host_waits_for_no_copy_from_host_memory() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert torch.equal(model(**given).logits, expected)
+
+
+@pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_copies_of_single_tensors_are_there_for_what_follows(kind: str) -> None:
+    device = Device(torch.device(kind), {})
+    sources = [torch.arange(number, number + 5) for number in range(3)]
+    targets = [torch.zeros(5, dtype=torch.int64, device=kind) for _ in sources]
+    device.computed()
+    device.copy(list(zip(targets, sources, strict=True)))
+    device.copy([])
+    assert torch.equal(sum(targets).cpu(), sum(sources))  # type: ignore[union-attr,arg-type]
+    device.drain()

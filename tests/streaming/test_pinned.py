@@ -25,3 +25,9 @@ def test_memory_is_pinned_exactly_and_given_back() -> None:
     gc.collect()
     assert not keep.is_pinned()
     assert keep.data_ptr() == address
+
+
+def test_memory_that_no_gpu_copies_from_needs_no_driver() -> None:
+    plain = Pinned(100, registered=False)
+    assert plain.bytes.shape == (100,)
+    assert plain.bytes.data_ptr() % 4096 == 0

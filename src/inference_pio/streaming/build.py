@@ -15,6 +15,7 @@ from inference_pio.compat import hub_tensors
 from inference_pio.contract.byte_size import in_words
 from inference_pio.streaming.aligned import BLOCK, aligned_bytes
 from inference_pio.streaming.device_slot import Device
+from inference_pio.streaming.expert_slots import ExpertSlots
 from inference_pio.streaming.expert_stream import ExpertStream
 from inference_pio.streaming.hooks import STREAM, Forecast, hang_on
 from inference_pio.streaming.mapped_files import page_out_mapped
@@ -51,7 +52,8 @@ def put_on_stream(
 ) -> tuple[str, str]:
     """Let units stream, those `in_host` from host memory, the others from disk; returns backend and a remark.
 
-    Units whose regions have parts are experts, of which `slots` a layer stay in memory.
+    Units whose regions have parts are experts, of which `slots` a layer stay in memory: of the device, where all of
+    them wait in host memory, else of the host.
 
     All that is opened is closed when the step is taken back. Raises StorageError, DiskFull, StreamError.
     """
@@ -71,7 +73,9 @@ def put_on_stream(
     device = _device(units, set(range(len(units))) - set(on_disk))
     experts = [unit.regions[0].parts for unit in units]
     stream: Stream
-    if min(experts) > 1:
+    if min(experts) > 1 and device is not None:
+        stream = ExpertSlots(units, pieces, reader, experts, slots, device)
+    elif min(experts) > 1:
         stream = ExpertStream(units, pieces, reader, experts, slots, origins.store)
     else:
         stream = Stream(units, pieces, reader, slots, origins.store, device)
@@ -87,6 +91,8 @@ def put_on_stream(
                 parked = _in_host(region, device.waiting[number])
             journal.put_away(region.tensors, parked, stream.rest)
     page_out_mapped(ranges)
+    if isinstance(stream, ExpertSlots):
+        stream.take_room()  # not before what lay on the device has left it
     stream.begin()
     hang_on(journal, model, stream)
     return f"{how.threads} threads, {reader.backend}", _told(origins, len(units) - len(on_disk))
@@ -95,15 +101,16 @@ def put_on_stream(
 def _device(units: Sequence[Unit], in_host: Collection[int]) -> Device | None:
     """For a model on a GPU: the stream of copies, and pinned memory with the units that wait in it."""
     device = units[0].tensors[0].device
-    if device.type != "cuda":
+    if device.type != "cuda" and not in_host:
         return None
     waiting, numbers = {}, sorted(in_host)
+    pin = partial(Pinned, registered=device.type == "cuda")
     with ThreadPoolExecutor(1) as hand:  # pinning touches every page: it is done for one unit while another is read
-        coming = [hand.submit(Pinned, units[number].room) for number in numbers[:1]]
+        coming = [hand.submit(pin, units[number].room) for number in numbers[:1]]
         for number, following in zip(numbers, [*numbers[1:], None], strict=True):
             pinned = waiting[number] = coming.pop().result()
             if following is not None:
-                coming.append(hand.submit(Pinned, units[following].room))
+                coming.append(hand.submit(pin, units[following].room))
             for region in units[number].regions:
                 part = pinned.bytes[region.at : region.at + region.nbytes]
                 region.fill(part)

@@ -22,7 +22,32 @@ class Device:
 
     def __init__(self, device: torch.device, waiting: Mapping[int, Pinned]) -> None:
         self.device, self.waiting = device, waiting
-        self.copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if device.type == "cuda":
+            self.copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Fill tensors of the device, each from another one; what is computed from now on has them.
+
+        Where device and host are one, as in tests, copies are made at once.
+        """
+        if self.device.type != "cuda":
+            for target, source in pairs:
+                target.copy_(source)
+        elif pairs:
+            with torch.cuda.stream(self.copies):
+                for target, source in pairs:
+                    target.copy_(source, non_blocking=True)
+            torch.cuda.current_stream(self.device).wait_stream(self.copies)
+
+    def computed(self) -> None:
+        """What is copied from now on waits for all that has been given to the device to compute."""
+        if self.device.type == "cuda":
+            self.copies.wait_stream(torch.cuda.current_stream(self.device))
+
+    def drain(self) -> None:
+        """Wait until nothing is being copied."""
+        if self.device.type == "cuda":
+            self.copies.synchronize()
 
     def make(self, nbytes: int, units: Sequence[Unit]) -> Slot:
         return DeviceSlot(nbytes, units, self)

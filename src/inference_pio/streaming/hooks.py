@@ -14,7 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from inference_pio.anatomy.call_guards import WHY_CALLED
 from inference_pio.errors import RefusedOnOptimized
+from inference_pio.streaming.expert_slots import ExpertSlots
 from inference_pio.streaming.expert_stream import ExpertStream
+from inference_pio.streaming.in_slots import compute_in_slots
 from inference_pio.streaming.stream import Stream
 from inference_pio.undo.journal import Journal
 
@@ -37,7 +39,10 @@ def hang_on(journal: Journal, model: nn.Module, stream: Stream) -> None:
     _register(journal, model, "_load_state_dict_pre_hooks", _refuse_loading)
     for number, unit in enumerate(stream.units):
         module, hooks = model.get_submodule(unit.path), _Hooks(stream, number)
-        if isinstance(stream, ExpertStream):
+        if isinstance(stream, ExpertSlots):
+            journal.hook(module, "forward_pre", hooks.refuse, prepend=True)
+            compute_in_slots(journal, module, stream, number)
+        elif isinstance(stream, ExpertStream):
             journal.hook(module, "forward_pre", hooks.bring, prepend=True, with_kwargs=True)
         else:
             journal.hook(module, "forward_pre", hooks.enter, prepend=True)
@@ -93,6 +98,10 @@ class _Hooks:
         self._stream.enter(self._number)
 
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator]
+    def refuse(self, module: nn.Module, given: Any) -> None:
+        _refuse_training(module)
+
+    @torch.compiler.disable  # type: ignore[misc, untyped-decorator]
     def bring(self, module: nn.Module, given: Any, named: Any) -> None:
         """Before experts compute: which of them a call chose stands in its one tensor of whole numbers."""
         _refuse_training(module)
@@ -108,7 +117,7 @@ class _Hooks:
         if torch.is_grad_enabled():
             _refuse_backward(out)
 
-    for called in (enter, bring, leave):
+    for called in (enter, refuse, bring, leave):
         setattr(called, WHY_CALLED, WHY)
 
     def before_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:

@@ -12,10 +12,16 @@ from inference_pio.streaming.aligned import BLOCK, aligned_bytes, up_to
 
 
 class Pinned:
-    """Registered memory: torch's own pinned allocator takes the next power of two, up to twice the weights."""
+    """Registered memory: torch's own pinned allocator takes the next power of two, up to twice the weights.
 
-    def __init__(self, nbytes: int) -> None:
+    Not `registered`, it is plain memory: no GPU copies from it.
+    """
+
+    def __init__(self, nbytes: int, *, registered: bool = True) -> None:
         whole = aligned_bytes(up_to(max(nbytes, 1), BLOCK))
+        if not registered:
+            self.bytes = whole[:nbytes]
+            return
         code = int(_runtime().cudaHostRegister(whole.data_ptr(), whole.numel(), 0))
         if code != 0:
             raise StreamError(

@@ -167,7 +167,7 @@ class Stream:
         fresh = waiting.bytes if waiting is not None else aligned_bytes(self._room)
         if waiting is None:
             self._reader.read_now(self._pieces[number], fresh)
-        fresh = fresh.to(unit.tensors[0].device)
+        fresh = fresh.to(unit.tensors[0].device, copy=waiting is not None)  # none may write to what waits
         with self._turn:
             if not self._joined(number):
                 self._opened[number] = 1, [data for region in unit.regions for data in region.shown_in(fresh)]

@@ -12,8 +12,6 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from inference_pio.anatomy.layer_lists import listed_layers
-from inference_pio.anatomy.parts import vision_paths, within
-from inference_pio.anatomy.walk import experts
 from inference_pio.contract.byte_size import bytes_in, in_words
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
@@ -23,7 +21,9 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.sources.cache import cache_folder
 from inference_pio.streaming.aligned import BLOCK
 from inference_pio.streaming.build import How, foretell, put_on_stream
+from inference_pio.streaming.expert_room import most_slots, room_bytes
 from inference_pio.streaming.expert_stream import memory_of, most_kept
+from inference_pio.streaming.experts import Experts, slots_told
 from inference_pio.streaming.hooks import stream_of
 from inference_pio.streaming.memory_limit import memory_limit_bytes
 from inference_pio.streaming.pieces import PIECE_BYTES
@@ -71,6 +71,8 @@ class DiskOffloading(OptimizationInterface):
     weights_read = "none"  # what streams is read as it is put away, unit by unit
     Parameters: ClassVar[type[Settings]] = DiskOffloadingParameters
     on_small_models: ClassVar[Mapping[str, Any]] = {"host_budget": "80%", "threads": 1}
+    beside_the_host: ClassVar[frozenset[str]] = frozenset({"cuda"})
+    """Kinds of devices whose memory is not the host's."""
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         layers = list(listed_layers(model))
@@ -100,7 +102,9 @@ class DiskOffloading(OptimizationInterface):
         for tier in ("resident", "host", "disk"):
             told[tier] = [paths[number] for number in told[tier]]
         told["streaming_bytes"] = placement.slots * placement.slot_bytes
-        return {"budget_bytes": self._budget(Streamable(model).total_bytes), **told}
+        why = self._why_whole(model)
+        whole = {"experts_whole": why} if why is not None else {}
+        return {"budget_bytes": self._budget(Streamable(model).total_bytes), **told, **whole}
 
     def apply(self, model: nn.Module) -> nn.Module:
         streamable = Streamable(model)
@@ -111,7 +115,7 @@ class DiskOffloading(OptimizationInterface):
             foretell(self.journal, model, units, decision["streaming_bytes"])
         else:
             how = How(self._folder, self._threads, self.parameters.verify)
-            slots = decision["kept_per_layer"] if parts else decision["slots"]
+            slots = next(decision[one] for one in ("slots_per_layer", "kept_per_layer", "slots") if one in decision)
             backend, note = put_on_stream(self.journal, model, units, decision.get("host", ()), slots, how)
             self.say(backend=backend, note=note)
         for note in self._told(units, decision):
@@ -126,26 +130,52 @@ class DiskOffloading(OptimizationInterface):
 
     def _experts_apart(self, model: nn.Module) -> dict[str, Any] | None:
         """Where experts alone stream, one by one, and all else has room: how many of a layer stay. None elsewhere."""
-        streamable = Streamable(model)
-        towers = vision_paths(model)
-        found = {
-            path: count
-            for path, _, _ in experts(model)
-            if (count := streamable.experts_in(path)) and not any(within(path, tower) for tower in towers)
-        }
-        sizes, total = [streamable.nbytes(path) for path in found], streamable.total_bytes
-        budget = self._budget(total)
-        if self.device.type != "cpu" or not found or total <= budget:
+        experts = Experts.of(model)
+        budget = self._budget(experts.total_bytes)
+        if not experts.found or experts.total_bytes <= budget:
             return None
-        each = [size // count for size, count in zip(sizes, found.values(), strict=True)]
-        kept = most_kept(each, list(found.values()), budget - (total - sum(sizes)))
+        slots = self._slots(experts, budget) if self._beside_the_host else self._kept(experts, budget)
+        if slots is None:
+            return None
+        memory = experts.total_bytes - experts.nbytes + slots["streaming_bytes"]
+        return {
+            "budget_bytes": budget, "experts": experts.found, **slots,
+            "memory_bytes": memory, "expert_bytes": max(experts.each),
+        }  # fmt: skip
+
+    def _kept(self, experts: Experts, budget: int) -> dict[str, Any] | None:
+        kept = most_kept(experts.each, experts.counts, budget - (experts.total_bytes - experts.nbytes))
         if not kept:
             return None
-        streaming = memory_of(each, list(found.values()), kept)
+        return {"kept_per_layer": kept, "streaming_bytes": memory_of(experts.each, experts.counts, kept)}
+
+    def _slots(self, experts: Experts, budget: int) -> dict[str, Any] | None:
+        """For a device with memory of its own: slots there, all experts in the host's."""
+        slots = most_slots(experts.each, experts.counts, budget - (experts.total_bytes - experts.nbytes))
+        waiting = self._waiting_room(experts.total_bytes)
+        if not slots or not experts.lie_evenly or waiting is None or experts.nbytes > waiting:
+            return None
         return {
-            "budget_bytes": budget, "experts": found, "kept_per_layer": kept, "streaming_bytes": streaming,
-            "memory_bytes": total - sum(sizes) + streaming, "expert_bytes": max(each),
+            "slots_per_layer": slots, "streaming_bytes": room_bytes(experts.each, experts.counts, slots),
+            "host": list(experts.found), "host_bytes": experts.nbytes, "chosen_per_token": experts.chosen,
         }  # fmt: skip
+
+    def _why_whole(self, model: nn.Module) -> str | None:
+        """Why experts stream with their layers, all of them, on a device that could have them one by one."""
+        experts = Experts.of(model)
+        if not experts.found or not self._beside_the_host:
+            return None
+        if not experts.lie_evenly:
+            return "an expert does not begin at a multiple of 16 bytes, so that another kernel might serve it elsewhere"
+        waiting = self._waiting_room(experts.total_bytes) or 0
+        if experts.nbytes > waiting:
+            return f"all experts ({in_words(experts.nbytes)}) must wait on the host, where {in_words(waiting)} are free"
+        least = experts.total_bytes - experts.nbytes + room_bytes(experts.each, experts.counts, 1)
+        return f"all that is no expert, one slot a layer and room for one layer's experts take {in_words(least)}"
+
+    @property
+    def _beside_the_host(self) -> bool:
+        return self.device.type in self.beside_the_host
 
     def _placed(self, model: nn.Module) -> tuple[list[str], Placement] | str:
         """The paths of the layers that may stream, and where each lies; or why all stay where they are."""
@@ -162,14 +192,15 @@ class DiskOffloading(OptimizationInterface):
 
     def _budget(self, total_bytes: int) -> int:
         """Memory of the model's device that its weights may take."""
-        if self.device.type == "cpu":
+        if not self._beside_the_host:
             return self._within(memory_limit_bytes(), self.parameters.host_budget, total_bytes)
-        limit = torch.cuda.get_device_properties(self.device).total_memory
+        on_gpu = self.device.type == "cuda"
+        limit = torch.cuda.get_device_properties(self.device).total_memory if on_gpu else memory_limit_bytes()
         return self._within(limit, self.parameters.gpu_budget, total_bytes)
 
     def _waiting_room(self, total_bytes: int) -> int | None:
         """Host memory in which layers of a model on a GPU may wait; a model on the CPU has no such tier."""
-        if self.device.type == "cpu":
+        if not self._beside_the_host:
             return None
         return self._within(memory_limit_bytes(), self.parameters.host_budget, total_bytes)
 
@@ -187,6 +218,8 @@ class DiskOffloading(OptimizationInterface):
         return self.parameters.threads or min(MOST_THREADS, os.cpu_count() or 1)
 
     def _told(self, units: Sequence[Unit], decision: Mapping[str, Any]) -> list[str]:
+        if "slots_per_layer" in decision:
+            return slots_told(decision)
         if "experts" in decision:
             kept, most = decision["kept_per_layer"], max(decision["experts"].values())
             return [
@@ -204,6 +237,8 @@ class DiskOffloading(OptimizationInterface):
         ]
         if decision["slots"] == 1:
             notes.append("the budget has room for one slot, so that a layer is not read while another one streams by.")
-        if self.parameters.gpu_budget is not None and self.device.type == "cpu":
+        if "experts_whole" in decision:
+            notes.append(f"experts stream with their layers, chosen or not: {decision['experts_whole']}.")
+        if self.parameters.gpu_budget is not None and not self._beside_the_host:
             notes.append("gpu_budget is for models on a GPU: this one is on the CPU, where host_budget counts.")
         return notes

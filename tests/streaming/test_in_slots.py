@@ -1,0 +1,69 @@
+"""Modules of experts compute by whatever forward they have, with what is in slots, and are left as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from inference_pio.undo.fingerprint import fingerprint
+from tests.streaming.in_slots import cpu_beside_the_host, put, slots_of
+from tests.streaming.mixture import mixture
+
+pytestmark = pytest.mark.usefixtures("cpu_beside_the_host")
+__all__ = ["cpu_beside_the_host"]
+
+
+def experts_of(model: Any) -> Any:
+    return model.model.layers[1].mlp.experts
+
+
+def call(model: Any, index: torch.Tensor, *, by_name: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(len(index), 64, generator=generator)
+    weights = torch.rand(index.shape, generator=generator)
+    with torch.no_grad():
+        if by_name:
+            found: torch.Tensor = experts_of(model)(x, top_k_index=index, top_k_weights=weights)
+        else:
+            found = experts_of(model)(x, index, weights)
+    return found
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_by_place_and_by_name_in_every_way(implementation: str, dtype: torch.dtype) -> None:
+    if dtype is torch.int32 and implementation == "eager":
+        pytest.skip("one_hot takes int64 alone")
+    model = mixture(layers=2)
+    model.set_experts_implementation(implementation)
+    indices = [torch.tensor([[15, 3]]), torch.tensor([[3, 0], [15, 7]]), torch.arange(128).view(64, 2) % 16]
+    indices = [index.to(dtype) for index in indices]
+    expected = [call(model, index) for index in indices]
+    put(model)
+    for _ in range(2):
+        for index, result in zip(indices, expected, strict=True):
+            assert torch.equal(call(model, index), result)
+            assert torch.equal(call(model, index, by_name=True), result)
+
+
+def test_a_long_index_with_few_experts_is_moved_on_the_device() -> None:
+    model = mixture(layers=2)
+    index = torch.tensor([[3, 15]]).repeat(200, 1)
+    expected = call(model, index)
+    put(model)
+    assert torch.equal(call(model, index), expected)
+    assert slots_of(model).in_slots.calls == 1
+
+
+def test_the_module_itself_shows_no_numbers_and_keeps_its_count() -> None:
+    model = mixture(layers=2)
+    before = fingerprint(model)
+    manager = put(model)
+    call(model, torch.tensor([[1, 2]]))
+    experts = experts_of(model)
+    assert experts.num_experts == 16
+    assert all(one.shape[0] == 16 and bool(one.isnan().all()) for one in experts.parameters())
+    manager.remove_optimizations(model)
+    assert before.differences(fingerprint(model)) == []
