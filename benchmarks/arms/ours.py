@@ -72,7 +72,8 @@ class StreamedDecoder(GenerateDecoder):
             assert stream is not None, "what streams has a stream"
             counts = {key: value - before.get(key, 0) for key, value in self._counts().items()}
             self.room.notes.append(
-                f"{new_tokens} tokens behind {prompt.shape[1]}: {counts}; resident, a token takes "
+                f"{new_tokens} tokens behind {prompt.shape[1]}: {counts}{_of_a_token(counts, new_tokens - 1)}; resident, "
+                "a token takes "
                 f"{self.resident_s * 1e3:.1f} ms; a pass brings {stream.pass_bytes / 1e9:.3f} GB where all that "
                 "streams is brought, and is bound by that over the link's GB/s, or by the resident time beside it"
             )
@@ -81,7 +82,21 @@ class StreamedDecoder(GenerateDecoder):
     def _counts(self) -> dict[str, float]:
         stream = stream_of(self.model)
         told = stream.to_json() if stream is not None else {}
-        return {key: value for key, value in told.items() if isinstance(value, int | float)}
+        single = {key: value for key, value in told.items() if isinstance(value, int | float)}
+        deeper = {key: one for key, one in told.items() if isinstance(one, dict)}
+        nested = {f"{key}.{name}": value for key, one in deeper.items() for name, value in one.items()}
+        return {**single, **nested}
+
+
+def _of_a_token(counts: dict[str, float], steps: int) -> str:
+    """Of experts in slots, what each step behind the prompt found there and what it copied."""
+    chosen = counts.get("experts.hits", 0) + counts.get("experts.misses", 0)
+    if not chosen:
+        return ""
+    share, copied = counts["experts.hits"] / chosen, counts["experts.copied_bytes"] / steps
+    return (
+        f" ({share:.1%} of chosen experts were in slots, {copied / 1e6:.1f} MB copied a step; weights here are random)"
+    )
 
 
 def fused(level: str, *, exact: bool = False) -> Callable[[nn.Module, Room], Decoder]:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from inference_pio.errors import StreamError
+from inference_pio.streaming.device_slot import Device
 from inference_pio.undo.fingerprint import fingerprint
 from tests.streaming.in_slots import cpu_beside_the_host, put, slots_of
 from tests.streaming.mixture import mixture
@@ -15,19 +17,19 @@ pytestmark = pytest.mark.usefixtures("cpu_beside_the_host")
 __all__ = ["cpu_beside_the_host"]
 
 
-def experts_of(model: Any) -> Any:
-    return model.model.layers[1].mlp.experts
+def experts_of(model: Any, layer: int = 1) -> Any:
+    return model.model.layers[layer].mlp.experts
 
 
-def call(model: Any, index: torch.Tensor, *, by_name: bool = False) -> torch.Tensor:
+def call(model: Any, index: torch.Tensor, *, by_name: bool = False, layer: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(len(index), 64, generator=generator)
     weights = torch.rand(index.shape, generator=generator)
     with torch.no_grad():
         if by_name:
-            found: torch.Tensor = experts_of(model)(x, top_k_index=index, top_k_weights=weights)
+            found: torch.Tensor = experts_of(model, layer)(x, top_k_index=index, top_k_weights=weights)
         else:
-            found = experts_of(model)(x, index, weights)
+            found = experts_of(model, layer)(x, index, weights)
     return found
 
 
@@ -36,12 +38,13 @@ def call(model: Any, index: torch.Tensor, *, by_name: bool = False) -> torch.Ten
 def test_by_place_and_by_name_in_every_way(implementation: str, dtype: torch.dtype) -> None:
     if dtype is torch.int32 and implementation == "eager":
         pytest.skip("one_hot takes int64 alone")
-    model = mixture(layers=2)
+    model = mixture(layers=8)
     model.set_experts_implementation(implementation)
-    indices = [torch.tensor([[15, 3]]), torch.tensor([[3, 0], [15, 7]]), torch.arange(128).view(64, 2) % 16]
+    indices = [torch.tensor([[15, 3, 7, 1]]), torch.tensor([[3, 0], [15, 7]]), torch.arange(128).view(64, 2) % 16]
     indices = [index.to(dtype) for index in indices]
     expected = [call(model, index) for index in indices]
     put(model)
+    assert slots_of(model).capacity >= 4
     for _ in range(2):
         for index, result in zip(indices, expected, strict=True):
             assert torch.equal(call(model, index), result)
@@ -55,6 +58,25 @@ def test_a_long_index_with_few_experts_is_moved_on_the_device() -> None:
     put(model)
     assert torch.equal(call(model, index), expected)
     assert slots_of(model).in_slots.calls == 1
+
+
+def test_what_a_failed_copy_wrote_over_is_copied_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mixture(layers=2)
+    index = torch.arange(128).view(64, 2) % 16
+    expected = call(model, index)
+    put(model)
+    call(model, index)
+    real = Device.copy
+
+    def broken(self: Device, pairs: Any) -> None:
+        real(self, pairs)
+        raise torch.OutOfMemoryError("the device has gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Device, "copy", broken)
+        with pytest.raises(StreamError, match="could not be copied"):
+            call(model, index, layer=0)
+    assert torch.equal(call(model, index), expected)
 
 
 def test_the_module_itself_shows_no_numbers_and_keeps_its_count() -> None:
