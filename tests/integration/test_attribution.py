@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
-from inference_pio.errors import QualityBroken
+from inference_pio.errors import NothingApplied, QualityBroken
 from inference_pio.integration.attribution import Attribution, Found
 from inference_pio.manager import get_optimization_manager
 from inference_pio.plan.target import Wanted
@@ -105,6 +105,53 @@ def test_what_an_order_needs_stays_with_it() -> None:
     assert list(run.taken_back) == [COMPRESSION]
     with pytest.raises(QualityBroken):
         settled(by_sum(flash_attention=0.3), orders=(FUSION,), needs={FUSION: (FLASH,)})
+
+
+def test_who_went_for_its_own_cost_is_told_so_when_what_it_needs_goes_later() -> None:
+    model, manager = tiny.build("llama"), get_optimization_manager()
+    costs = {frozenset(NAMES): 0.5, frozenset((FLASH, FUSION)): 0.45, frozenset((COMPRESSION, FLASH)): 0.2,
+             frozenset((COMPRESSION,)): 0.3, frozenset((FLASH,)): 0.15, frozenset(): 0.0}  # fmt: skip
+    wanted = [Wanted(name, order=False, dependencies=(FLASH,) if name == FUSION else ()) for name in NAMES]
+    run = Attribution(
+        model, wanted, "a profile", lambda: Found(costs[frozenset(manager.get_model_optimizations(model))], 1.0),
+        lambda found: f"{found.kl:g} is too much" if found.kl > 0.1 else None,
+    )  # fmt: skip
+    with pytest.raises(NothingApplied, match="kernel_fusion: taken back by the quality guard: 0.5 is too much"):
+        run.settle()
+    assert list(run.taken_back) == [FUSION, COMPRESSION, FLASH]
+
+
+def test_a_member_that_was_off_is_not_taken_back_with_what_it_needs() -> None:
+    model, manager = tiny.build("llama"), get_optimization_manager()
+    wanted = [
+        Wanted(FLASH, order=False), Wanted(FUSION, order=False, off="not here", dependencies=(FLASH,)),
+        Wanted(COMPRESSION, order=False),
+    ]  # fmt: skip
+
+    def judge() -> Found:
+        return Found(0.3 if FLASH in manager.get_model_optimizations(model) else 0.0, 1.0)
+
+    run = Attribution(model, wanted, "a profile", judge, lambda found: "too much" if found.kl > 0.1 else None)
+    run.settle()
+    assert set(run.taken_back) == {FLASH}
+    skipped = manager.get_optimization_status(model)["skipped"]
+    assert {one["name"]: one["reason"] for one in skipped}[FUSION] == "not here"
+
+
+def test_what_an_order_needs_is_judged_with_its_own_parameters() -> None:
+    model, manager, seen = tiny.build("llama"), get_optimization_manager(), []
+    wanted = [
+        Wanted(COMPRESSION, {"format": "int4", "group_size": 32}, order=False),
+        Wanted(FUSION, dependencies=(COMPRESSION,)), Wanted(FLASH, order=False),
+    ]  # fmt: skip
+
+    def judge() -> Found:
+        applied = {receipt.name: receipt.parameters for receipt in manager.get_receipts(model)}
+        seen.extend(applied[COMPRESSION]["format"] for _ in [0] if COMPRESSION in applied)
+        return Found(0.3 if FLASH in applied else 0.0, 1.0)
+
+    Attribution(model, wanted, "a profile", judge, lambda found: "too much" if found.kl > 0.1 else None).settle()
+    assert set(seen) == {"int4"}
 
 
 def test_what_was_switched_off_stays_off() -> None:

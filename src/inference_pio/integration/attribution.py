@@ -67,7 +67,8 @@ class Attribution:
                 self._hold_orders()
             name = self._guilty(found, {name: one for name, one in bought.items() if not self._is_order(name)})
             for one in sorted(self._with(name)):
-                self.taken_back[one] = _told(one, name, reason, bought[name])
+                if self._target[one].off is None and one not in self.taken_back:
+                    self.taken_back[one] = _told(one, name, reason, bought[name])
             self._stand()
             found = without[name]
         return before, found
@@ -105,6 +106,7 @@ class Attribution:
         return found
 
     def _is_order(self, name: str) -> bool:
+        """Whether it, or what needs it, is one."""
         return any(self._target[one].order for one in self._with(name))
 
     # ------------------------------------------------------------------ who costs what
@@ -141,7 +143,7 @@ class Attribution:
     def _alone(self, name: str) -> Found:
         """What is found where of all wishes only this one, and what it needs, stands."""
         stay = self._needs(name)
-        self._stand([one for one, member in self._target.items() if one not in stay and not member.order])
+        self._stand([one for one in self._target if one not in stay and not self._is_order(one)])
         return self._judge()
 
     def _hold_orders(self) -> None:
@@ -149,7 +151,7 @@ class Attribution:
         orders = [cost for cost in self.costs if cost.order]
         if not orders:
             return
-        self._stand([name for name, member in self._target.items() if not member.order])
+        self._stand([name for name in self._target if not self._is_order(name)])
         broken = self._broken(self._judge())
         if broken is None and len(orders) < len(self.costs):
             return
