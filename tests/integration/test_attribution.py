@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
+from inference_pio.configuration import QualityBounds
 from inference_pio.errors import NothingApplied, QualityBroken
 from inference_pio.integration.attribution import Attribution, Found
 from inference_pio.manager import get_optimization_manager
@@ -78,6 +79,29 @@ def test_of_two_that_spoil_the_same_both_are_found_and_the_innocent_stays() -> N
 
     run, _, _ = settled(table)
     assert set(run.taken_back) == {COMPRESSION, FUSION}
+    first, second = run.taken_back.values()
+    assert "no one's removal helps, and with it alone the KL is 0.5 nats/token" in first
+    assert "without it the KL is 0.5 nats/token less" in second
+
+
+def test_a_bound_of_the_perplexity_alone_takes_back_who_raises_it_not_who_diverges_most() -> None:
+    model, manager = tiny.build("llama"), get_optimization_manager()
+    costs = {COMPRESSION: Found(0.05, -0.01), FLASH: Found(0.01, 0.04), FUSION: Found(0.0, 0.0)}
+
+    def judge() -> Found:
+        here = [costs[name] for name in manager.get_model_optimizations(model)]
+        return Found(sum(one.kl for one in here), 1 + sum(one.perplexity_ratio for one in here))
+
+    bounds = QualityBounds(max_perplexity_ratio=1.02)
+    run = Attribution(
+        model, [Wanted(name, order=False) for name in NAMES], "a profile", judge,
+        lambda found: bounds.broken_by(*found), lambda found: bounds.judged_by(found.kl),
+    )  # fmt: skip
+    run.settle()
+    assert list(run.taken_back) == [FLASH]
+    assert run.taken_back[FLASH].endswith(
+        "above max_perplexity_ratio=1.02; without it the perplexity ratio is 0.04 less"
+    )
 
 
 def test_a_step_goes_with_those_that_need_it() -> None:
@@ -116,7 +140,7 @@ def test_who_went_for_its_own_cost_is_told_so_when_what_it_needs_goes_later() ->
         model, wanted, "a profile", lambda: Found(costs[frozenset(manager.get_model_optimizations(model))], 1.0),
         lambda found: f"{found.kl:g} is too much" if found.kl > 0.1 else None,
     )  # fmt: skip
-    with pytest.raises(NothingApplied, match="kernel_fusion: taken back by the quality guard: 0.5 is too much"):
+    with pytest.raises(NothingApplied, match=r"kernel_fusion: taken back by the quality guard: 0\.5 is too much"):
         run.settle()
     assert list(run.taken_back) == [FUSION, COMPRESSION, FLASH]
 

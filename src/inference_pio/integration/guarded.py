@@ -48,7 +48,10 @@ def set_guarded_target(
         if session is not None and session.verdict is not None and session.verdict.asked == asked:
             return session.verdict
         with back_on_error(model), _unmodified(model, tokenizer) as (text, judged):
-            run = Attribution(model, target, profile, judged, lambda found: bounds.broken_by(*found))
+            run = Attribution(
+                model, target, profile, judged, lambda found: bounds.broken_by(*found),
+                lambda found: bounds.judged_by(found.kl),
+            )  # fmt: skip
             before, after = run.settle()
             verdict = _verdict(bounds, text, before, after, run)
         for name, reason in verdict.taken_back.items():
