@@ -196,6 +196,27 @@ def test_calls_in_other_threads_wait_until_the_guard_is_done(monkeypatch: pytest
     assert torch.equal(answered[0], tiny.logits(model, "llama"))
 
 
+def test_calls_wait_also_while_nothing_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the unmodified model is recorded: a call then was answered by it, or waited and was waited for."""
+    model = tiny.build("llama")
+    inference_pio.optimize(model, "lossless")
+    answered: list[torch.Tensor] = []
+    caller = threading.Thread(target=lambda: answered.append(tiny.logits(model, "llama")))
+    record = Reference.record
+
+    def meanwhile(*given: Any) -> Reference:
+        caller.start()
+        caller.join(timeout=0.2)
+        assert not answered, "a call ran through the model between two edits"
+        return record(*given)
+
+    monkeypatch.setattr(Reference, "record", meanwhile)
+    inference_pio.optimize(model, "balanced", max_kl=1e-9, tokenizer=byte_tokenizer())
+    caller.join(timeout=30)
+    assert status(model)["applied"] == ["flash_attention", "kernel_fusion"]
+    assert torch.equal(answered[0], tiny.logits(model, "llama"))
+
+
 def test_a_model_whose_original_is_gone_is_refused(tmp_path: Any) -> None:
     inference_pio.save(inference_pio.optimize(tiny.build("llama")), tmp_path / "saved")
     loaded = inference_pio.load(tmp_path / "saved")

@@ -17,7 +17,7 @@ from inference_pio.integration.attribution import BEYOND, Attribution, Found
 from inference_pio.integration.guard_text import GuardText, guard_text
 from inference_pio.integration.standing import back_on_error
 from inference_pio.manager import get_optimization_manager
-from inference_pio.manager.session import gate_of, session_of
+from inference_pio.manager.session import session_of
 from inference_pio.measure.quality import compare
 from inference_pio.measure.reference import Reference
 from inference_pio.plan.target import Wanted
@@ -43,7 +43,7 @@ def set_guarded_target(
         return None
     asked = f"{profile} {bounds} {sorted(map(repr, target))}"
     manager.plan(model, target, profile=profile)  # what is refused is refused before anything is recorded
-    with gate_of(model).writing(TIMEOUT_S):
+    with manager.several_edits(model, TIMEOUT_S):
         session = session_of(model)
         if session is not None and session.verdict is not None and session.verdict.asked == asked:
             return session.verdict
