@@ -100,8 +100,21 @@ def test_where_the_bound_holds_it_is_measured_once_and_not_again_for_the_same(mo
     monkeypatch.delattr(Reference, "record")
     apply_qwen_optimizations(model, profile_name="guarded")
     assert status(model)["quality_guard"] == verdict
+    update_model_optimization(model, "sparse_attention", enabled=False)
+    assert status(model)["quality_guard"] == verdict, "nothing moved, and what was judged stands"
     update_model_optimization(model, "flash_attention", enabled=True)
     assert status(model)["quality_guard"] is None, "what was judged does not stand any more"
+
+
+def test_what_was_taken_back_is_told_again_where_the_same_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.build("llama")
+    inference_pio.optimize(model, "balanced", max_kl=1e-9, tokenizer=byte_tokenizer())
+    told = status(model)
+    update_model_optimization(model, "tensor_compression", enabled=False)
+    assert status(model)["skipped"] == []
+    monkeypatch.delattr(Reference, "record")
+    inference_pio.optimize(model, "balanced", max_kl=1e-9, tokenizer=byte_tokenizer())
+    assert (status(model)["skipped"], status(model)["quality_guard"]) == (told["skipped"], told["quality_guard"])
 
 
 def test_without_bounds_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

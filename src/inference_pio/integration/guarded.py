@@ -46,7 +46,7 @@ def set_guarded_target(
     with manager.several_edits(model, TIMEOUT_S):
         session = session_of(model)
         if session is not None and session.verdict is not None and session.verdict.asked == asked:
-            return session.verdict
+            return keep_verdict(model, target, profile, session.verdict)
         with back_on_error(model), _unmodified(model, tokenizer) as (text, judged):
             run = Attribution(
                 model, target, profile, judged, lambda found: bounds.broken_by(*found),
@@ -59,12 +59,12 @@ def set_guarded_target(
         return _noted(model, replace(verdict, asked=asked))
 
 
-def keep_verdict(model: nn.Module, target: Sequence[Wanted], profile: str | None, verdict: Verdict) -> None:
-    """The same for a further model of the same kind, whose verdict is known: nothing is measured."""
+def keep_verdict(model: nn.Module, target: Sequence[Wanted], profile: str | None, verdict: Verdict) -> Verdict:
+    """The same where the verdict is known, of this model or of another one of its kind: nothing is measured."""
     gone = verdict.taken_back
     settled = [replace(one, off=gone[one.name]) if one.name in gone else one for one in target]
     get_optimization_manager().set_target(model, settled, profile=profile)
-    _noted(model, verdict)
+    return _noted(model, verdict)
 
 
 @contextmanager

@@ -56,6 +56,7 @@ def reach(
             standing_before = list(session.applied)
             orders = {member.name for member in whole_target.values() if member.order}
             transaction, plan = _move(model, session, plan, moves, registry, remover, keep_originals, on_drift, orders)
+            session.verdict = None  # the answers are others now
             _record(session, plan, whole_target)  # before the commit: a Ctrl-C in it must not leave an old target
             transaction.commit()
             if _bytes_moved(standing_before, session.applied):
@@ -149,4 +150,4 @@ def _removes_itself(optimization: OptimizationInterface) -> bool:
 
 def _record(session: Session, plan: Plan, target: TargetSet) -> None:
     session.target, session.left, session.profile = target, plan.left, plan.profile
-    session.order, session.verdict = [step.name for step in plan.steps], None
+    session.order = [step.name for step in plan.steps]
