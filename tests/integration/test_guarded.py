@@ -230,6 +230,14 @@ def test_calls_wait_also_while_nothing_stands(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(answered[0], tiny.logits(model, "llama"))
 
 
+def test_a_model_that_trains_is_refused_before_anything_is_taken_off() -> None:
+    model = inference_pio.optimize(tiny.build("llama"), "balanced").train()
+    kept = fingerprint(model)
+    with pytest.raises(MeasureError, match="training mode"):
+        inference_pio.optimize(model, "lossless", max_kl=0.1)
+    assert kept.differences(fingerprint(model)) == [], "what stood was made anew"
+
+
 def test_a_model_whose_original_is_gone_is_refused(tmp_path: Any) -> None:
     inference_pio.save(inference_pio.optimize(tiny.build("llama")), tmp_path / "saved")
     loaded = inference_pio.load(tmp_path / "saved")

@@ -35,16 +35,21 @@ class GuardText:
         return int(self.tokens.shape[0] * (self.tokens.shape[1] - 1))
 
 
+def check_judgeable(model: nn.Module) -> None:
+    """Raise MeasureError, with the way out, for a model that no text can judge; nothing is run."""
+    try:
+        check_measurable(model)
+    except MeasureError as error:
+        raise MeasureError(f"a quality guard cannot judge this model: {error}. {WAY_OUT}") from error
+
+
 def guard_text(model: nn.Module, tokenizer: Any = None) -> GuardText:
     """The evaluation part of the default text, with the tokenizer that is given or lies where the model comes from.
 
     Without one, what the model itself says with another seed than calibration has. Raises MeasureError, with the way
     out, where no tokens can be had.
     """
-    try:
-        check_measurable(model)
-    except MeasureError as error:
-        raise MeasureError(f"a quality guard cannot judge this model: {error}. {WAY_OUT}") from error
+    check_judgeable(model)
     window = min(WINDOW, max_positions(model) or WINDOW)
     known = vocab_size(model)
     found = tokenizer if tokenizer is not None else tokenizer_beside(model)

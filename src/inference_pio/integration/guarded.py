@@ -14,7 +14,7 @@ from inference_pio.configuration import QualityBounds
 from inference_pio.contract.verdict import Verdict
 from inference_pio.errors import MeasureError, PlanError
 from inference_pio.integration.attribution import BEYOND, Attribution, Found
-from inference_pio.integration.guard_text import GuardText, guard_text
+from inference_pio.integration.guard_text import GuardText, check_judgeable, guard_text
 from inference_pio.integration.standing import back_on_error
 from inference_pio.manager import get_optimization_manager
 from inference_pio.manager.session import session_of
@@ -42,7 +42,8 @@ def set_guarded_target(
         manager.set_target(model, target, profile=profile)
         return None
     asked = f"{profile} {bounds} {sorted(map(repr, target))}"
-    manager.plan(model, target, profile=profile)  # what is refused is refused before anything is recorded
+    check_judgeable(model)  # what is refused is refused before anything is taken off
+    manager.plan(model, target, profile=profile)
     with manager.several_edits(model, TIMEOUT_S):
         session = session_of(model)
         if session is not None and session.verdict is not None and session.verdict.asked == asked:
