@@ -27,6 +27,7 @@ from inference_pio.integration import (
 from inference_pio.integration.asked import Asked
 from inference_pio.integration.attribution import Attribution
 from inference_pio.integration.targets import Changes
+from inference_pio.manager.session import session_of
 from inference_pio.measure.reference import Reference
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
@@ -106,15 +107,17 @@ def test_where_the_bound_holds_it_is_measured_once_and_not_again_for_the_same(mo
     assert status(model)["quality_guard"] is None, "what was judged does not stand any more"
 
 
-def test_what_was_taken_back_is_told_again_where_the_same_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verdict_is_of_what_was_asked_for_also_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.build("llama")
     inference_pio.optimize(model, "balanced", max_kl=1e-9, tokenizer=byte_tokenizer())
     told = status(model)
-    update_model_optimization(model, "tensor_compression", enabled=False)
-    assert status(model)["skipped"] == []
+    update_model_optimization(model, "flash_attention", enabled=True)  # an order now
     monkeypatch.delattr(Reference, "record")
     inference_pio.optimize(model, "balanced", max_kl=1e-9, tokenizer=byte_tokenizer())
     assert (status(model)["skipped"], status(model)["quality_guard"]) == (told["skipped"], told["quality_guard"])
+    assert not any(member.order for member in session_of(model).target.values())  # type: ignore[union-attr]
+    inference_pio.optimize(model, "lossless")
+    assert (status(model)["applied"], status(model)["quality_guard"]) == (told["applied"], None)
 
 
 def test_without_bounds_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

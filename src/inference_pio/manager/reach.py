@@ -149,5 +149,11 @@ def _removes_itself(optimization: OptimizationInterface) -> bool:
 
 
 def _record(session: Session, plan: Plan, target: TargetSet) -> None:
+    if plan.profile != session.profile or _switches(target) != _switches(session.target):
+        session.verdict = None  # it was said of what was asked for then
     session.target, session.left, session.profile = target, plan.left, plan.profile
     session.order = [step.name for step in plan.steps]
+
+
+def _switches(target: TargetSet) -> dict[str, str | None]:
+    return {name: member.off for name, member in target.items()}
