@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from torch import nn
 
 from inference_pio.configuration import QualityBounds
-from inference_pio.errors import NothingApplied, QualityBroken
+from inference_pio.contract.config import OptimizationType
+from inference_pio.contract.optimization import OptimizationInterface
+from inference_pio.contract.site import Site
+from inference_pio.errors import NoEffect, NothingApplied, QualityBroken
 from inference_pio.integration.attribution import Attribution, Found
 from inference_pio.manager import get_optimization_manager
 from inference_pio.plan.target import Wanted
@@ -176,6 +180,38 @@ def test_what_an_order_needs_is_judged_with_its_own_parameters() -> None:
 
     Attribution(model, wanted, "a profile", judge, lambda found: "too much" if found.kl > 0.1 else None).settle()
     assert set(seen) == {"int4"}
+
+
+class Idle(OptimizationInterface):
+    """A step that finds only on the live model that there is nothing to do."""
+
+    name = "idle"
+    optimization_type = OptimizationType.COMPUTE
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        return [Site("model.norm", "norm")]
+
+    def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
+        raise NoEffect("the data leave nothing to do.")
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.journal.set(model.get_submodule("model.norm"), "idle", True)
+        return model
+
+
+def test_who_goes_is_told_where_what_is_left_finds_nothing_to_do() -> None:
+    model, manager = tiny.build("llama"), get_optimization_manager()
+    manager.register_optimization(Idle)
+    try:
+        run = Attribution(
+            model, [Wanted(FLASH, order=False), Wanted("idle", order=False)], "a profile",
+            lambda: Found(0.3 * len(manager.get_model_optimizations(model)), 1.0),
+            lambda found: "too much" if found.kl > 0.1 else None,
+        )  # fmt: skip
+        with pytest.raises(NothingApplied, match="flash_attention: taken back by the quality guard: too much"):
+            run.settle()
+    finally:
+        manager.registry.unregister("idle")
 
 
 def test_what_was_switched_off_stays_off() -> None:

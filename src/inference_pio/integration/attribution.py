@@ -11,7 +11,7 @@ from torch import nn
 
 from inference_pio.configuration.quality_bounds import Quantity
 from inference_pio.contract.verdict import StepCost
-from inference_pio.errors import QualityBroken
+from inference_pio.errors import NothingApplied, QualityBroken
 from inference_pio.manager import get_optimization_manager
 from inference_pio.manager.session import session_of
 from inference_pio.plan.target import TargetSet, Wanted
@@ -89,8 +89,13 @@ class Attribution:
             for name, member in self._target.items()
             if name not in away
         ]
-        profile = None if away else self._profile  # a trial may leave nothing, a profile may not
-        get_optimization_manager().set_target(self._model, left, profile=profile)
+        manager = get_optimization_manager()
+        try:
+            manager.set_target(self._model, left, profile=None if away else self._profile)
+        except NothingApplied:
+            if not away:
+                raise
+            manager.remove_optimizations(self._model)  # a trial may leave nothing, a profile may not
 
     @property
     def _applied(self) -> list[str]:
