@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,26 @@ import torch
 
 from inference_pio.compat import has_triton
 from tests.kernels.triton.compiling import Compiler
+from tests.sweep import turn_of_this_commit
 
 Interpreted = Callable[..., Any]
+IN_EVERY_RUN = 4
+"""`make test` compiles one of so many cases of a test for each GPU, each commit the next ones; `make verify` all."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Compiling a kernel takes a second, and a test asks it of a dozen shapes: those whose turn it is not are slow."""
+    cases = defaultdict[Any, list[pytest.Function]](list)
+    for item in items:
+        compiles = isinstance(item, pytest.Function) and "compiler" in item.fixturenames and hasattr(item, "callspec")
+        if compiles and "slow" not in item.keywords:
+            cases[item.function, item.callspec.params.get("capability")].append(item)
+    for alike in cases.values():
+        turn = turn_of_this_commit() % min(len(alike), IN_EVERY_RUN)
+        for place, item in enumerate(alike):
+            if place % IN_EVERY_RUN != turn:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +45,7 @@ def interpreted() -> Iterator[Interpreted]:
         pytest.skip("triton is not installed (it is made for Linux alone)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
         broken = pool.submit(_broken).result()
     with pool:
         if broken:
@@ -36,6 +56,27 @@ def interpreted() -> Iterator[Interpreted]:
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
     return Compiler(monkeypatch, tmp_path)
+
+
+def _begin() -> None:
+    """One thread, and a language that is patched once a launch: the interpreter patches it anew whenever a kernel calls
+    a helper, which is a quarter of all its time."""
+    torch.set_num_threads(1)
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch, standing = interpreter._patch_lang, set[frozenset[str]]()
+
+    def once(function: Any) -> SimpleNamespace | None:
+        seen = {id(value) for value in function.__globals__.values()}
+        modules = frozenset(each.__name__ for each in (language, language.core) if id(each) in seen)
+        if modules in standing:  # what a helper is given is not looked at
+            return None
+        standing.add(modules)
+        scope = patch(function)
+        return SimpleNamespace(restore=lambda: (standing.clear(), scope.restore()))
+
+    interpreter._patch_lang = once
 
 
 def _broken() -> str | None:
