@@ -47,9 +47,13 @@ def loaded(name: str) -> Any:
     return reference_models.load(name, torch.float32)
 
 
+@functools.cache
+def recorded(name: str, number: int) -> Reference:
+    return Reference.record(ReadsItsCache(loaded(name)), reference_models.draw(number, 2, LENGTH))
+
+
 def judged(name: str, changed: nn.Module, number: int) -> Quality:
-    with Reference.record(ReadsItsCache(loaded(name)), reference_models.draw(number, 2, LENGTH)) as reference:
-        return compare(reference, changed)
+    return compare(recorded(name, number), changed)
 
 
 def is_within(found: Quality, kv_format: str) -> bool:
