@@ -56,7 +56,9 @@ def _together() -> list[str]:
 TOGETHER = _together()
 Test = TypeVar("Test", bound=Callable[..., None])
 IN_EVERY_RUN = 2
-"""Pairs that `make test` takes; the others are left to `make verify`, and each commit takes the next ones."""
+"""Pairs, or models, that `make test` takes; the others are left to `make verify`, and each commit takes the next."""
+LONG_ONES = 10
+"""Claims that each take ten seconds and more to hold: a commit's `make test` holds one of them, `make verify` all."""
 
 
 def rotating(cells: Sequence[Any], turn: int, count: int = IN_EVERY_RUN) -> list[Any]:
@@ -67,7 +69,9 @@ def rotating(cells: Sequence[Any], turn: int, count: int = IN_EVERY_RUN) -> list
     """
     taken = {(turn * count + place) % max(len(cells), 1) for place in range(count)}
     return [
-        pytest.param(cell, marks=[] if place in taken else pytest.mark.slow, id="+".join(cell))
+        pytest.param(
+            cell, marks=[] if place in taken else pytest.mark.slow, id=cell if isinstance(cell, str) else "+".join(cell)
+        )
         for place, cell in enumerate(cells)
     ]
 

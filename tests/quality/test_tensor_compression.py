@@ -27,7 +27,7 @@ from tests.calibration.test_folds import layers_of
 from tests.calibration.test_scaling import uneven
 from tests.quality import reference_models
 from tests.quality.reference_models import DRAWS, NAMES
-from tests.sweep import in_its_turn
+from tests.sweep import LONG_ONES, in_its_turn
 
 NAIVE = "int8_per_row"
 MIXTURES = [name for name in NAMES if "moe" in name]
@@ -148,7 +148,7 @@ def test_experts_alone_lose_half_of_what_naive_rounding_of_all_loses(name: str, 
     assert found.kl_nats_per_token <= 0.5 * naive.kl_nats_per_token
 
 
-@in_its_turn(4, of=5)
+@in_its_turn(3, of=LONG_ONES)
 @pytest.mark.parametrize("name", in_turn("qwen3"))
 def test_calibrated_rounding_loses_little_of_what_rounding_to_nearest_loses(name: str) -> None:
     text = calibration_tokens()
@@ -164,7 +164,7 @@ SCALED = {"qwen3": 0.97, "qwen3_moe": 0.995, "glm4_moe": 0.98, "glm4_moe_lite": 
 channels of models this small are even."""
 
 
-@in_its_turn(2, of=5)
+@in_its_turn(4, of=LONG_ONES)
 @pytest.mark.parametrize("name", in_turn("qwen3"))
 def test_scaled_channels_lose_no_more_than_rounding_to_nearest(name: str) -> None:
     text = calibration_tokens()
@@ -214,7 +214,7 @@ def loses_less_in_fewer_bytes(name: str, changed: Any, numbers: Sequence[int]) -
     )  # fmt: skip
 
 
-@in_its_turn(3, of=5)
+@in_its_turn(5, of=LONG_ONES)
 @pytest.mark.parametrize("name", in_turn("qwen3_moe"))
 def test_mixed_formats_lose_less_than_the_finest_int4_in_fewer_bytes(name: str) -> None:
     model, decision = mixed_within(name, 1.15)
