@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from torch import nn
@@ -57,6 +58,13 @@ def configs_of(root: nn.Module) -> Iterator[tuple[str, object]]:
     for name, config in found:  # grows while it is walked
         yield name, config
         found += _configs_in(config, f"{name}.", seen)
+
+
+def config_at(root: nn.Module, name: str) -> object:
+    """The configuration that a name of `configs_of` means, also where modules share one that held their own before: so
+    it is in a model that is rebuilt without the layers that went.
+    """
+    return functools.reduce(getattr, name.split("."), root)
 
 
 def _configs_in(owner: object, prefix: str, seen: set[int]) -> list[tuple[str, object]]:
