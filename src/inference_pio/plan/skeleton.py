@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import TypeVar
 
 import torch
@@ -29,12 +30,27 @@ def skeleton_of(model: M) -> M:
     if (session := model.__dict__.get(SESSION)) is not None:
         memo[id(session)] = None
     try:
-        return copy.deepcopy(model, memo)
+        return twin_of(model, memo)
     except Exception as error:
         raise InvalidModel(
             f"{type(model).__name__} cannot be planned for: its module tree cannot be copied ({error}). "
             "Attributes such as locks, open files or generators must be taken off the model first."
         ) from error
+
+
+def twin_of(bones: M, memo: dict[int, object] | None = None) -> M:
+    """A deep copy. Nine of ten things that one of a module meets are its empty tables of hooks, which take a third of
+    the time to copy: they are made anew here.
+
+    >>> bones = skeleton_of(nn.Linear(3, 2))
+    >>> twin_of(bones).weight is bones.weight
+    False
+    """
+    memo = {} if memo is None else memo
+    for module in bones.modules():
+        tables = (value for value in vars(module).values() if type(value) is OrderedDict and not value)
+        memo.update((id(table), OrderedDict()) for table in tables)
+    return copy.deepcopy(bones, memo)
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
