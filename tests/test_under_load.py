@@ -59,8 +59,8 @@ def toggle(case: Case, chance: random.Random) -> str:
     [
         ("llama", 12),
         pytest.param("llama", 200, marks=pytest.mark.slow),
-        pytest.param("qwen3_moe", 200, marks=pytest.mark.slow),
-        pytest.param("glm4_moe_lite", 200, marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", 40, marks=pytest.mark.slow),
+        pytest.param("glm4_moe_lite", 40, marks=pytest.mark.slow),
     ],
 )
 def test_eight_threads_ask_while_they_toggle(name: str, requests: int) -> None:
