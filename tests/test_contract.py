@@ -251,13 +251,14 @@ def test_cycles_leak_nothing(optimization: str, cycles: int, tmp_path: Path) -> 
 
     for _ in range(3):
         cycle()
-    return_freed_memory()
+    for _ in range(3):  # what is let go by what is collected first would be counted against what leaks later
+        return_freed_memory()
     objects, files, threads = len(gc.get_objects()), process.num_fds(), threading.active_count()
     resident = process.memory_info().rss
     for _ in range(cycles):
         cycle()
     return_freed_memory()
-    assert len(gc.get_objects()) - objects < cycles
+    assert len(gc.get_objects()) - objects < cycles / 2
     assert process.memory_info().rss - resident < 2**24  # 16 MB, and the model alone has 0.5
     assert (process.num_fds(), threading.active_count()) == (files, threads)
     assert list((tmp_path / "cache" / "undo").glob("*")) == []
