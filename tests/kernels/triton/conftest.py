@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 from collections import defaultdict
@@ -19,22 +20,26 @@ from tests.kernels.triton.compiling import Compiler
 from tests.sweep import turn_of_this_commit
 
 Interpreted = Callable[..., Any]
-IN_EVERY_RUN = 4
-"""`make test` compiles one of so many cases of a test for each GPU, each commit the next ones; `make verify` all."""
+ONE_OF = {"compiler": 4, "interpreted": 2}
+"""`make test` compiles one of so many cases of a test for each GPU, and interprets one of so many where there are more
+than a few; each commit the next ones, and `make verify` all of them."""
+A_FEW = {"compiler": 1, "interpreted": 6}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Compiling a kernel takes a second, and a test asks it of a dozen shapes: those whose turn it is not are slow."""
+    """Compiling a kernel takes a second, interpreting one nearly as long, and a test asks it of a dozen shapes: those
+    whose turn it is not are slow."""
     cases = defaultdict[Any, list[pytest.Function]](list)
     for item in items:
-        compiles = isinstance(item, pytest.Function) and "compiler" in item.fixturenames and hasattr(item, "callspec")
-        if compiles and "slow" not in item.keywords:
-            cases[item.function, item.callspec.params.get("capability")].append(item)
-    for alike in cases.values():
-        turn = turn_of_this_commit() % min(len(alike), IN_EVERY_RUN)
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "slow" not in item.keywords:
+            for way in ONE_OF.keys() & set(item.fixturenames):
+                gpu = item.callspec.params.get("capability")
+                cases[way, item.function, gpu].append(item)
+    for (way, *_), alike in cases.items():
+        turn = turn_of_this_commit() % min(len(alike), ONE_OF[way])
         for place, item in enumerate(alike):
-            if place % IN_EVERY_RUN != turn:
+            if len(alike) > A_FEW[way] and place % ONE_OF[way] != turn:
                 item.add_marker(pytest.mark.slow)
 
 
@@ -43,14 +48,20 @@ def interpreted() -> Iterator[Interpreted]:
     """Call a function of a test module, by name, where kernels are interpreted; its errors are the test's."""
     if not has_triton():
         pytest.skip("triton is not installed (it is made for Linux alone)")
+    pool, broken = _interpreter()
+    if broken:
+        pytest.skip(broken)
+    yield lambda function, *arguments: pool.submit(function, *arguments).result()
+    pool.shutdown()
+
+
+@functools.cache
+def _interpreter() -> tuple[ProcessPoolExecutor, str | None]:
+    """One process for all folders that import the fixture above: each takes seven seconds to begin."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
-        broken = pool.submit(_broken).result()
-    with pool:
-        if broken:
-            pytest.skip(broken)
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+        return pool, pool.submit(_broken).result()
 
 
 @pytest.fixture
