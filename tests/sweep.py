@@ -78,11 +78,16 @@ def rotating(cells: Sequence[Any], turn: int, count: int = IN_EVERY_RUN) -> list
 
 @functools.cache
 def turn_of_this_commit() -> int:
-    """A number that changes with the commit; 0 where there is no repository."""
-    count = subprocess.run(
-        ["git", "rev-list", "--count", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return int(count.stdout) if count.returncode == 0 else 0
+    """A number that each commit counts on, any other where its forerunners were not fetched; 0 without a repository."""
+    shallow, _, name = _git("rev-parse", "--is-shallow-repository", "HEAD").partition("\n")
+    if shallow == "true":
+        return int(name[:8], 16)
+    return int(_git("rev-list", "--count", "HEAD") or 0)
+
+
+def _git(*words: str) -> str:
+    told = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return told.stdout.strip() if told.returncode == 0 else ""
 
 
 def in_its_turn(place: int, of: int) -> Callable[[Test], Test]:
