@@ -63,7 +63,9 @@ def test_a_twin_follows_circles_and_a_copy_that_a_class_makes_itself() -> None:
     model = nn.Sequential(nn.Linear(2, 2), Own())
     shared: list[int] = []
     model[0].whole, model[0].call, model[0].one, model[1].other = [model], model.forward, shared, shared
+    model[0].remembered = torch.ones(3)  # a plain attribute, as Qwen3-VL keeps its last image's offsets
     twin = twin_of(model)
+    assert torch.equal(twin[0].remembered, torch.ones(3))
     assert twin[0].whole[0] is twin
     assert twin[0].call.__self__ is twin
     assert twin[1].told == "by itself"

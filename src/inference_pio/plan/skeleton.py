@@ -74,7 +74,7 @@ def _copied(value: object, memo: dict[int, object]) -> object:
     kind = type(value)
     if kind in AS_IT_IS:
         return value
-    if not value and kind in (dict, OrderedDict, set, list) and id(value) not in memo:
+    if kind in (dict, OrderedDict, set, list) and not value and id(value) not in memo:
         memo[id(value)] = kind()
     return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
 
