@@ -149,8 +149,7 @@ def test_a_profile_is_that_of_the_hardware_and_its_guard_is_told_of(caplog: pyte
     manager = get_config_manager()
     manager.register_profile(GlobalOptimizationProfile(name="bound", default_settings=dict(INT8), max_kl=0.2))
     try:
-        with caplog.at_level("INFO", "inference_pio"):
-            load_pretrained(reference.FOLDER / "qwen3", "bound", progress=False)
+        load_pretrained(reference.FOLDER / "qwen3", "bound", progress=False)
     finally:
         config_manager._shared.cache_clear()
     assert "the quality guard of profile 'bound' was not asked" in caplog.text

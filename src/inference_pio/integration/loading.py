@@ -112,9 +112,11 @@ def load_within(
                 get_optimization_manager().set_target(model, wanted, profile=profile)
             arrivals.finish(model)
     return_freed_memory(collect=False)  # the reader's slabs among it
-    notes = (*found.notes, *unread.notes, *_not_guarded(profile, here))
-    for note in notes:
+    for note in (notes := (*found.notes, *unread.notes)):
         logger.info("%s: %s", found.name, note)
+    for note in (unguarded := _not_guarded(profile, here)):
+        logger.warning("%s: %s", found.name, note)
+    notes += tuple(unguarded)
     return Loaded(model, found, notes, plan)
 
 

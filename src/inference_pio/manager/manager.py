@@ -152,7 +152,6 @@ class ModularOptimizationManager:
         by somebody else, unless `on_drift="discard"`; VaultError for one whose originals are not here. Without `names`
         those stay, which the log tells.
         """
-        check_model(model)
         asked = None if names is None else _names(names)
         return self._reach(
             model, lambda: self._remaining(model, asked, cascade), timeout_s=timeout_s, on_drift=on_drift
@@ -205,7 +204,6 @@ class ModularOptimizationManager:
         return member if isinstance(member, Wanted) else self.wanted(member)
 
     def _target(self, model: nn.Module) -> TargetSet:
-        check_model(model)
         session = session_of(model)
         return dict(session.target) if session else {}
 
