@@ -101,6 +101,18 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         read_skeleton(tmp_path)
 
 
+def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved("llama", tmp_path)
+    edit_config(tmp_path, model_type="their_own", auto_map={"AutoConfig": "theirs.Config"})
+    (tmp_path / "theirs.py").write_text("raise AssertionError('code was run')\n")
+    monkeypatch.setattr("builtins.input", lambda *given: "y")
+    with pytest.raises(SourceError, match=r"runs only with open_model\(\.\.\., trust_remote_code=True\)"):
+        read_skeleton(tmp_path)
+    assert "custom code" not in capsys.readouterr().out
+
+
 def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
     saved("llama", tmp_path)
     index = {"weight_map": {EMBEDDING: "../outside.safetensors"}}

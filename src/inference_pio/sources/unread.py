@@ -18,6 +18,7 @@ from inference_pio.sources.quiet import quiet_library
 from inference_pio.undo.checkpoint import TensorInFile, read_header, same_bits
 
 WAY_OUT = "open_model and optimize load it whole"
+TRUSTING = "open_model(..., trust_remote_code=True), which loads it whole"
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ def read_skeleton(folder: Path, *, dtype: torch.dtype | Literal["auto"] = "auto"
     are read. Raises SourceError, CorruptFile.
     """
     check_folder(folder)
-    with quiet_library(), told_as_source_error(f"cannot read the model in {folder}"):
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    with quiet_library(), told_as_source_error(f"cannot read the model in {folder}", TRUSTING):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             raise SourceError(f"{folder} holds weights that are quantized already: {WAY_OUT}.")
         tensors = _headers(folder)
