@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from inference_pio.errors import CorruptFile, SourceError
 from inference_pio.sources.folder import read_folder
 from inference_pio.sources.unread import read_skeleton
+from inference_pio.undo.checkpoint import read_header
 from tests import tiny
 from tests.sources.test_folder import edit_config, saved
 
@@ -65,6 +66,14 @@ def test_the_dtype_is_the_one_that_the_library_takes(tmp_path: Path, asked: Any,
     saved("llama", tmp_path, torch.float16)
     edit_config(tmp_path, dtype=stated, torch_dtype=None)
     assert read_skeleton(tmp_path, dtype=asked).model.dtype == read_folder(tmp_path, dtype=asked).model.dtype
+
+
+def test_the_dtype_of_mixed_weights_is_the_one_that_the_library_takes(tmp_path: Path) -> None:
+    saved("glm4_moe_lite", tmp_path, torch.bfloat16)
+    edit_config(tmp_path, dtype=None, torch_dtype=None)
+    first = next(iter(read_header(tmp_path / "model.safetensors").values()))
+    assert first.dtype == torch.float32  # the correction of a router
+    assert read_skeleton(tmp_path).model.dtype == read_folder(tmp_path).model.dtype == torch.bfloat16
 
 
 def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:

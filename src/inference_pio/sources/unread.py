@@ -41,7 +41,7 @@ def read_skeleton(folder: Path, *, dtype: torch.dtype | Literal["auto"] = "auto"
             raise SourceError(f"{folder} holds weights that are quantized already: {WAY_OUT}.")
         tensors = _headers(folder)
         bare = {name: torch.empty(one.shape, dtype=one.dtype, device="meta") for name, one in tensors.items()}
-        unread = unread_model(model_class(config, folder), config, folder, bare, _dtype(config, tensors, dtype))
+        unread = unread_model(model_class(config, folder), config, folder, bare, dtype)
     _refuse_what_does_not_fit(unread, folder)
     _tie_what_is_there_twice(unread.model, tensors)
     notes: tuple[str, ...] = ()
@@ -51,23 +51,14 @@ def read_skeleton(folder: Path, *, dtype: torch.dtype | Literal["auto"] = "auto"
 
 
 def _headers(folder: Path) -> dict[str, TensorInFile]:
+    """In the library's order: for "auto" it may take the first floating kind that is stored."""
     found: dict[str, TensorInFile] = {}
     for file in weight_files(folder):
         try:
-            found |= read_header(file)
+            found |= sorted(read_header(file).items())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptFile(f"{file} is damaged ({error}): fetch it again.") from error
     return found
-
-
-def _dtype(config: Any, tensors: dict[str, TensorInFile], asked: torch.dtype | Literal["auto"]) -> torch.dtype:
-    """What the library takes for "auto": what the configuration says, else the first floating kind that is stored."""
-    if asked != "auto":
-        return asked
-    told = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    if isinstance(told, torch.dtype):
-        return told
-    return next((one.dtype for one in tensors.values() if one.dtype.is_floating_point), torch.get_default_dtype())
 
 
 def _refuse_what_does_not_fit(unread: Unread, folder: Path) -> None:
