@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,18 @@ def test_another_dtype_than_the_stored_one() -> None:
     assert_same(loaded, whole)
     inference_pio.restore(loaded)
     assert_same(loaded, reference.load("qwen3", torch.float32))
+
+
+def test_two_threads_load_at_once() -> None:
+    def load(name: str) -> Any:
+        return load_pretrained(reference.FOLDER / name, dtype=torch.bfloat16, progress=False, parameters=INT8)
+
+    names = ("qwen3", "glm4_moe_lite") * 2  # one whose head is tied, one whose is not
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(load, names))
+    for name, loaded in zip(names, found, strict=True):
+        inference_pio.restore(loaded)
+        assert_same(loaded, reference.load(name))
 
 
 def test_a_budget_with_room_for_all_leaves_a_plain_model() -> None:
