@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from inference_pio.errors import CorruptFile, SourceError
 from inference_pio.sources.folder import read_folder
@@ -146,12 +146,25 @@ def test_a_header_that_lies_is_told(tmp_path: Path) -> None:
         read_skeleton(tmp_path)
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_a_tied_head_that_is_stored_as_well_is_one_only_if_its_bits_are(tmp_path: Path, same: bool) -> None:
-    model = saved("qwen3", tmp_path)
+@pytest.mark.parametrize(
+    ("head", "same"),
+    [
+        (lambda embedding: embedding.clone(), True),
+        (lambda embedding: embedding + 1, False),
+        (lambda embedding: embedding.float(), True),
+        (lambda embedding: torch.where(embedding == 0, -0.0, embedding), True),
+        (lambda embedding: embedding.view(torch.float16).clone(), False),  # the same bits
+    ],
+)
+def test_a_tied_head_that_is_stored_as_well_is_one_only_if_its_values_are(
+    tmp_path: Path, head: Callable[[torch.Tensor], torch.Tensor], same: bool
+) -> None:
+    model = saved("qwen3", tmp_path, torch.bfloat16)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    rewrite(tmp_path, **{HEAD: load_file(tmp_path / "model.safetensors")[EMBEDDING] + (not same)})
-    bare, whole = read_skeleton(tmp_path).model, AutoModelForCausalLM.from_pretrained(tmp_path)
+    embedding = load_file(tmp_path / "model.safetensors")[EMBEDDING]
+    embedding[:, 0] = 0
+    rewrite(tmp_path, **{EMBEDDING: embedding, HEAD: head(embedding)})
+    bare, whole = read_skeleton(tmp_path).model, read_folder(tmp_path).model
     assert (whole.lm_head.weight is whole.model.embed_tokens.weight) == same
     assert (bare.lm_head.weight is bare.model.embed_tokens.weight) == same
     assert bare.all_tied_weights_keys == whole.all_tied_weights_keys
