@@ -282,6 +282,30 @@ def test_what_cannot_be_is_told_before_anything_is_read(given: Any, error: type[
         load_pretrained(reference.FOLDER / "qwen3", progress=False, **given)
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"profile": "fast"}, UnknownName, "fast"),
+        ({"profile": "balanced", "family": "queen"}, UnknownName, "queen"),
+        ({"hardware": "abacus"}, UnknownName, "abacus"),
+        ({"optimizations": ["flash_attenton"]}, UnknownName, "flash_attenton"),
+        ({"parameters": {"tensor_compression": {"fromat": "int8"}}}, UnknownName, "fromat"),
+        ({"host_budget": "12XB"}, InvalidSetting, "12XB"),
+    ],
+)
+def test_what_is_not_known_is_told_before_a_source_is_looked_for(
+    given: Any, error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said):
+        load_pretrained(tmp_path / "nowhere", progress=False, **given)
+
+
+def test_a_folder_that_save_wrote_is_told(tmp_path: Path) -> None:
+    inference_pio.save(load_pretrained(reference.FOLDER / "qwen3", parameters=INT8, progress=False), tmp_path / "saved")
+    with pytest.raises(SourceError, match=r"optimized already: inference_pio\.load opens it"):
+        load_pretrained(tmp_path / "saved", progress=False)
+
+
 @pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("parameters", [{}, INT8])
 def test_weights_that_no_memory_is_there_for_are_told_before_anything_is_read(
