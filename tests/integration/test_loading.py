@@ -20,6 +20,8 @@ import inference_pio
 from inference_pio import get_model_optimization_status, get_optimization_manager, load_pretrained
 from inference_pio.anatomy.family import model_type_of
 from inference_pio.configuration import GlobalOptimizationProfile, config_manager, family_of_model, get_config_manager
+from inference_pio.contract.optimization import OptimizationInterface, OptimizationType, Stage
+from inference_pio.contract.site import Site
 from inference_pio.errors import (
     CorruptFile,
     DiskFull,
@@ -176,6 +178,35 @@ def test_what_claims_to_read_few_weights_does_the_same_on_a_model_that_loads(
     assert told(loaded) == told(whole)
     assert [one["name"] for one in told(loaded)] == [name]
     assert_same(loaded, whole)
+
+
+class Loud(OptimizationInterface):
+    """An outsider's: where it acts depends on weights, which a plan on a skeleton has not."""
+
+    name = "loud"
+    optimization_type = OptimizationType.COMPUTE
+    stage = Stage.COMPUTATION
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        norms = {path: part.weight for path, part in model.named_modules() if path.endswith("layernorm")}
+        sizes = {path: weight.float().sum().item() for path, weight in norms.items() if not weight.is_meta}
+        quiet = [path for path, size in sizes.items() if size < max(sizes.values())]
+        return [Site(path, "norm", skip="it is quiet" if path in quiet else None) for path in norms]
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        for site in self.step.sites:
+            self.journal.set(model.get_submodule(site.path), "loud", True)
+        return model
+
+
+def test_what_looks_at_weights_for_its_places_finds_them() -> None:
+    REGISTRY.register(Loud)
+    try:
+        loaded, whole = both("qwen3", parameters={"loud": {}})
+    finally:
+        REGISTRY.unregister("loud")
+    assert told(loaded) == told(whole)
+    assert "it is quiet" in str(told(loaded))
 
 
 def test_another_dtype_than_the_stored_one() -> None:
