@@ -303,6 +303,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
             "tensor_decomposition would have the whole model",
         ),
         ({"gpu_budget": "1GB", "device": "cpu"}, InvalidSetting, "gpu_budget is for models on a GPU"),
+        ({"device": "meta"}, InvalidSetting, "a CPU or an NVIDIA GPU, not on meta"),
         ({"dtype": torch.int8}, InvalidSetting, "give 'auto' or a floating-point"),
         ({"parameters": {"tensor_compression": {"format": "int5"}}}, InvalidSetting, "int5"),
         ({"profile": "fast"}, UnknownName, "fast"),

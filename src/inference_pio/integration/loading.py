@@ -135,6 +135,8 @@ def _device(asked: str | torch.device | None, budgets: Budgets) -> torch.device:
     if asked is None:
         asked = "cpu" if budgets.gpu is None else "cuda"
     device = device_named(asked)
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidSetting(f"a model is loaded on a CPU or an NVIDIA GPU, not on {device}: open_model may.")
     if budgets.gpu is not None and device.type == "cpu":
         raise InvalidSetting("gpu_budget is for models on a GPU: name one as device, or give host_budget instead.")
     return torch.empty(0, device=device).device  # with its number
