@@ -306,6 +306,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"dtype": torch.int8}, InvalidSetting, "give 'auto' or a floating-point"),
         ({"parameters": {"tensor_compression": {"format": "int5"}}}, InvalidSetting, "int5"),
         ({"profile": "fast"}, UnknownName, "fast"),
+        ({"optimizations": "flash_attention"}, InvalidSetting, "must be a list of optimization names"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_read(given: Any, error: type[Exception], said: str) -> None:

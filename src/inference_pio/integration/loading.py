@@ -51,12 +51,14 @@ def load_pretrained(
     It is, bit for bit, what `from_pretrained` and then applying the same gives, and can be taken back as that can; but
     its weights come in one by one, and each is stored or put away as it is to be before the next one comes. `profile`
     is one by name, as it is on a class of `hardware` (by default the one at hand); `optimizations` and `parameters` are
-    orders on top of it. With a budget, layers that it has no room
-    for stay on the host or on disk (`disk_offloading`). A step that needs the whole model has it in memory first, which
-    the log tells; with a budget that this would break, it is refused before anything is read.
+    orders on top of it. With a budget, layers that it has no room for stay on the host or on disk (`disk_offloading`).
+    A step that needs the whole model has it in memory first, which the log tells; with a budget that this would break,
+    it is refused before anything is read.
 
     Raises the errors of `open_model`, SourceError naming tensors that are missing or of another shape, PlanError.
     """
+    if isinstance(optimizations, str):
+        raise InvalidSetting(f"optimizations must be a list of optimization names, not {optimizations!r}.")
     changes = Changes(tuple(optimizations), parameters=parameters or {})
     return load_within(
         id_or_dir, profile, changes, Budgets(gpu_budget, host_budget), dtype=dtype, device=device, family=family,
