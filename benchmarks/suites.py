@@ -248,7 +248,10 @@ SUITES = {
         ),
         Suite(
             "cpu-demo", "decode", "SmolLM2-135M-Instruct on 2 CPU cores",
-            arms={"plain": 30, "plain-float32": 40, "pio-lossless": 30, "pio-balanced": 30},
+            arms={
+                "plain": 30, "plain-float32": 40, "pio-lossless": 30, "pio-balanced": 30, "pio-performance": 35,
+                "pio-memory-efficient": 40,
+            },
             model="demo", prompt_tokens=128, new_tokens=48, check_tokens=32, cpu=True, threads=2,
         ),
     )

@@ -56,7 +56,9 @@ def _together() -> list[str]:
 TOGETHER = _together()
 Test = TypeVar("Test", bound=Callable[..., None])
 IN_EVERY_RUN = 2
-"""Pairs that `make test` takes; the others are left to `make verify`, and each commit takes the next ones."""
+"""Pairs, or models, that `make test` takes; the others are left to `make verify`, and each commit takes the next."""
+LONG_ONES = 10
+"""Claims that each take ten seconds and more to hold: a commit's `make test` holds one of them, `make verify` all."""
 
 
 def rotating(cells: Sequence[Any], turn: int, count: int = IN_EVERY_RUN) -> list[Any]:
@@ -67,18 +69,25 @@ def rotating(cells: Sequence[Any], turn: int, count: int = IN_EVERY_RUN) -> list
     """
     taken = {(turn * count + place) % max(len(cells), 1) for place in range(count)}
     return [
-        pytest.param(cell, marks=[] if place in taken else pytest.mark.slow, id="+".join(cell))
+        pytest.param(
+            cell, marks=[] if place in taken else pytest.mark.slow, id=cell if isinstance(cell, str) else "+".join(cell)
+        )
         for place, cell in enumerate(cells)
     ]
 
 
 @functools.cache
 def turn_of_this_commit() -> int:
-    """A number that changes with the commit; 0 where there is no repository."""
-    count = subprocess.run(
-        ["git", "rev-list", "--count", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return int(count.stdout) if count.returncode == 0 else 0
+    """A number that each commit counts on, any other where its forerunners were not fetched; 0 without a repository."""
+    shallow, _, name = _git("rev-parse", "--is-shallow-repository", "HEAD").partition("\n")
+    if shallow == "true":
+        return int(name[:8], 16)
+    return int(_git("rev-list", "--count", "HEAD") or 0)
+
+
+def _git(*words: str) -> str:
+    told = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return told.stdout.strip() if told.returncode == 0 else ""
 
 
 def in_its_turn(place: int, of: int) -> Callable[[Test], Test]:

@@ -24,7 +24,7 @@ def test_the_page_has_every_pair() -> None:
     assert all(cells[(a, b)] == cells[(b, a)] != "" for a, b in PAIRS)
 
 
-@pytest.mark.parametrize("pair", rotating(PAIRS, turn_of_this_commit(), count=2))
+@pytest.mark.parametrize("pair", rotating(PAIRS, turn_of_this_commit(), count=1))
 def test_a_pair_does_what_the_page_says(pair: tuple[str, str]) -> None:
     assert cell({name: tried(pair, name) for name in tiny.TINY}) == shown()[pair]
 

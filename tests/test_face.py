@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import inference_pio
+from tests.sweep import rotating, turn_of_this_commit
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTED = {
@@ -113,16 +114,19 @@ print(json.dumps([
 """
 
 
+ROOTS = [
+    "import inference_pio, src.inference_pio",
+    "import src.inference_pio, inference_pio",
+    "import src.inference_pio",
+]
+PLACES = {"not installed": ROOT, "installed": ROOT / "src"}
+
+
 @pytest.mark.parametrize(
-    "imports",
-    [
-        "import inference_pio, src.inference_pio",
-        "import src.inference_pio, inference_pio",
-        pytest.param("import src.inference_pio", marks=pytest.mark.slow),
-    ],
+    "way", rotating([(place, imports) for imports in ROOTS for place in PLACES], turn_of_this_commit())
 )
-@pytest.mark.parametrize("path", [ROOT, ROOT / "src"], ids=["not installed", "installed"])
-def test_both_import_roots_are_one_package(imports: str, path: Path) -> None:
+def test_both_import_roots_are_one_package(way: tuple[str, str]) -> None:
+    path, imports = PLACES[way[0]], way[1]
     if path == ROOT and imports.startswith("import inference_pio"):
         imports = "import src.inference_pio; " + imports  # where it is not installed, the checkout's name comes first
     answers = json.loads(

@@ -53,5 +53,5 @@ ARMS: dict[str, LoadArm] = {
     "from-pretrained": LoadArm("from_pretrained, device_map", _library),
     "pio-load": LoadArm("inference-pio load_pretrained", _ours({})),
     "pio-load-int8": LoadArm("inference-pio load_pretrained, int8 as it comes", _ours(INT8), INT8),
-    "pio-load-budget": LoadArm("inference-pio load_pretrained within 30% of the weights", _within),
+    "pio-load-budget": LoadArm("inference-pio load_pretrained within a budget", _within),
 }

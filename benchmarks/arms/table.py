@@ -152,4 +152,5 @@ ARMS: dict[str, Arm] = {
     "pio-lossless": Arm("inference-pio lossless", ours.profile("lossless")),
     "pio-balanced": Arm("inference-pio balanced", ours.profile("balanced"), "int8"),
     "pio-performance": Arm("inference-pio performance", ours.profile("performance"), "int4"),
+    "pio-memory-efficient": Arm("inference-pio memory_efficient", ours.profile("memory_efficient"), "int4"),
 }

@@ -14,7 +14,7 @@ from inference_pio.anatomy.compiled_layer import compiled_layers, why_it_failed
 from inference_pio.errors import InvalidSetting
 from inference_pio.manager import ModularOptimizationManager
 from tests import tiny
-from tests.sweep import Case
+from tests.sweep import Case, rotating, turn_of_this_commit
 
 INDUCTOR = {"kernel_fusion": {"provider": "inductor"}}
 
@@ -34,7 +34,7 @@ def order(case: Case) -> Any:
     return receipt
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3_vl"])
+@pytest.mark.parametrize("name", rotating(["gpt2", "llama", "qwen3_vl"], turn_of_this_commit(), 1))
 def test_traced_layers_give_the_same_logits_and_tokens_and_come_off(name: str) -> None:
     case = Case(name)
     said = tiny.generate(case.model, name)

@@ -21,6 +21,7 @@ from inference_pio.manager import ModularOptimizationManager
 from inference_pio.undo.journal import Journal
 from tests import tiny
 from tests.kernels.triton.conftest import interpreted
+from tests.sweep import in_its_turn
 
 __all__ = ["interpreted"]
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
@@ -131,6 +132,7 @@ def _decoded(name: str, patch: pytest.MonkeyPatch) -> tuple[dict[str, int], list
     return counts, notes, ((after - before).abs().max() / before.abs().max()).item()
 
 
+@in_its_turn(2, of=3)  # of whole models in the interpreter
 @needs_triton
 @pytest.mark.parametrize(
     ("name", "products", "alone"),

@@ -57,6 +57,17 @@ def test_a_fresh_process_gives_the_same_bits(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "out.safetensors")["logits"], answers)
 
 
+def test_what_configurations_said_apart_is_found_where_modules_share_one_again(tmp_path: Path) -> None:
+    """Surgery takes a layer away and gives the other a configuration of its own; rebuilt, there is but one layer."""
+    case = Case("glm4_moe_lite")
+    case.manager.set_target(case.model, ["model_surgery", "structured_pruning"])
+    told = case.manager.get_receipts(case.model)[1].decision["configuration"]
+    assert "model.layers.0.self_attn.config.intermediate_size" in told
+    again = load(save(case.model, tmp_path / "saved"))
+    assert torch.equal(tiny.logits(again, case.name), tiny.logits(case.model, case.name))
+    assert again.config.intermediate_size == told["config.intermediate_size"]
+
+
 def test_a_loaded_model_says_that_its_originals_are_not_here(tmp_path: Path) -> None:
     saved("llama", tmp_path / "saved")
     model = load(tmp_path / "saved")

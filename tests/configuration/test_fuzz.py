@@ -1,4 +1,4 @@
-"""Two thousand junk documents: each is either right, or refused with a typed error that names the place."""
+"""Two thousand junk documents, ten thousand in `make verify`: each is right, or refused with the place of its fault."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ LEGACY = dict(zip(DOCUMENT_KEYS, ("qwen", True, ["flash_attention"], [*MEMBERS, 
 RIGHT_FLAGS: dict[str, Any] = dict.fromkeys((name for name in FLAGS if name.startswith(("use", "enable"))), True)
 REGISTRY = one_day()
 
+TIMES = pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
 quick = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -78,9 +79,12 @@ def check_told(error: InferencePioError, way: tuple[str, ...]) -> None:
     assert told.endswith("."), told
 
 
+@TIMES
 @pytest.mark.parametrize(("kind", "right"), [(GlobalOptimizationProfile, PROFILE), (ModelOptimizationConfig, FAMILY)])
-def test_one_wrong_thing_in_a_document_is_told_with_its_place(kind: type[Document], right: dict[str, Any]) -> None:
-    @settings(quick, max_examples=450)
+def test_one_wrong_thing_in_a_document_is_told_with_its_place(
+    kind: type[Document], right: dict[str, Any], times: int
+) -> None:
+    @settings(quick, max_examples=450 * times)
     @given(broken(right))
     def check(wrong: tuple[dict[str, Any], tuple[str, ...]]) -> None:
         document, way = wrong
@@ -97,9 +101,10 @@ def test_one_wrong_thing_in_a_document_is_told_with_its_place(kind: type[Documen
     check()
 
 
+@TIMES
 @pytest.mark.parametrize("right", [LEGACY, RIGHT_FLAGS], ids=["document", "flags"])
-def test_one_wrong_thing_in_a_legacy_form_is_told_with_its_place(right: dict[str, Any]) -> None:
-    @settings(quick, max_examples=300)
+def test_one_wrong_thing_in_a_legacy_form_is_told_with_its_place(right: dict[str, Any], times: int) -> None:
+    @settings(quick, max_examples=300 * times)
     @given(broken(right))
     def check(wrong: tuple[dict[str, Any], tuple[str, ...]]) -> None:
         document, way = wrong
@@ -117,17 +122,21 @@ def test_one_wrong_thing_in_a_legacy_form_is_told_with_its_place(right: dict[str
     check()
 
 
-@settings(quick, max_examples=250)
-@given(JUNK | st.dictionaries(st.sampled_from([*FLAGS, *DOCUMENT_KEYS, "family"]), JUNK, max_size=3))
-def test_a_junk_config_is_applied_or_refused_and_then_touches_nothing(junk: Any) -> None:
-    model = nn.Sequential(nn.Linear(2, 2))
-    before = fingerprint(model)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            apply_optimizations_by_config(model, junk)
-    except InferencePioError:
-        assert before.differences(fingerprint(model)) == []
+@TIMES
+def test_a_junk_config_is_applied_or_refused_and_then_touches_nothing(times: int) -> None:
+    @settings(quick, max_examples=250 * times)
+    @given(JUNK | st.dictionaries(st.sampled_from([*FLAGS, *DOCUMENT_KEYS, "family"]), JUNK, max_size=3))
+    def check(junk: Any) -> None:
+        model = nn.Sequential(nn.Linear(2, 2))
+        before = fingerprint(model)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                apply_optimizations_by_config(model, junk)
+        except InferencePioError:
+            assert before.differences(fingerprint(model)) == []
+
+    check()
 
 
 TEXTS = st.one_of(
@@ -141,11 +150,12 @@ TEXTS = st.one_of(
 )
 
 
+@TIMES
 @pytest.mark.parametrize("ending", ["yaml", "json"])
-def test_any_bytes_in_a_file_are_read_or_told_with_the_files_name(ending: str, tmp_path: Path) -> None:
+def test_any_bytes_in_a_file_are_read_or_told_with_the_files_name(ending: str, times: int, tmp_path: Path) -> None:
     path = tmp_path / f"mine.{ending}"
 
-    @settings(quick, max_examples=125)
+    @settings(quick, max_examples=125 * times)
     @given(TEXTS)
     def check(raw: bytes) -> None:
         path.write_bytes(raw)

@@ -23,6 +23,7 @@ from tests import tiny
 from tests.cache.test_paged_cache import sliding_model
 from tests.decoding.conftest import COMPOSED, Taken, prompt, taken
 from tests.decoding.test_coded_generate import coded
+from tests.sweep import in_its_turn
 
 GROUPED = [name for name in COMPOSED if name != "glm4_moe_lite"]
 NEW = 80
@@ -67,6 +68,7 @@ def kernel_is_near(device: str = "cpu") -> None:
     assert (found - expected).abs().max() <= 0.04 * expected.abs().max()
 
 
+@in_its_turn(0, of=3)  # of whole models in the interpreter
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 def test_our_kernel_reads_the_codes_in_the_interpreter(interpreted: Callable[..., Any]) -> None:
     interpreted(kernel_is_near)

@@ -20,6 +20,7 @@ from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
 from tests import tiny
 from tests.decoding.conftest import COMPOSED, in_words
 from tests.decoding.test_step import both
+from tests.sweep import in_its_turn
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
@@ -200,6 +201,7 @@ IN_TURN = [pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND else pytest.m
 """The interpreter takes seconds a step; models of like parts are left to `make verify`."""
 
 
+@in_its_turn(1, of=3)  # of whole models in the interpreter
 @needs_triton
 @pytest.mark.parametrize("padded", [0, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", IN_TURN)

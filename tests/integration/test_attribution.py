@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from torch import nn
 
-from inference_pio.errors import QualityBroken
+from inference_pio.configuration import QualityBounds
+from inference_pio.contract.config import OptimizationType
+from inference_pio.contract.optimization import OptimizationInterface
+from inference_pio.contract.site import Site
+from inference_pio.errors import NoEffect, NothingApplied, QualityBroken
 from inference_pio.integration.attribution import Attribution, Found
 from inference_pio.manager import get_optimization_manager
 from inference_pio.plan.target import Wanted
@@ -78,6 +83,29 @@ def test_of_two_that_spoil_the_same_both_are_found_and_the_innocent_stays() -> N
 
     run, _, _ = settled(table)
     assert set(run.taken_back) == {COMPRESSION, FUSION}
+    first, second = run.taken_back.values()
+    assert "no one's removal helps, and with it alone the KL is 0.5 nats/token" in first
+    assert "without it the KL is 0.5 nats/token less" in second
+
+
+def test_a_bound_of_the_perplexity_alone_takes_back_who_raises_it_not_who_diverges_most() -> None:
+    model, manager = tiny.build("llama"), get_optimization_manager()
+    costs = {COMPRESSION: Found(0.05, -0.01), FLASH: Found(0.01, 0.04), FUSION: Found(0.0, 0.0)}
+
+    def judge() -> Found:
+        here = [costs[name] for name in manager.get_model_optimizations(model)]
+        return Found(sum(one.kl for one in here), 1 + sum(one.perplexity_ratio for one in here))
+
+    bounds = QualityBounds(max_perplexity_ratio=1.02)
+    run = Attribution(
+        model, [Wanted(name, order=False) for name in NAMES], "a profile", judge,
+        lambda found: bounds.broken_by(*found), lambda found: bounds.judged_by(found.kl),
+    )  # fmt: skip
+    run.settle()
+    assert list(run.taken_back) == [FLASH]
+    assert run.taken_back[FLASH].endswith(
+        "above max_perplexity_ratio=1.02; without it the perplexity ratio is 0.04 less"
+    )
 
 
 def test_a_step_goes_with_those_that_need_it() -> None:
@@ -105,6 +133,85 @@ def test_what_an_order_needs_stays_with_it() -> None:
     assert list(run.taken_back) == [COMPRESSION]
     with pytest.raises(QualityBroken):
         settled(by_sum(flash_attention=0.3), orders=(FUSION,), needs={FUSION: (FLASH,)})
+
+
+def test_who_went_for_its_own_cost_is_told_so_when_what_it_needs_goes_later() -> None:
+    model, manager = tiny.build("llama"), get_optimization_manager()
+    costs = {frozenset(NAMES): 0.5, frozenset((FLASH, FUSION)): 0.45, frozenset((COMPRESSION, FLASH)): 0.2,
+             frozenset((COMPRESSION,)): 0.3, frozenset((FLASH,)): 0.15, frozenset(): 0.0}  # fmt: skip
+    wanted = [Wanted(name, order=False, dependencies=(FLASH,) if name == FUSION else ()) for name in NAMES]
+    run = Attribution(
+        model, wanted, "a profile", lambda: Found(costs[frozenset(manager.get_model_optimizations(model))], 1.0),
+        lambda found: f"{found.kl:g} is too much" if found.kl > 0.1 else None,
+    )  # fmt: skip
+    with pytest.raises(NothingApplied, match=r"kernel_fusion: taken back by the quality guard: 0\.5 is too much"):
+        run.settle()
+    assert list(run.taken_back) == [FUSION, COMPRESSION, FLASH]
+
+
+def test_a_member_that_was_off_is_not_taken_back_with_what_it_needs() -> None:
+    model, manager = tiny.build("llama"), get_optimization_manager()
+    wanted = [
+        Wanted(FLASH, order=False), Wanted(FUSION, order=False, off="not here", dependencies=(FLASH,)),
+        Wanted(COMPRESSION, order=False),
+    ]  # fmt: skip
+
+    def judge() -> Found:
+        return Found(0.3 if FLASH in manager.get_model_optimizations(model) else 0.0, 1.0)
+
+    run = Attribution(model, wanted, "a profile", judge, lambda found: "too much" if found.kl > 0.1 else None)
+    run.settle()
+    assert set(run.taken_back) == {FLASH}
+    skipped = manager.get_optimization_status(model)["skipped"]
+    assert {one["name"]: one["reason"] for one in skipped}[FUSION] == "not here"
+
+
+def test_what_an_order_needs_is_judged_with_its_own_parameters() -> None:
+    model, manager, seen = tiny.build("llama"), get_optimization_manager(), []
+    wanted = [
+        Wanted(COMPRESSION, {"format": "int4", "group_size": 32}, order=False),
+        Wanted(FUSION, dependencies=(COMPRESSION,)), Wanted(FLASH, order=False),
+    ]  # fmt: skip
+
+    def judge() -> Found:
+        applied = {receipt.name: receipt.parameters for receipt in manager.get_receipts(model)}
+        seen.extend(applied[COMPRESSION]["format"] for _ in [0] if COMPRESSION in applied)
+        return Found(0.3 if FLASH in applied else 0.0, 1.0)
+
+    Attribution(model, wanted, "a profile", judge, lambda found: "too much" if found.kl > 0.1 else None).settle()
+    assert set(seen) == {"int4"}
+
+
+class Idle(OptimizationInterface):
+    """A step that finds only on the live model that there is nothing to do."""
+
+    name = "idle"
+    optimization_type = OptimizationType.COMPUTE
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        return [Site("model.norm", "norm")]
+
+    def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
+        raise NoEffect("the data leave nothing to do.")
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.journal.set(model.get_submodule("model.norm"), "idle", True)
+        return model
+
+
+def test_who_goes_is_told_where_what_is_left_finds_nothing_to_do() -> None:
+    model, manager = tiny.build("llama"), get_optimization_manager()
+    manager.register_optimization(Idle)
+    try:
+        run = Attribution(
+            model, [Wanted(FLASH, order=False), Wanted("idle", order=False)], "a profile",
+            lambda: Found(0.3 * len(manager.get_model_optimizations(model)), 1.0),
+            lambda found: "too much" if found.kl > 0.1 else None,
+        )  # fmt: skip
+        with pytest.raises(NothingApplied, match="flash_attention: taken back by the quality guard: too much"):
+            run.settle()
+    finally:
+        manager.registry.unregister("idle")
 
 
 def test_what_was_switched_off_stays_off() -> None:

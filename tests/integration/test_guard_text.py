@@ -67,3 +67,17 @@ def test_where_no_tokens_can_be_had_the_way_out_is_told() -> None:
 def test_a_model_that_trains_is_refused() -> None:
     with pytest.raises(MeasureError, match=r"training mode.*without max_kl"):
         guard_text(tiny.build("llama").train())
+
+
+def test_a_model_whose_answers_are_no_numbers_is_told_so_where_it_would_write_the_text() -> None:
+    model = tiny.build("llama")
+    nn.init.constant_(model.get_submodule("model.norm").weight, torch.nan)  # type: ignore[arg-type]
+    with pytest.raises(MeasureError, match="gives nan in its logits"):
+        guard_text(model)
+
+
+def test_a_model_of_one_token_is_refused() -> None:
+    model = tiny.build("llama")
+    model.config.max_position_embeddings = 1  # type: ignore[union-attr]
+    with pytest.raises(MeasureError, match=r"takes 1 tokens at most.*without max_kl"):
+        guard_text(model)

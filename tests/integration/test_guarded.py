@@ -27,6 +27,7 @@ from inference_pio.integration import (
 from inference_pio.integration.asked import Asked
 from inference_pio.integration.attribution import Attribution
 from inference_pio.integration.targets import Changes
+from inference_pio.manager.session import session_of
 from inference_pio.measure.reference import Reference
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
@@ -100,8 +101,23 @@ def test_where_the_bound_holds_it_is_measured_once_and_not_again_for_the_same(mo
     monkeypatch.delattr(Reference, "record")
     apply_qwen_optimizations(model, profile_name="guarded")
     assert status(model)["quality_guard"] == verdict
+    update_model_optimization(model, "sparse_attention", enabled=False)
+    assert status(model)["quality_guard"] == verdict, "nothing moved, and what was judged stands"
     update_model_optimization(model, "flash_attention", enabled=True)
     assert status(model)["quality_guard"] is None, "what was judged does not stand any more"
+
+
+def test_a_verdict_is_of_what_was_asked_for_also_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.build("llama")
+    inference_pio.optimize(model, "balanced", max_kl=1e-9, tokenizer=byte_tokenizer())
+    told = status(model)
+    update_model_optimization(model, "flash_attention", enabled=True)  # an order now
+    monkeypatch.delattr(Reference, "record")
+    inference_pio.optimize(model, "balanced", max_kl=1e-9, tokenizer=byte_tokenizer())
+    assert (status(model)["skipped"], status(model)["quality_guard"]) == (told["skipped"], told["quality_guard"])
+    assert not any(member.order for member in session_of(model).target.values())  # type: ignore[union-attr]
+    inference_pio.optimize(model, "lossless")
+    assert (status(model)["applied"], status(model)["quality_guard"]) == (told["applied"], None)
 
 
 def test_without_bounds_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +210,35 @@ def test_calls_in_other_threads_wait_until_the_guard_is_done(monkeypatch: pytest
     inference_pio.optimize(model, "balanced", max_kl=1e-9, tokenizer=byte_tokenizer())
     caller.join(timeout=30)
     assert torch.equal(answered[0], tiny.logits(model, "llama"))
+
+
+def test_calls_wait_also_while_nothing_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the unmodified model is recorded: a call then was answered by it, or waited and was waited for."""
+    model = tiny.build("llama")
+    inference_pio.optimize(model, "lossless")
+    answered: list[torch.Tensor] = []
+    caller = threading.Thread(target=lambda: answered.append(tiny.logits(model, "llama")))
+    record = Reference.record
+
+    def meanwhile(*given: Any) -> Reference:
+        caller.start()
+        caller.join(timeout=0.2)
+        assert not answered, "a call ran through the model between two edits"
+        return record(*given)
+
+    monkeypatch.setattr(Reference, "record", meanwhile)
+    inference_pio.optimize(model, "balanced", max_kl=1e-9, tokenizer=byte_tokenizer())
+    caller.join(timeout=30)
+    assert status(model)["applied"] == ["flash_attention", "kernel_fusion"]
+    assert torch.equal(answered[0], tiny.logits(model, "llama"))
+
+
+def test_a_model_that_trains_is_refused_before_anything_is_taken_off() -> None:
+    model = inference_pio.optimize(tiny.build("llama"), "balanced").train()
+    kept = fingerprint(model)
+    with pytest.raises(MeasureError, match="training mode"):
+        inference_pio.optimize(model, "lossless", max_kl=0.1)
+    assert kept.differences(fingerprint(model)) == [], "what stood was made anew"
 
 
 def test_a_model_whose_original_is_gone_is_refused(tmp_path: Any) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import inference_pio
 from inference_pio import get_model_optimization_status, get_optimization_manager, load_pretrained
 from inference_pio.anatomy.family import model_type_of
 from inference_pio.configuration import GlobalOptimizationProfile, config_manager, family_of_model, get_config_manager
+from inference_pio.contract.optimization import OptimizationInterface, OptimizationType, Stage
+from inference_pio.contract.site import Site
 from inference_pio.errors import (
     CorruptFile,
     DiskFull,
@@ -149,8 +152,7 @@ def test_a_profile_is_that_of_the_hardware_and_its_guard_is_told_of(caplog: pyte
     manager = get_config_manager()
     manager.register_profile(GlobalOptimizationProfile(name="bound", default_settings=dict(INT8), max_kl=0.2))
     try:
-        with caplog.at_level("INFO", "inference_pio"):
-            load_pretrained(reference.FOLDER / "qwen3", "bound", progress=False)
+        load_pretrained(reference.FOLDER / "qwen3", "bound", progress=False)
     finally:
         config_manager._shared.cache_clear()
     assert "the quality guard of profile 'bound' was not asked" in caplog.text
@@ -177,6 +179,35 @@ def test_what_claims_to_read_few_weights_does_the_same_on_a_model_that_loads(
     assert_same(loaded, whole)
 
 
+class Loud(OptimizationInterface):
+    """An outsider's: where it acts depends on weights, which a plan on a skeleton has not."""
+
+    name = "loud"
+    optimization_type = OptimizationType.COMPUTE
+    stage = Stage.COMPUTATION
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        norms = {path: part.weight for path, part in model.named_modules() if path.endswith("layernorm")}
+        sizes = {path: weight.float().sum().item() for path, weight in norms.items() if not weight.is_meta}
+        quiet = [path for path, size in sizes.items() if size < max(sizes.values())]
+        return [Site(path, "norm", skip="it is quiet" if path in quiet else None) for path in norms]
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        for site in self.step.sites:
+            self.journal.set(model.get_submodule(site.path), "loud", True)
+        return model
+
+
+def test_what_looks_at_weights_for_its_places_finds_them() -> None:
+    REGISTRY.register(Loud)
+    try:
+        loaded, whole = both("qwen3", parameters={"loud": {}})
+    finally:
+        REGISTRY.unregister("loud")
+    assert told(loaded) == told(whole)
+    assert "it is quiet" in str(told(loaded))
+
+
 def test_another_dtype_than_the_stored_one() -> None:
     folder = reference.FOLDER / "qwen3"
     loaded = load_pretrained(folder, dtype=torch.float32, progress=False, parameters=INT8, host_budget="80%")
@@ -187,6 +218,18 @@ def test_another_dtype_than_the_stored_one() -> None:
     assert_same(loaded, whole)
     inference_pio.restore(loaded)
     assert_same(loaded, reference.load("qwen3", torch.float32))
+
+
+def test_two_threads_load_at_once() -> None:
+    def load(name: str) -> Any:
+        return load_pretrained(reference.FOLDER / name, dtype=torch.bfloat16, progress=False, parameters=INT8)
+
+    names = ("qwen3", "glm4_moe_lite")  # one whose head is tied, one whose is not
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(load, names))
+    for name, loaded in zip(names, found, strict=True):
+        inference_pio.restore(loaded)
+        assert_same(loaded, reference.load(name))
 
 
 def test_a_budget_with_room_for_all_leaves_a_plain_model() -> None:
@@ -259,14 +302,40 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
             "tensor_decomposition would have the whole model",
         ),
         ({"gpu_budget": "1GB", "device": "cpu"}, InvalidSetting, "gpu_budget is for models on a GPU"),
+        ({"device": "meta"}, InvalidSetting, "a CPU or an NVIDIA GPU, not on meta"),
         ({"dtype": torch.int8}, InvalidSetting, "give 'auto' or a floating-point"),
         ({"parameters": {"tensor_compression": {"format": "int5"}}}, InvalidSetting, "int5"),
         ({"profile": "fast"}, UnknownName, "fast"),
+        ({"optimizations": "flash_attention"}, InvalidSetting, "must be a list of optimization names"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_read(given: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         load_pretrained(reference.FOLDER / "qwen3", progress=False, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"profile": "fast"}, UnknownName, "fast"),
+        ({"profile": "balanced", "family": "queen"}, UnknownName, "queen"),
+        ({"hardware": "abacus"}, UnknownName, "abacus"),
+        ({"optimizations": ["flash_attenton"]}, UnknownName, "flash_attenton"),
+        ({"parameters": {"tensor_compression": {"fromat": "int8"}}}, UnknownName, "fromat"),
+        ({"host_budget": "12XB"}, InvalidSetting, "12XB"),
+    ],
+)
+def test_what_is_not_known_is_told_before_a_source_is_looked_for(
+    given: Any, error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said):
+        load_pretrained(tmp_path / "nowhere", progress=False, **given)
+
+
+def test_a_folder_that_save_wrote_is_told(tmp_path: Path) -> None:
+    inference_pio.save(load_pretrained(reference.FOLDER / "qwen3", parameters=INT8, progress=False), tmp_path / "saved")
+    with pytest.raises(SourceError, match=r"optimized already: inference_pio\.load opens it"):
+        load_pretrained(tmp_path / "saved", progress=False)
 
 
 @pytest.mark.usefixtures("unread")

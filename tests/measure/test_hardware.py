@@ -34,6 +34,11 @@ def test_a_model_on_the_cpu_is_of_the_class_cpu_whatever_gpu_is_there() -> None:
     assert str(hardware_of(torch.device("cpu"))) == "cpu (the device is cpu, no NVIDIA GPU)"
 
 
+def test_a_gpu_of_another_maker_is_of_the_class_cpu_though_torch_calls_it_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert str(hardware_of(torch.device("cuda"))) == "cpu (the device is cuda by ROCm, no NVIDIA GPU)"
+
+
 def test_what_is_asked_for_goes_before_what_is_found() -> None:
     assert hardware_of(torch.device("cpu"), "hopper").to_json() == {"name": "hopper", "why": "as asked for"}
     with pytest.raises(UnknownName, match="hardware class 'gpu'"):

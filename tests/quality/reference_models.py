@@ -21,6 +21,7 @@ from scripts.reference.tokenizer import IMAGE, key_words, load_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
 
+from inference_pio.measure import Reference
 from inference_pio.measure.needles import NeedleFormat
 from inference_pio.measure.questions import Question
 
@@ -33,6 +34,18 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
     """A reference model in evaluation mode."""
     maker = AutoModelForImageTextToText if name == "qwen3_vl" else AutoModelForCausalLM
     return maker.from_pretrained(FOLDER / name, dtype=dtype).eval()
+
+
+@functools.cache
+def original(name: str) -> Any:
+    """The one that tests share who only look at it."""
+    return load(name)
+
+
+@functools.cache
+def recorded(name: str, number: int) -> Reference:
+    """What it says of a draw, once for all that is judged by it; the file is gone with the process."""
+    return Reference.record(original(name), draw(number))
 
 
 def card(name: str) -> dict[str, Any]:

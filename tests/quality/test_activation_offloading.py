@@ -14,6 +14,7 @@ from inference_pio.measure.allocations import peak_allocated
 from tests.cache.late_lane import put_late_lanes
 from tests.quality import reference_models
 from tests.quality.reference_models import NAMES
+from tests.sweep import rotating, turn_of_this_commit
 
 NAME = "activation_offloading"
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ class Heard(TextStreamer):
         self.texts.append(text)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rotating(NAMES, turn_of_this_commit()))
 def test_greedy_tokens_are_the_same_for_a_padded_batch_and_for_a_stream(name: str) -> None:
     model = reference_models.load(name, torch.float32)
     given, alone = padded(3, 250, 71), padded(1, 300, 0)

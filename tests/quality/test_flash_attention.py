@@ -10,6 +10,7 @@ from inference_pio.measure import Reference, compare
 from inference_pio.measure.greedy import GreedyReference
 from tests.quality import reference_models
 from tests.quality.reference_models import NAMES
+from tests.sweep import rotating, turn_of_this_commit
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,7 +24,7 @@ def test_answers_differ_from_plain_attention_by_rounding_alone(name: str) -> Non
     assert quality.top1_agreement >= 0.999
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rotating(NAMES, turn_of_this_commit()))
 def test_128_greedy_tokens_are_those_of_plain_attention_in_float32(name: str) -> None:
     model = reference_models.load(name, torch.float32)
     model.set_attn_implementation("eager")

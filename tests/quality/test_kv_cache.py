@@ -18,6 +18,7 @@ from inference_pio.measure.needles import needle_grid, needle_questions
 from tests.quality import reference_models
 from tests.quality.reference_models import NAMES
 from tests.quality.test_tensor_compression import EACH_DRAW, in_turn
+from tests.sweep import LONG_ONES, in_its_turn
 
 CHUNK = 64
 LENGTH = 2048
@@ -47,9 +48,13 @@ def loaded(name: str) -> Any:
     return reference_models.load(name, torch.float32)
 
 
+@functools.cache
+def recorded(name: str, number: int) -> Reference:
+    return Reference.record(ReadsItsCache(loaded(name)), reference_models.draw(number, 2, LENGTH))
+
+
 def judged(name: str, changed: nn.Module, number: int) -> Quality:
-    with Reference.record(ReadsItsCache(loaded(name)), reference_models.draw(number, 2, LENGTH)) as reference:
-        return compare(reference, changed)
+    return compare(recorded(name, number), changed)
 
 
 def is_within(found: Quality, kv_format: str) -> bool:
@@ -86,6 +91,7 @@ def test_codes_read_with_the_steps_of_their_neighbours_fail_that_bar(
     assert not is_within(judged("qwen3", ReadsItsCache(loaded("qwen3"), kv_format), 0), kv_format)
 
 
+@in_its_turn(9, of=LONG_ONES)
 @pytest.mark.parametrize("kv_format", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", in_turn("qwen3"))
 def test_needles_are_found_where_they_were(name: str, kv_format: str) -> None:

@@ -146,7 +146,7 @@ def test_the_edit_costs_what_its_choice_was_judged_by(name: str, edit: str) -> N
     model, receipt = without(name, edit)
     told = receipt.decision["told"][edit]["held_out_divergence"]
     for number in range(DRAWS):
-        quality = judged(original(name), model, number)
+        quality = judged(name, model, number)
         assert quality.kl_nats_per_token <= 1.6 * told
         if (name, edit) == ("qwen3", "attention"):
             assert quality.perplexity_ratio <= 1.3

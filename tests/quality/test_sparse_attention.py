@@ -14,7 +14,7 @@ from inference_pio.measure import Reference, compare
 from inference_pio.measure.needles import needle_questions
 from inference_pio.measure.questions import Question, answers
 from tests.quality import reference_models
-from tests.sweep import in_its_turn, turn_of_this_commit
+from tests.sweep import LONG_ONES, in_its_turn, turn_of_this_commit
 
 PATTERN = {"window": 512, "dense_below": 0, "tokens": 8192}
 """A window small enough to leave out most of what needles ask for at these lengths."""
@@ -74,7 +74,7 @@ def test_a_window_that_no_head_keeps_within_is_refused(name: str) -> None:
         profiled(name)
 
 
-@in_its_turn(0, of=2)
+@in_its_turn(6, of=LONG_ONES)
 @pytest.mark.parametrize("name", EVERY)
 def test_enough_heads_follow_the_pattern_and_those_that_retrieve_do_not(name: str) -> None:
     decision = profiled(name)
@@ -87,7 +87,7 @@ def test_enough_heads_follow_the_pattern_and_those_that_retrieve_do_not(name: st
     assert min(min(shares) for shares in decision["coverage"].values()) < 0.6
 
 
-@in_its_turn(1, of=2)
+@in_its_turn(7, of=LONG_ONES)
 @pytest.mark.parametrize("name", EVERY)
 def test_needles_are_found_as_by_the_dense_model(name: str) -> None:
     model, plain = sparse(name), by_plain_model(name, LENGTH, 2)

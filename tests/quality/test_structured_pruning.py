@@ -21,7 +21,7 @@ from tests.quality import reference_models
 from tests.quality.reference_models import DRAWS, NAMES
 from tests.quality.test_tensor_compression import EACH_DRAW as ONE_DRAW
 from tests.quality.test_tensor_compression import calibration_tokens, in_turn, judged
-from tests.sweep import in_its_turn
+from tests.sweep import LONG_ONES, in_its_turn
 
 EACH_DRAW = range(DRAWS)
 DENSE = [name for name in NAMES if name in ("qwen3", "qwen3_vl")]
@@ -72,10 +72,10 @@ def by_one_shot(name: str, ratio: float, method: str) -> Any:
 
 
 def excess(model: Any, name: str, number: int) -> float:
-    return judged(original(name), model, number).perplexity_ratio - 1
+    return judged(name, model, number).perplexity_ratio - 1
 
 
-@in_its_turn(0, of=5)
+@in_its_turn(0, of=LONG_ONES)
 @pytest.mark.parametrize("name", in_turn("qwen3", among=DENSE))
 def test_a_quarter_of_the_channels_goes_at_little_loss(name: str) -> None:
     found = [excess(pruned(name, 0.25), name, number) for number in EACH_DRAW]
@@ -96,7 +96,7 @@ def test_half_of_the_channels_goes_at_far_less_loss_than_by_one_shot(name: str, 
     assert sum(shares) / len(shares) <= 0.65
 
 
-@in_its_turn(1, of=5)
+@in_its_turn(1, of=LONG_ONES)
 @pytest.mark.parametrize("name", in_turn("qwen3_moe", among=MIXTURES))
 def test_a_quarter_of_each_experts_width_goes_at_little_loss(name: str) -> None:
     assert max(excess(pruned(name, 0.25, "expert_width"), name, number) for number in EACH_DRAW) <= 0.06
@@ -115,7 +115,7 @@ def with_random_experts(name: str, ratio: float, seed: int) -> Any:
 RANDOM_MASKS = 5
 
 
-@in_its_turn(2, of=5)
+@in_its_turn(2, of=LONG_ONES)
 @ONE_DRAW
 @pytest.mark.parametrize("name", in_turn("qwen3_moe", among=MIXTURES))
 def test_a_quarter_of_the_experts_goes_at_half_the_loss_of_chance(name: str, number: int) -> None:

@@ -27,7 +27,7 @@ from tests.calibration.test_folds import layers_of
 from tests.calibration.test_scaling import uneven
 from tests.quality import reference_models
 from tests.quality.reference_models import DRAWS, NAMES
-from tests.sweep import in_its_turn
+from tests.sweep import LONG_ONES, in_its_turn
 
 NAIVE = "int8_per_row"
 MIXTURES = [name for name in NAMES if "moe" in name]
@@ -42,9 +42,20 @@ def in_turn(*taken: str, among: Sequence[str] = NAMES) -> list[Any]:
     return [name if name in taken else pytest.param(name, marks=pytest.mark.slow) for name in among]
 
 
-def judged(model: Any, changed: Any, number: int) -> Quality:
-    with Reference.record(model, reference_models.draw(number)) as reference:
+def judged(original: Any, changed: Any, number: int) -> Quality:
+    """A changed model beside its original: one that a test holds, or by name the one that all of them share."""
+    if isinstance(original, str):
+        return compare(reference_models.recorded(original, number), changed)
+    with Reference.record(original, reference_models.draw(number)) as reference:
         return compare(reference, changed)
+
+
+@functools.cache
+def naively(name: str, method: str, number: int) -> Quality:
+    """What the plainest way of rounding makes of a model."""
+    original = reference_models.original(name)
+    changed = by_naive_fp8(original) if method == "fp8" else reference_models.by_baseline(original, method)
+    return judged(name, changed, number)
 
 
 def compressed(name: str, **asked: Any) -> Any:
@@ -99,72 +110,52 @@ def is_as_good_as_rounding(found: Quality, naive: Quality) -> bool:
     )
 
 
-@pytest.fixture(scope="module")
-def originals() -> dict[str, Any]:
-    return {name: reference_models.load(name) for name in NAMES}
-
-
 @EACH_DRAW
 @pytest.mark.parametrize("name", NAMES)
-def test_it_loses_no_more_than_naive_rounding_on_the_same_draw(
-    name: str, number: int, originals: dict[str, Any]
-) -> None:
-    original = originals[name]
-    naive = judged(original, reference_models.by_baseline(original, NAIVE), number)
-    found = judged(original, compressed(name), number)
+def test_it_loses_no_more_than_naive_rounding_on_the_same_draw(name: str, number: int) -> None:
+    naive, found = naively(name, NAIVE, number), judged(name, compressed(name), number)
     assert is_as_good_as_rounding(found, naive), (found, naive)
 
 
 @EACH_DRAW
 @pytest.mark.parametrize("name", NAMES)
-def test_fp8_loses_no_more_than_naive_rounding_on_the_same_draw(
-    name: str, number: int, originals: dict[str, Any]
-) -> None:
-    naive = judged(originals[name], by_naive_fp8(originals[name]), number)
-    found = judged(originals[name], once(name, "fp8"), number)
+def test_fp8_loses_no_more_than_naive_rounding_on_the_same_draw(name: str, number: int) -> None:
+    naive, found = naively(name, "fp8", number), judged(name, once(name, "fp8"), number)
     assert found.kl_nats_per_token <= 1.3 * naive.kl_nats_per_token
 
 
 @pytest.mark.skipif(not has_fast_int8_matmul(torch.device("cpu")), reason="this CPU multiplies no int8 matrices")
 @EACH_DRAW
 @pytest.mark.parametrize("name", in_turn("qwen3", "qwen3_moe"))
-def test_weights_and_activations_in_int8_lose_less_than_weights_in_fp8(
-    name: str, number: int, originals: dict[str, Any]
-) -> None:
-    found = judged(originals[name], once(name, "int8 with activations"), number)
-    assert found.kl_nats_per_token < judged(originals[name], once(name, "fp8"), number).kl_nats_per_token
+def test_weights_and_activations_in_int8_lose_less_than_weights_in_fp8(name: str, number: int) -> None:
+    found = judged(name, once(name, "int8 with activations"), number)
+    assert found.kl_nats_per_token < judged(name, once(name, "fp8"), number).kl_nats_per_token
 
 
 @EACH_DRAW
 @pytest.mark.parametrize("name", in_turn("qwen3", "qwen3_moe"))
-def test_int4_in_groups_of_32_loses_less_than_naive_rounding_on_the_same_draw(
-    name: str, number: int, originals: dict[str, Any]
-) -> None:
-    naive = judged(originals[name], reference_models.by_baseline(originals[name], "int4_group32"), number)
-    found = judged(originals[name], once(name, "int4 in groups of 32"), number)
+def test_int4_in_groups_of_32_loses_less_than_naive_rounding_on_the_same_draw(name: str, number: int) -> None:
+    naive = naively(name, "int4_group32", number)
+    found = judged(name, once(name, "int4 in groups of 32"), number)
     assert found.kl_nats_per_token <= 1.0 * naive.kl_nats_per_token
 
 
 @EACH_DRAW
 @pytest.mark.parametrize("name", in_turn("qwen3_moe", among=MIXTURES))
-def test_experts_alone_lose_half_of_what_naive_rounding_of_all_loses(
-    name: str, number: int, originals: dict[str, Any]
-) -> None:
-    naive = judged(originals[name], reference_models.by_baseline(originals[name], "int4_group32"), number)
-    found = judged(originals[name], once(name, "experts in groups of 32"), number)
+def test_experts_alone_lose_half_of_what_naive_rounding_of_all_loses(name: str, number: int) -> None:
+    naive = naively(name, "int4_group32", number)
+    found = judged(name, once(name, "experts in groups of 32"), number)
     assert found.kl_nats_per_token <= 0.5 * naive.kl_nats_per_token
 
 
-@in_its_turn(4, of=5)
+@in_its_turn(3, of=LONG_ONES)
 @pytest.mark.parametrize("name", in_turn("qwen3"))
-def test_calibrated_rounding_loses_little_of_what_rounding_to_nearest_loses(
-    name: str, originals: dict[str, Any]
-) -> None:
+def test_calibrated_rounding_loses_little_of_what_rounding_to_nearest_loses(name: str) -> None:
     text = calibration_tokens()
     calibrated = compressed(name, format="int4", calibration="gptq", text=text)
-    naive = reference_models.by_baseline(originals[name], "int4_group128")
+    naive = reference_models.by_baseline(reference_models.original(name), "int4_group128")
     for number in range(DRAWS):
-        plain, found = (judged(originals[name], changed, number) for changed in (naive, calibrated))
+        plain, found = (judged(name, changed, number) for changed in (naive, calibrated))
         assert found.kl_nats_per_token <= 0.6 * plain.kl_nats_per_token, number
 
 
@@ -173,14 +164,13 @@ SCALED = {"qwen3": 0.97, "qwen3_moe": 0.995, "glm4_moe": 0.98, "glm4_moe_lite": 
 channels of models this small are even."""
 
 
-@in_its_turn(2, of=5)
+@in_its_turn(4, of=LONG_ONES)
 @pytest.mark.parametrize("name", in_turn("qwen3"))
-def test_scaled_channels_lose_no_more_than_rounding_to_nearest(name: str, originals: dict[str, Any]) -> None:
+def test_scaled_channels_lose_no_more_than_rounding_to_nearest(name: str) -> None:
     text = calibration_tokens()
     nearest, scaled = compressed(name, format="int4"), compressed(name, format="int4", calibration="awq", text=text)
     found = [
-        [judged(originals[name], changed, number).kl_nats_per_token for changed in (nearest, scaled)]
-        for number in range(DRAWS)
+        [judged(name, changed, number).kl_nats_per_token for changed in (nearest, scaled)] for number in range(DRAWS)
     ]
     plain, with_scales = (sum(of_draws) for of_draws in zip(*found, strict=True))
     assert with_scales <= SCALED[name] * plain, found
@@ -188,18 +178,18 @@ def test_scaled_channels_lose_no_more_than_rounding_to_nearest(name: str, origin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
-def test_where_channels_are_uneven_scales_make_up_for_it(name: str, originals: dict[str, Any]) -> None:
+def test_where_channels_are_uneven_scales_make_up_for_it(name: str) -> None:
     """The same model, to the bit, with channels up to 16 times as large as others, as large models have them."""
     tokens, text, found = reference_models.draw(0, windows=1), calibration_tokens(), []
     for asked in ({}, {"calibration": "awq", "text": text}):
         model = reference_models.load(name)
         uneven(model, layers_of(model), {"input_ids": tokens[:, :32]})
         with torch.no_grad():
-            assert torch.equal(model(input_ids=tokens).logits, originals[name](input_ids=tokens).logits)
+            assert torch.equal(model(input_ids=tokens).logits, reference_models.original(name)(input_ids=tokens).logits)
         ModularOptimizationManager().apply_optimizations(
             model, ["tensor_compression"], parameters={"tensor_compression": {"format": "int4", **asked}}
         )
-        found.append(judged(originals[name], model, 0).kl_nats_per_token)
+        found.append(judged(name, model, 0).kl_nats_per_token)
     assert found[1] <= 0.1 * found[0], found
 
 
@@ -213,29 +203,27 @@ def mixed_within(name: str, share: float) -> tuple[Any, dict[str, Any]]:
     return model, manager.get_receipts(model)[0].decision
 
 
-def loses_less_in_fewer_bytes(name: str, original: Any, changed: Any, numbers: Sequence[int]) -> bool:
+def loses_less_in_fewer_bytes(name: str, changed: Any, numbers: Sequence[int]) -> bool:
     """15% above int4 in groups of 128, against groups of 32, which are 17.6% above: 0.20 to 0.63 were measured."""
     fine = once(name, "int4 in groups of 32")
     assert tensor_bytes(changed) < tensor_bytes(fine)
     return all(
-        judged(original, changed, number).kl_nats_per_token
-        <= 0.75 * judged(original, fine, number).kl_nats_per_token
+        judged(name, changed, number).kl_nats_per_token
+        <= 0.75 * judged(name, fine, number).kl_nats_per_token
         for number in numbers
     )  # fmt: skip
 
 
-@in_its_turn(3, of=5)
+@in_its_turn(5, of=LONG_ONES)
 @pytest.mark.parametrize("name", in_turn("qwen3_moe"))
-def test_mixed_formats_lose_less_than_the_finest_int4_in_fewer_bytes(name: str, originals: dict[str, Any]) -> None:
+def test_mixed_formats_lose_less_than_the_finest_int4_in_fewer_bytes(name: str) -> None:
     model, decision = mixed_within(name, 1.15)
     assert decision["mixture"]["predicted_bytes"] <= 1.15 * decision["mixed"]["least_bytes"]
-    assert loses_less_in_fewer_bytes(name, originals[name], model, range(DRAWS))
+    assert loses_less_in_fewer_bytes(name, model, range(DRAWS))
 
 
 @pytest.mark.slow
-def test_bytes_given_to_the_layers_that_need_them_least_fail_that_bar(
-    originals: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_given_to_the_layers_that_need_them_least_fail_that_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof that the test above can fail: what a byte saves, turned round."""
 
     def turned_round(*given: Any) -> Any:
@@ -245,32 +233,29 @@ def test_bytes_given_to_the_layers_that_need_them_least_fail_that_bar(
 
     monkeypatch.setattr(mixed, "with_losses", turned_round)
     model, _ = mixed_within("qwen3_moe", 1.15)
-    assert not loses_less_in_fewer_bytes("qwen3_moe", originals["qwen3_moe"], model, [0])
+    assert not loses_less_in_fewer_bytes("qwen3_moe", model, [0])
 
 
 @pytest.mark.parametrize("what", sorted(WHATS))
-def test_a_broken_layer_fails_the_bar_of_each_format(what: str, originals: dict[str, Any]) -> None:
+def test_a_broken_layer_fails_the_bar_of_each_format(what: str) -> None:
     """The proof that those tests can fail: the scales of one matrix, shifted by a row."""
-    original, name = originals["qwen3_moe"], "qwen3_moe"
-    by_rows = what in ("fp8", "int8 with activations")
-    plain = by_naive_fp8(original) if by_rows else reference_models.by_baseline(original, "int4_group32")
-    bar = (1.3 if by_rows else 1.0) * judged(original, plain, 0).kl_nats_per_token
+    name, by_rows = "qwen3_moe", what in ("fp8", "int8 with activations")
+    plain = naively(name, "fp8" if by_rows else "int4_group32", 0)
+    bar = (1.3 if by_rows else 1.0) * plain.kl_nats_per_token
     broken = compressed(name, **WHATS[what])
     damaged = next(module for module in broken.modules() if isinstance(module, CompressedModule))
     scale = next(buffer for key, buffer in damaged.named_buffers() if key.endswith("_scale"))
     scale.copy_(scale.roll(1, 0 if by_rows else -2))
-    assert judged(original, broken, 0).kl_nats_per_token > bar
+    assert judged(name, broken, 0).kl_nats_per_token > bar
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_layer_that_is_broken_fails_that_bar(name: str, originals: dict[str, Any]) -> None:
+def test_a_layer_that_is_broken_fails_that_bar(name: str) -> None:
     """The proof that the test above can fail: one matrix of one layer, its scales shifted by a row."""
-    original = originals[name]
-    naive = judged(original, reference_models.by_baseline(original, NAIVE), 0)
-    broken = compressed(name)
+    naive, broken = naively(name, NAIVE, 0), compressed(name)
     damaged = next(module for path, module in broken.named_modules() if "layers.1." in path and path.endswith("o_proj"))
     damaged.weight_scale.copy_(damaged.weight_scale.roll(1, 0))
-    assert not is_as_good_as_rounding(judged(original, broken, 0), naive)
+    assert not is_as_good_as_rounding(judged(name, broken, 0), naive)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])

@@ -19,6 +19,7 @@ from inference_pio.measure import Quality
 from tests.quality import reference_models
 from tests.quality.reference_models import DRAWS, NAMES
 from tests.quality.test_tensor_compression import calibration_tokens, in_turn, judged
+from tests.sweep import LONG_ONES, in_its_turn
 
 EACH_DRAW = range(DRAWS)
 PARTS = ("attention", "mlp")
@@ -80,9 +81,10 @@ def lost(name: str, ratio: float, how: str, number: int) -> Quality:
         "svd": lambda: by_svd(name, ratio),
         "whitened": lambda: by_svd(name, ratio, whitened=True),
     }[how]()
-    return judged(original(name), changed, number)
+    return judged(name, changed, number)
 
 
+@in_its_turn(8, of=LONG_ONES)
 def test_a_fifth_of_the_numbers_goes_at_little_loss() -> None:
     model = decomposed("qwen3", 0.2, allocation="foretold", every=2)
     paths = layers(original("qwen3"))

@@ -21,6 +21,8 @@ from scripts.reference.step import Stepper
 from scripts.reference.tokenizer import IMAGE
 from tokenizers import Tokenizer
 
+from tests.sweep import rotating, turn_of_this_commit
+
 
 def _small(name: str, seed: int) -> Any:
     """The architecture at a size whose steps take no time."""
@@ -61,7 +63,7 @@ def _wake(model: Any) -> None:
             weight.normal_(std=0.05)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rotating(NAMES, turn_of_this_commit()))
 def test_a_step_moves_every_weight_that_saw_data(name: str, tokenizer: Tokenizer, tokens: np.ndarray) -> None:
     model = build(name, 0)
     _wake(model)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled
@@ -39,6 +40,22 @@ def test_bars_that_the_user_switched_off_stay_off() -> None:
     finally:
         logging.enable_progress_bar()
     assert state() == before
+
+
+def test_a_second_thread_waits_as_the_switches_are_the_processs() -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with quiet_library(), quiet_library():
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with quiet_library():
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 def test_standard_error_is_dropped_only_inside(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from inference_pio.errors import CorruptFile, SourceError
 from inference_pio.sources.folder import read_folder
 from inference_pio.sources.unread import read_skeleton
+from inference_pio.undo.checkpoint import read_header
 from tests import tiny
 from tests.sources.test_folder import edit_config, saved
 
@@ -67,6 +68,14 @@ def test_the_dtype_is_the_one_that_the_library_takes(tmp_path: Path, asked: Any,
     assert read_skeleton(tmp_path, dtype=asked).model.dtype == read_folder(tmp_path, dtype=asked).model.dtype
 
 
+def test_the_dtype_of_mixed_weights_is_the_one_that_the_library_takes(tmp_path: Path) -> None:
+    saved("glm4_moe_lite", tmp_path, torch.bfloat16)
+    edit_config(tmp_path, dtype=None, torch_dtype=None)
+    first = next(iter(read_header(tmp_path / "model.safetensors").values()))
+    assert first.dtype == torch.float32  # the correction of a router
+    assert read_skeleton(tmp_path).model.dtype == read_folder(tmp_path).model.dtype == torch.bfloat16
+
+
 def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
     saved("llama", tmp_path)
     rewrite(tmp_path, **{"model.layers.1.mlp.down_proj.weight": None})
@@ -101,6 +110,18 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         read_skeleton(tmp_path)
 
 
+def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved("llama", tmp_path)
+    edit_config(tmp_path, model_type="their_own", auto_map={"AutoConfig": "theirs.Config"})
+    (tmp_path / "theirs.py").write_text("raise AssertionError('code was run')\n")
+    monkeypatch.setattr("builtins.input", lambda *given: "y")
+    with pytest.raises(SourceError, match=r"runs only with open_model\(\.\.\., trust_remote_code=True\)"):
+        read_skeleton(tmp_path)
+    assert "custom code" not in capsys.readouterr().out
+
+
 def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
     saved("llama", tmp_path)
     index = {"weight_map": {EMBEDDING: "../outside.safetensors"}}
@@ -125,12 +146,25 @@ def test_a_header_that_lies_is_told(tmp_path: Path) -> None:
         read_skeleton(tmp_path)
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_a_tied_head_that_is_stored_as_well_is_one_only_if_its_bits_are(tmp_path: Path, same: bool) -> None:
-    model = saved("qwen3", tmp_path)
+@pytest.mark.parametrize(
+    ("head", "same"),
+    [
+        (lambda embedding: embedding.clone(), True),
+        (lambda embedding: embedding + 1, False),
+        (lambda embedding: embedding.float(), True),
+        (lambda embedding: torch.where(embedding == 0, -0.0, embedding), True),
+        (lambda embedding: embedding.view(torch.float16).clone(), False),  # the same bits
+    ],
+)
+def test_a_tied_head_that_is_stored_as_well_is_one_only_if_its_values_are(
+    tmp_path: Path, head: Callable[[torch.Tensor], torch.Tensor], same: bool
+) -> None:
+    model = saved("qwen3", tmp_path, torch.bfloat16)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    rewrite(tmp_path, **{HEAD: load_file(tmp_path / "model.safetensors")[EMBEDDING] + (not same)})
-    bare, whole = read_skeleton(tmp_path).model, AutoModelForCausalLM.from_pretrained(tmp_path)
+    embedding = load_file(tmp_path / "model.safetensors")[EMBEDDING]
+    embedding[:, 0] = 0
+    rewrite(tmp_path, **{EMBEDDING: embedding, HEAD: head(embedding)})
+    bare, whole = read_skeleton(tmp_path).model, read_folder(tmp_path).model
     assert (whole.lm_head.weight is whole.model.embed_tokens.weight) == same
     assert (bare.lm_head.weight is bare.model.embed_tokens.weight) == same
     assert bare.all_tied_weights_keys == whole.all_tied_weights_keys

@@ -49,3 +49,21 @@ def test_a_form_that_only_the_library_can_read_is_refused(tmp_path: Path) -> Non
     turned = type(stored)(stored.file, name, stored.offset, stored.nbytes, stored.dtype, stored.shape[::-1])
     with pytest.raises(SourceError, match=rf"the checkpoint has {name} in a form that only the library can read"):
         parts_of(unread.model, [name], unread.model.get_parameter(name), {name: turned})
+
+
+def test_a_square_weight_that_the_library_turns_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in its shape tells; its numbered rows lie across."""
+    unread = read_skeleton(write_model_folder(tmp_path / "model", "llama", tokenizer=False))
+    name, other = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.attention.wq"
+    tensor, stored = unread.model.get_parameter(name), unread.tensors[name]
+    assert tensor.shape[0] == tensor.shape[1]
+    for cut, fits in ((lambda rows: rows, True), (lambda rows: rows.mT, False)):
+        monkeypatch.setattr(
+            "inference_pio.streaming.awaiting.hub_tensors",
+            lambda model, tensors, cut=cut: {other: cut(tensors[name])},
+        )
+        if fits:
+            assert parts_of(unread.model, [name], tensor, {other: stored}) == ((0, stored),)
+        else:
+            with pytest.raises(SourceError, match="in a form that only the library can read"):
+                parts_of(unread.model, [name], tensor, {other: stored})

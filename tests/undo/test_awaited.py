@@ -49,11 +49,26 @@ def test_what_has_just_been_read_is_parked_where_it_was_read_from() -> None:
     assert torch.equal(parked.fetch()[0], values)
 
 
+def parked(values: torch.Tensor) -> Parked:
+    return Parked((View.of(values),), "", lambda: bytes_of(values), checksum_of(bytes_of(values)), values.nbytes)
+
+
 def test_a_model_that_was_not_loaded_to_its_end_is_not_filled_by_an_undo() -> None:
     values = torch.randn(2, 3)
-    parked = Parked((View.of(values),), "", lambda: bytes_of(values), checksum_of(bytes_of(values)), values.nbytes)
     with loading():
-        (shown,) = parked.fetch()
+        inside = parked(values)
+        (shown,) = inside.fetch()
         assert torch.isnan(shown).all()
         assert shown.untyped_storage().nbytes() == values.element_size()
-    assert torch.equal(parked.fetch()[0], values)
+    assert torch.equal(inside.fetch()[0], values)
+
+
+def test_another_model_gets_its_bytes_back_while_one_loads() -> None:
+    values = torch.randn(2, 3)
+    before = parked(values)
+    with loading():
+        mine = parked(values)
+        with loading():
+            assert torch.equal(before.fetch()[0], values)
+            assert torch.equal(mine.fetch()[0], values)
+        assert torch.isnan(mine.fetch()[0]).all()

@@ -5,7 +5,7 @@ import time
 import pytest
 from torch import nn
 
-from inference_pio.undo.places import Places, chain, configs_of
+from inference_pio.undo.places import Places, chain, config_at, configs_of
 from inference_pio.undo.slots import Slot
 from tests import tiny
 
@@ -92,3 +92,10 @@ def test_twenty_thousand_modules_are_placed_in_well_under_a_second() -> None:
         seconds.append(time.process_time() - started)
     assert min(seconds) < 0.8
     assert len(places.parents(shared)) == 10_000
+
+
+def test_a_configuration_is_found_by_its_name() -> None:
+    model = tiny.build("qwen3_vl")
+    for name, config in configs_of(model):
+        assert config_at(model, name) is config
+    assert config_at(model, "model.language_model.layers.0.self_attn.config") is model.config.text_config

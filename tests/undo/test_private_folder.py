@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
+import pytest
+import torch
 from torch import nn
 
 from inference_pio.undo import private_folder
 from inference_pio.undo.journal import Journal
-from inference_pio.undo.private_folder import sweep_dead
+from inference_pio.undo.private_folder import sweep_dead, write_private
 from inference_pio.undo.vault import Vault
 from tests.undo.help import take_back
 from tests.undo.test_vault import linears, parked_file
@@ -26,6 +31,25 @@ def test_only_the_user_can_read_what_is_parked(tmp_path: Path) -> None:
     file = parked_file(tmp_path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_a_ctrl_c_while_a_file_is_made_leaves_it_neither_open_nor_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = os.open
+
+    def pressed(*given: Any) -> int:
+        descriptor = made(*given)
+        signal.raise_signal(signal.SIGINT)
+        return descriptor
+
+    before = psutil.Process().num_fds()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            write_private(tmp_path / "a.bin", torch.zeros(4, dtype=torch.uint8))
+    assert psutil.Process().num_fds() == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_goes_with_the_undo_and_the_folder_with_the_vault(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from inference_pio.configuration.resource_constraints import ResourceConstraints
 from inference_pio.errors import UnknownName
 
 HARDWARE_CLASSES = ("hopper", "ampere_ada", "small_gpu", "cpu")
-"""Data centre GPUs of compute capability 9.0 and newer; other GPUs; GPUs of at most 16 GB, whatever they are; CPUs."""
+"""NVIDIA GPUs of compute capability 9.0 and newer; older ones; any of at most 16 GB; whatever is no NVIDIA GPU."""
 
 
 def check_hardware_class(name: object) -> str:

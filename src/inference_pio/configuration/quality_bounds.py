@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from inference_pio.configuration.plain_data import Document
 
+Quantity = Literal["kl", "perplexity_ratio"]
 MaxKL = Annotated[
     float | None,
     Field(
@@ -52,6 +53,14 @@ class QualityBounds(Document):
             if most is not None and not value <= most
         ]
         return "; ".join(told) or None
+
+    def judged_by(self, kl_nats_per_token: float) -> Quantity:
+        """What tells who is guilty: the divergence where its bound is broken, else the perplexity.
+
+        >>> QualityBounds(max_kl=0.1, max_perplexity_ratio=1.01).judged_by(0.05)
+        'perplexity_ratio'
+        """
+        return "kl" if self.max_kl is not None and not kl_nats_per_token <= self.max_kl else "perplexity_ratio"
 
     def over(self, others: QualityBounds) -> QualityBounds:
         """These where they are set, else the others."""

@@ -9,15 +9,17 @@ from typing import NamedTuple
 
 from torch import nn
 
+from inference_pio.configuration.quality_bounds import Quantity
 from inference_pio.contract.verdict import StepCost
-from inference_pio.errors import QualityBroken
+from inference_pio.errors import NothingApplied, QualityBroken
 from inference_pio.manager import get_optimization_manager
 from inference_pio.manager.session import session_of
 from inference_pio.plan.target import TargetSet, Wanted
 
 LEAST_SHARE = 0.02
-"""A step pays if its removal takes this share of the divergence away: of eleven the worst has more, unless it hides
+"""A step pays if its removal takes this share of what is too much away: of eleven the worst has more, unless it hides
 behind another that spoils the same."""
+WORDS = {"kl": "the KL is {:.2g} nats/token", "perplexity_ratio": "the perplexity ratio is {:.2g}"}
 
 
 class Found(NamedTuple):
@@ -33,6 +35,7 @@ class Found(NamedTuple):
         return Found(self.kl - other.kl, self.perplexity_ratio - other.perplexity_ratio)
 
 
+NOTHING = Found(0.0, 1.0)
 BEYOND = Found(math.inf, math.inf)
 """Answers that are no numbers, or none that can be compared: too far for every bound."""
 Judge = Callable[[], Found]
@@ -42,13 +45,15 @@ Broken = Callable[[Found], str | None]
 class Attribution:
     """Applies a target set to a model that has nothing, and takes wishes back until no bound is broken.
 
-    `judge` measures the model as it stands, `broken` says in words what is too much.
+    `judge` measures the model as it stands, `broken` says in words what is too much, and `by` which of the two
+    quantities it is.
     """
 
     def __init__(
-        self, model: nn.Module, target: Sequence[Wanted], profile: str | None, judge: Judge, broken: Broken
-    ) -> None:
-        self._model, self._profile, self._judge, self._broken = model, profile, judge, broken
+        self, model: nn.Module, target: Sequence[Wanted], profile: str | None, judge: Judge, broken: Broken,
+        by: Callable[[Found], Quantity] = lambda found: "kl",
+    ) -> None:  # fmt: skip
+        self._model, self._profile, self._judge, self._broken, self._by = model, profile, judge, broken, by
         self._target: TargetSet = {member.name: member for member in target}
         self.costs: tuple[StepCost, ...] = ()
         self.taken_back: dict[str, str] = {}
@@ -62,12 +67,15 @@ class Attribution:
         while (reason := self._broken(found)) is not None:
             without = self._without_each()
             bought = {name: found.less(other) for name, other in without.items()}
+            by = self._by(found)
             if not self.costs:
                 self.costs = self._priced(bought)
-                self._hold_orders()
-            name = self._guilty(found, {name: one for name, one in bought.items() if not self._is_order(name)})
+                self._hold_orders(by)
+            name, why = self._guilty(found, {name: one for name, one in bought.items() if not self._is_order(name)}, by)
             for one in sorted(self._with(name)):
-                self.taken_back[one] = _told(one, name, reason, bought[name])
+                if self._target[one].off is None and one not in self.taken_back:
+                    told = f": {reason}; {why}" if one == name else f" with {name}, which it needs"
+                    self.taken_back[one] = f"taken back by the quality guard{told}"
             self._stand()
             found = without[name]
         return before, found
@@ -81,8 +89,13 @@ class Attribution:
             for name, member in self._target.items()
             if name not in away
         ]
-        profile = None if away else self._profile  # a trial may leave nothing, a profile may not
-        get_optimization_manager().set_target(self._model, left, profile=profile)
+        manager = get_optimization_manager()
+        try:
+            manager.set_target(self._model, left, profile=None if away else self._profile)
+        except NothingApplied:
+            if not away:
+                raise
+            manager.remove_optimizations(self._model)  # a trial may leave nothing, a profile may not
 
     @property
     def _applied(self) -> list[str]:
@@ -105,6 +118,7 @@ class Attribution:
         return found
 
     def _is_order(self, name: str) -> bool:
+        """Whether it, or what needs it, is one."""
         return any(self._target[one].order for one in self._with(name))
 
     # ------------------------------------------------------------------ who costs what
@@ -128,40 +142,36 @@ class Attribution:
             for name, one in bought.items()
         )  # fmt: skip
 
-    def _guilty(self, found: Found, bought: Mapping[str, Found]) -> str:
-        """The wish whose removal buys most; where none buys anything, the one that costs most alone: of two that
-        spoil the same, neither's removal helps.
+    def _guilty(self, found: Found, bought: Mapping[str, Found], by: Quantity) -> tuple[str, str]:
+        """The wish whose removal buys most of what is too much, with what it costs in words; where none buys anything,
+        the one that costs most alone: of two that spoil the same, neither's removal helps.
         """
-        best = max(bought, key=lambda name: bought[name].kl)
-        if bought[best].kl < LEAST_SHARE * found.kl and len(bought) > 1:
-            alone = {name: self._alone(name).kl for name in bought}
+        best = max(bought, key=lambda name: getattr(bought[name], by))
+        pays = getattr(bought[best], by)
+        if pays < LEAST_SHARE * getattr(found.less(NOTHING), by) and len(bought) > 1:
+            alone = {name: getattr(self._alone(name), by) for name in bought}
             best = max(alone, key=lambda name: alone[name])
-        return best
+            return best, f"no one's removal helps, and with it alone {WORDS[by].format(alone[best])}"
+        return best, f"without it {WORDS[by].format(pays)} less"
 
     def _alone(self, name: str) -> Found:
         """What is found where of all wishes only this one, and what it needs, stands."""
         stay = self._needs(name)
-        self._stand([one for one, member in self._target.items() if one not in stay and not member.order])
+        self._stand([one for one in self._target if one not in stay and not self._is_order(one)])
         return self._judge()
 
-    def _hold_orders(self) -> None:
+    def _hold_orders(self, by: Quantity) -> None:
         """Raise where orders alone break a bound: no wish that goes could help."""
         orders = [cost for cost in self.costs if cost.order]
         if not orders:
             return
-        self._stand([name for name, member in self._target.items() if not member.order])
+        self._stand([name for name in self._target if not self._is_order(name)])
         broken = self._broken(self._judge())
         if broken is None and len(orders) < len(self.costs):
             return
-        worst = max(orders, key=lambda cost: cost.kl_bought)
+        worst = max(orders, key=lambda cost: getattr(cost, f"{by}_bought"))
         raise QualityBroken(
             f"what is asked for by name moves the answers too far for the quality guard ({broken}): {worst}. Leave "
             f"{worst.name} out, ask less of it, or raise the bound. The model is as before the call.",
             [cost.name for cost in orders],
         )
-
-
-def _told(name: str, guilty: str, reason: str, bought: Found) -> str:
-    if name != guilty:
-        return f"taken back by the quality guard with {guilty}, which it needs"
-    return f"taken back by the quality guard: {reason}; without it the KL is {bought.kl:.2g} nats/token less"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from inference_pio.calibration.source import calibration_source, tokenizer_beside
 from inference_pio.errors import InvalidSetting, MeasureError
+from inference_pio.measure.logits import window_logits
 from inference_pio.measure.target import check_measurable, max_positions, vocab_size
 from inference_pio.measure.text import evaluation_tokens, text_source
 
@@ -35,17 +36,24 @@ class GuardText:
         return int(self.tokens.shape[0] * (self.tokens.shape[1] - 1))
 
 
+def check_judgeable(model: nn.Module) -> None:
+    """Raise MeasureError, with the way out, for a model that no text can judge; nothing is run."""
+    try:
+        check_measurable(model)
+    except MeasureError as error:
+        raise MeasureError(f"a quality guard cannot judge this model: {error}. {WAY_OUT}") from error
+
+
 def guard_text(model: nn.Module, tokenizer: Any = None) -> GuardText:
     """The evaluation part of the default text, with the tokenizer that is given or lies where the model comes from.
 
     Without one, what the model itself says with another seed than calibration has. Raises MeasureError, with the way
     out, where no tokens can be had.
     """
-    try:
-        check_measurable(model)
-    except MeasureError as error:
-        raise MeasureError(f"a quality guard cannot judge this model: {error}. {WAY_OUT}") from error
+    check_judgeable(model)
     window = min(WINDOW, max_positions(model) or WINDOW)
+    if window < 2:
+        raise MeasureError(f"a quality guard cannot judge this model: it takes {window} tokens at most. {WAY_OUT}")
     known = vocab_size(model)
     found = tokenizer if tokenizer is not None else tokenizer_beside(model)
     if found is not None:
@@ -60,6 +68,7 @@ def guard_text(model: nn.Module, tokenizer: Any = None) -> GuardText:
 
 def _sampled(model: nn.Module, window: int) -> GuardText:
     windows = -(-TOKENS // (window - 1))
+    window_logits(model, torch.zeros(1, 2, dtype=torch.int64), 0)  # says in words what sampling from NaN would not
     try:
         source = calibration_source(model, tokens=windows * window, window=window, seed=OTHER_SEED)
     except InvalidSetting as error:

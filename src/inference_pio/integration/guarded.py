@@ -14,10 +14,10 @@ from inference_pio.configuration import QualityBounds
 from inference_pio.contract.verdict import Verdict
 from inference_pio.errors import MeasureError, PlanError
 from inference_pio.integration.attribution import BEYOND, Attribution, Found
-from inference_pio.integration.guard_text import GuardText, guard_text
+from inference_pio.integration.guard_text import GuardText, check_judgeable, guard_text
 from inference_pio.integration.standing import back_on_error
 from inference_pio.manager import get_optimization_manager
-from inference_pio.manager.session import gate_of, session_of
+from inference_pio.manager.session import session_of
 from inference_pio.measure.quality import compare
 from inference_pio.measure.reference import Reference
 from inference_pio.plan.target import Wanted
@@ -42,13 +42,17 @@ def set_guarded_target(
         manager.set_target(model, target, profile=profile)
         return None
     asked = f"{profile} {bounds} {sorted(map(repr, target))}"
-    manager.plan(model, target, profile=profile)  # what is refused is refused before anything is recorded
-    with gate_of(model).writing(TIMEOUT_S):
+    check_judgeable(model)  # what is refused is refused before anything is taken off
+    manager.plan(model, target, profile=profile)
+    with manager.several_edits(model, TIMEOUT_S):
         session = session_of(model)
         if session is not None and session.verdict is not None and session.verdict.asked == asked:
-            return session.verdict
+            return keep_verdict(model, target, profile, session.verdict)
         with back_on_error(model), _unmodified(model, tokenizer) as (text, judged):
-            run = Attribution(model, target, profile, judged, lambda found: bounds.broken_by(*found))
+            run = Attribution(
+                model, target, profile, judged, lambda found: bounds.broken_by(*found),
+                lambda found: bounds.judged_by(found.kl),
+            )  # fmt: skip
             before, after = run.settle()
             verdict = _verdict(bounds, text, before, after, run)
         for name, reason in verdict.taken_back.items():
@@ -56,12 +60,12 @@ def set_guarded_target(
         return _noted(model, replace(verdict, asked=asked))
 
 
-def keep_verdict(model: nn.Module, target: Sequence[Wanted], profile: str | None, verdict: Verdict) -> None:
-    """The same for a further model of the same kind, whose verdict is known: nothing is measured."""
+def keep_verdict(model: nn.Module, target: Sequence[Wanted], profile: str | None, verdict: Verdict) -> Verdict:
+    """The same where the verdict is known, of this model or of another one of its kind: nothing is measured."""
     gone = verdict.taken_back
     settled = [replace(one, off=gone[one.name]) if one.name in gone else one for one in target]
     get_optimization_manager().set_target(model, settled, profile=profile)
-    _noted(model, verdict)
+    return _noted(model, verdict)
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from torch import nn
 from inference_pio.anatomy.family import model_type_of
 from inference_pio.configuration import ModelFamily, family_of_model, get_config_manager
 from inference_pio.contract.byte_size import bytes_in, in_words
-from inference_pio.errors import InvalidSetting, PlanError
+from inference_pio.errors import InvalidSetting, PlanError, SourceError
 from inference_pio.integration.constraints import hold_constraints, total_bytes_of
-from inference_pio.integration.targets import Changes, changed, profile_target
+from inference_pio.integration.saved import is_saved
+from inference_pio.integration.targets import Changes, changed, check_profile, profile_target
 from inference_pio.manager import get_optimization_manager
 from inference_pio.measure.freed_memory import return_freed_memory
 from inference_pio.measure.hardware import Hardware, hardware_of
@@ -50,12 +51,14 @@ def load_pretrained(
     It is, bit for bit, what `from_pretrained` and then applying the same gives, and can be taken back as that can; but
     its weights come in one by one, and each is stored or put away as it is to be before the next one comes. `profile`
     is one by name, as it is on a class of `hardware` (by default the one at hand); `optimizations` and `parameters` are
-    orders on top of it. With a budget, layers that it has no room
-    for stay on the host or on disk (`disk_offloading`). A step that needs the whole model has it in memory first, which
-    the log tells; with a budget that this would break, it is refused before anything is read.
+    orders on top of it. With a budget, layers that it has no room for stay on the host or on disk (`disk_offloading`).
+    A step that needs the whole model has it in memory first, which the log tells; with a budget that this would break,
+    it is refused before anything is read.
 
     Raises the errors of `open_model`, SourceError naming tensors that are missing or of another shape, PlanError.
     """
+    if isinstance(optimizations, str):
+        raise InvalidSetting(f"optimizations must be a list of optimization names, not {optimizations!r}.")
     changes = Changes(tuple(optimizations), parameters=parameters or {})
     return load_within(
         id_or_dir, profile, changes, Budgets(gpu_budget, host_budget), dtype=dtype, device=device, family=family,
@@ -94,12 +97,15 @@ def load_within(
     """What `load_pretrained` does, with all that it found out."""
     check_dtype(dtype)
     target_device = _device(device, budgets)
+    here = hardware_of(target_device, hardware)
+    _check_names(profile, family, changes, budgets, here.name)
+    if is_saved(os.fspath(spec)):
+        raise SourceError(f"{os.fspath(spec)} holds a model that is optimized already: inference_pio.load opens it.")
     found = find_source(spec, progress=progress)
     unread, told = read_skeleton(found.folder, dtype=dtype), _Told()
     model, arrivals = unread.model, Arrivals(target_device, told)
     with arriving(model, arrivals):
         total = await_weights(model, unread.tensors, arrivals)
-        here = hardware_of(target_device, hardware)
         wanted = _target(model, profile, family, changes, budgets, here.name)
         plan = get_optimization_manager().plan(model, wanted, profile=profile) if wanted else None
         plan = plan and replace(plan, hardware=str(here))
@@ -112,9 +118,11 @@ def load_within(
                 get_optimization_manager().set_target(model, wanted, profile=profile)
             arrivals.finish(model)
     return_freed_memory(collect=False)  # the reader's slabs among it
-    notes = (*found.notes, *unread.notes, *_not_guarded(profile, here))
-    for note in notes:
+    for note in (notes := (*found.notes, *unread.notes)):
         logger.info("%s: %s", found.name, note)
+    for note in (unguarded := _not_guarded(profile, here)):
+        logger.warning("%s: %s", found.name, note)
+    notes += tuple(unguarded)
     return Loaded(model, found, notes, plan)
 
 
@@ -131,9 +139,24 @@ def _device(asked: str | torch.device | None, budgets: Budgets) -> torch.device:
     if asked is None:
         asked = "cpu" if budgets.gpu is None else "cuda"
     device = device_named(asked)
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidSetting(f"a model is loaded on a CPU or an NVIDIA GPU, not on {device}: open_model may.")
     if budgets.gpu is not None and device.type == "cpu":
         raise InvalidSetting("gpu_budget is for models on a GPU: name one as device, or give host_budget instead.")
     return torch.empty(0, device=device).device  # with its number
+
+
+def _check_names(
+    profile: str | None, family: ModelFamily | str | None, changes: Changes, budgets: Budgets, hardware: str
+) -> None:
+    """Raise what asks for something that is not known, before anything is fetched."""
+    whose = ModelFamily.OTHER if family is None else ModelFamily.of(family)
+    if profile is None:
+        changed({}, changes)
+    else:
+        check_profile(profile, whose, changes, hardware)
+    if budgets.given:
+        get_optimization_manager().wanted(WITHIN, budgets.given)
 
 
 def _target(

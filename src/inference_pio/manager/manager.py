@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from torch import nn
@@ -15,8 +16,9 @@ from inference_pio.contract.optimization import OptimizationInterface
 from inference_pio.contract.receipt import Receipt
 from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.errors import InvalidSetting, RequiredByOthers, VaultError
+from inference_pio.manager.kept_open import kept_open
 from inference_pio.manager.reach import Aim, reach
-from inference_pio.manager.session import Session, session_of
+from inference_pio.manager.session import Session, gate_of, session_of
 from inference_pio.manager.status import status_of
 from inference_pio.optimizations import built_in
 from inference_pio.plan.make import check_model, make_plan
@@ -150,11 +152,23 @@ class ModularOptimizationManager:
         by somebody else, unless `on_drift="discard"`; VaultError for one whose originals are not here. Without `names`
         those stay, which the log tells.
         """
-        check_model(model)
         asked = None if names is None else _names(names)
         return self._reach(
             model, lambda: self._remaining(model, asked, cascade), timeout_s=timeout_s, on_drift=on_drift
         )  # fmt: skip
+
+    @contextmanager
+    def several_edits(self, model: nn.Module, timeout_s: float = 60.0) -> Iterator[None]:
+        """Calls of the model in other threads wait until all edits inside are done, whatever stands in between."""
+        check_model(model)
+        with gate_of(model).writing(timeout_s):
+            try:
+                with kept_open(model, timeout_s):
+                    yield
+            finally:
+                session = session_of(model)
+                if session is not None and session.empty:
+                    self.set_target(model, [])
 
     def _remaining(self, model: nn.Module, asked: Sequence[str] | None, cascade: bool) -> tuple[TargetSet, str | None]:
         """The target set without some of its members, or without any."""
@@ -190,7 +204,6 @@ class ModularOptimizationManager:
         return member if isinstance(member, Wanted) else self.wanted(member)
 
     def _target(self, model: nn.Module) -> TargetSet:
-        check_model(model)
         session = session_of(model)
         return dict(session.target) if session else {}
 

@@ -10,7 +10,7 @@ from torch import nn
 from inference_pio.contract.optimization import OptimizationInterface
 from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.errors import NoEffect, NothingApplied
-from inference_pio.manager.guards import install_guards
+from inference_pio.manager.kept_open import open_base
 from inference_pio.manager.running import wait_until_idle
 from inference_pio.manager.session import Applied, Session, gate_of, session_of
 from inference_pio.manager.steps import take_step
@@ -21,7 +21,7 @@ from inference_pio.plan.plan import Left, Plan, PlannedStep
 from inference_pio.plan.skeleton import device_of
 from inference_pio.plan.target import Supply, TargetSet, Wanted, with_dependencies
 from inference_pio.sources.cache import cache_folder
-from inference_pio.undo.configs import OwnConfigs, own_configs
+from inference_pio.undo.configs import OwnConfigs
 from inference_pio.undo.places import SESSION
 from inference_pio.undo.transaction import OnDrift, Transaction
 from inference_pio.undo.vault import KeepOriginals
@@ -50,12 +50,13 @@ def reach(
             supply=supply,
         )  # fmt: skip
         whole_target = with_dependencies(target.values(), registry, supply)[0]
-        if moves.made or moves.removed:
+        if moves.made or moves.removed or session.empty:
             if fresh:
                 wait_until_idle(model, timeout_s)
             standing_before = list(session.applied)
             orders = {member.name for member in whole_target.values() if member.order}
             transaction, plan = _move(model, session, plan, moves, registry, remover, keep_originals, on_drift, orders)
+            session.verdict = None  # the answers are others now
             _record(session, plan, whole_target)  # before the commit: a Ctrl-C in it must not leave an old target
             transaction.commit()
             if _bytes_moved(standing_before, session.applied):
@@ -77,7 +78,7 @@ def _move(
     transaction = Transaction(session.journal)
     try:
         going = [step for step in session.applied if step.name in moves.taken_back]
-        last = bool(going) and len(going) == len(session.applied) and not moves.made and not session.inherited
+        last = len(going) == len(session.applied) and not (moves.made or session.inherited or session.stays)
         frames = [step.frame for step in going] + ([session.journal.base] if last else [])
         owned = session.owned if last else None
         if by_themselves := [step.optimization for step in going if _removes_itself(step.optimization)]:
@@ -111,10 +112,7 @@ def _make(
     """Make the new steps; a wish that the live model leaves nothing to do for is left out of the plan."""
     model.__dict__.setdefault(SESSION, session)
     session.open_vault(keep, model, cache_folder() / "undo")
-    if not session.journal.base.entries:
-        with session.journal.step("(base)", into=session.journal.base):
-            session.owned = own_configs(session.journal, model)
-            install_guards(session.journal, model)
+    open_base(model, session)
     for planned in plan.steps:
         if planned.name not in moves.made:
             continue
@@ -151,5 +149,11 @@ def _removes_itself(optimization: OptimizationInterface) -> bool:
 
 
 def _record(session: Session, plan: Plan, target: TargetSet) -> None:
+    if plan.profile != session.profile or _switches(target) != _switches(session.target):
+        session.verdict = None  # it was said of what was asked for then
     session.target, session.left, session.profile = target, plan.left, plan.profile
-    session.order, session.verdict = [step.name for step in plan.steps], None
+    session.order = [step.name for step in plan.steps]
+
+
+def _switches(target: TargetSet) -> dict[str, str | None]:
+    return {name: member.off for name, member in target.items()}

@@ -63,6 +63,14 @@ class Session:
         """What a quality guard said of this very target set."""
         self.inherited: tuple[Receipt, ...] = ()
         self.irreversible: str | None = None
+        self.stays = False
+        """Whether guards stay where no step does; see `kept_open`."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether guards are all that is left, and may go."""
+        opened = bool(self.journal.base.entries)
+        return opened and not (self.applied or self.inherited or self.stays)
 
     def take_stock(self, model: nn.Module) -> None:
         """A copy of an optimized model starts from what it is when it is edited first."""
@@ -106,7 +114,7 @@ class Session:
         twin.__dict__.update(
             gate=Gate(), journal=Journal(nn.Module()), skeleton=None, born=self.born,
             owned=OwnConfigs(), applied=[], target={}, left=(), order=[], profile=self.profile,
-            verdict=self.verdict,
+            verdict=self.verdict, stays=False,
             inherited=tuple(replace(receipt, reversible=False) for receipt in self.receipts), irreversible=COPIED,
         )  # fmt: skip
         return twin

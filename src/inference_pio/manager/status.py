@@ -23,6 +23,7 @@ def status_of(model: nn.Module, registry: OptimizationRegistry) -> dict[str, Any
     """
     session = session_of(model)
     receipts = session.receipts if session else ()
+    told = {receipt.name: receipt.to_json() for receipt in receipts}
     counted = counted_by(model, session, registry) if session else {}
     weight_bytes = tensor_bytes(model)
     held_bytes = session.held_bytes if session else 0
@@ -32,11 +33,11 @@ def status_of(model: nn.Module, registry: OptimizationRegistry) -> dict[str, Any
         "model_family": str(family_of_model(model)),
         "profile": session.profile if session else None,
         "applied": [receipt.name for receipt in receipts],
-        "applied_optimizations": [_applied(receipt) | _told(receipt.name, counted) for receipt in receipts],
+        "applied_optimizations": [_applied(receipt, told) | _told(receipt.name, counted) for receipt in receipts],
         "skipped": [left.to_json() for left in session.left] if session else [],
         "total_optimizations_available": len(registry),
         "optimizations": {
-            cls.name: _one(cls.name, session) | _facts(cls) | _told(cls.name, counted) for cls in registry
+            cls.name: _one(cls.name, session, told) | _facts(cls) | _told(cls.name, counted) for cls in registry
         },
         "quality_guard": session.verdict.to_json() if session and session.verdict else None,
         "reversible": _reversible(session),
@@ -52,10 +53,10 @@ def _told(name: str, counted: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {"counted": counted[name]} if name in counted else {}
 
 
-def _applied(receipt: Receipt) -> dict[str, Any]:
+def _applied(receipt: Receipt, told: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": receipt.name, "type": receipt.type, "stage": receipt.stage,
-        "parameters": receipt.parameters, "receipt": receipt.to_json(),
+        "parameters": receipt.parameters, "receipt": told[receipt.name],
     }  # fmt: skip
 
 
@@ -76,12 +77,11 @@ def _facts(cls: Any) -> dict[str, Any]:
     return {"type": cls.optimization_type.value, "stage": cls.stage.name.lower(), "summary": cls.summary}
 
 
-def _one(name: str, session: Session | None) -> dict[str, Any]:
-    receipts = {receipt.name: receipt for receipt in session.receipts} if session else {}
+def _one(name: str, session: Session | None, told: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     left = {one.name: one.reason for one in session.left} if session else {}
-    entry: dict[str, Any] = {"enabled": bool(session and name in session.target), "applied": name in receipts}
-    if name in receipts:
-        entry["receipt"] = receipts[name].to_json()
+    entry: dict[str, Any] = {"enabled": bool(session and name in session.target), "applied": name in told}
+    if name in told:
+        entry["receipt"] = told[name]
     elif name in left:
         entry["reason"] = left[name]
     return entry

@@ -34,15 +34,17 @@ def take_step(model: nn.Module, session: Session, plan: PlannedStep, optimizatio
     """Apply one planned step to the live model. Whatever it raises, its own writes are taken back first."""
     started = time.perf_counter()
     with torch.inference_mode(False), torch.no_grad():
+        arrivals = arrivals_of(model)
+        if arrivals is not None and optimization.weights_read == "all":
+            arrivals.bring(tensors_of(model), summed=True)
         sites = _sites_now(optimization, model, plan)
         acting = tuple(site for site in sites if site.acts)
         if not acting:
             raise NoEffect(f"{plan.name} was planned for this model, but finds no place in it any more.")
         before = tensor_bytes(model)
-        arrivals = arrivals_of(model)
         one_by_one = arrivals is not None and optimization.weights_read == "site by site"
         if arrivals is not None and not one_by_one:
-            for path in [""] if optimization.weights_read == "all" else optimization.checked_weights(acting):
+            for path in optimization.checked_weights(acting):
                 arrivals.bring(tensors_of(model.get_submodule(path)), summed=True)
         if not one_by_one:
             optimization.preflight(model, acting)

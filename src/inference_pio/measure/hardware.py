@@ -34,8 +34,9 @@ def hardware_of(device: torch.device, asked: str | None = None) -> Hardware:
     """
     if asked is not None:
         return Hardware(check_hardware_class(asked), "as asked for")
-    if device.type != "cuda":
-        return Hardware("cpu", f"the device is {device.type}, no NVIDIA GPU")
+    if device.type != "cuda" or torch.version.hip is not None:
+        told = device.type if torch.version.hip is None else f"{device.type} by ROCm"
+        return Hardware("cpu", f"the device is {told}, no NVIDIA GPU")
     found = torch.cuda.get_device_properties(device)
     return class_of_gpu(found.name, (found.major, found.minor), int(found.total_memory))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.contract.site import Site, skips_by_reason
 from inference_pio.errors import ConflictError, NoEffect
 from inference_pio.plan.plan import Left, PlannedStep
-from inference_pio.plan.skeleton import tensor_bytes
+from inference_pio.plan.skeleton import tensor_bytes, twin_of
 from inference_pio.plan.target import Wanted
 from inference_pio.undo.frame import Frame
 from inference_pio.undo.journal import Journal
@@ -38,7 +37,7 @@ def rehearse(
     """
     lost: Losses = {}
     while True:
-        steps, left, found = _play(copy.deepcopy(skeleton), names, target, registry, device, lost)
+        steps, left, found = _play(twin_of(skeleton), names, target, registry, device, lost)
         if not found:
             return steps, left
         lost.update(found)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+import functools
+from collections import OrderedDict
+from types import BuiltinFunctionType, FunctionType, NoneType
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +19,8 @@ from inference_pio.undo.slots import tensors_of
 from inference_pio.undo.stored_bytes import stored_bytes
 
 M = TypeVar("M", bound=nn.Module)
+AS_IT_IS = frozenset({NoneType, bool, int, float, str, bytes, torch.dtype, FunctionType, BuiltinFunctionType, type})
+"""What a deep copy shares with the first."""
 
 
 def skeleton_of(model: M) -> M:
@@ -30,12 +35,48 @@ def skeleton_of(model: M) -> M:
     if (session := model.__dict__.get(SESSION)) is not None:
         memo[id(session)] = None
     try:
-        return copy.deepcopy(model, memo)
+        return twin_of(model, memo)
     except Exception as error:
         raise InvalidModel(
             f"{type(model).__name__} cannot be planned for: its module tree cannot be copied ({error}). "
             "Attributes such as locks, open files or generators must be taken off the model first."
         ) from error
+
+
+def twin_of(bones: M, memo: dict[int, object] | None = None) -> M:
+    """A deep copy, in a third of the time: of all that a module holds, nearly everything is a number, a word, or an
+    empty table of hooks, and `copy.deepcopy` takes the way through pickling for each.
+
+    >>> bones = skeleton_of(nn.Linear(3, 2))
+    >>> twin_of(bones).weight is bones.weight
+    False
+    """
+    memo = {} if memo is None else memo
+    for module in reversed(list(bones.modules())):  # parts first, so that what holds them finds them copied
+        kind: Any = type(module)
+        if id(module) not in memo and _is_copied_plainly(kind) and "__deepcopy__" not in vars(module):
+            twin = kind.__new__(kind)
+            memo[id(module)] = twin
+            twin.__dict__.update((key, _copied(value, memo)) for key, value in vars(module).items())
+    return copy.deepcopy(bones, memo)
+
+
+@functools.cache
+def _is_copied_plainly(kind: Any) -> bool:
+    """Whether a class leaves copying to what it inherits from `nn.Module`: attribute by attribute."""
+    return not hasattr(kind, "__deepcopy__") and all(
+        getattr(kind, way) is getattr(nn.Module, way)
+        for way in ("__new__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
+    )
+
+
+def _copied(value: object, memo: dict[int, object]) -> object:
+    kind = type(value)
+    if kind in AS_IT_IS:
+        return value
+    if kind in (dict, OrderedDict, set, list) and not value and id(value) not in memo:
+        memo[id(value)] = kind()
+    return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:

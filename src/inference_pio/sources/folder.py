@@ -78,15 +78,17 @@ def read_tokenizer(
 
 
 @contextmanager
-def told_as_source_error(what: str) -> Iterator[None]:
-    """Whatever the library raises inside becomes one `SourceError` that keeps the library's words."""
+def told_as_source_error(what: str, trusting: str = "trust_remote_code=True") -> Iterator[None]:
+    """Whatever the library raises inside becomes one `SourceError` that keeps the library's words; `trusting` is what
+    lets a model's own code run.
+    """
     try:
         yield
     except (InferencePioError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         remote = "trust_remote_code" in str(error)
-        way_out = " (its own code runs only with trust_remote_code=True: read it first)" if remote else ""
+        way_out = f" (its own code runs only with {trusting}: read it first)" if remote else ""
         raise SourceError(f"{what}: {error}{way_out}") from error
 
 

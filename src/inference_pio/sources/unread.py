@@ -15,9 +15,10 @@ from inference_pio.errors import CorruptFile, SourceError
 from inference_pio.sources.folder import model_class, some, told_as_source_error
 from inference_pio.sources.layout import check_folder, weight_files
 from inference_pio.sources.quiet import quiet_library
-from inference_pio.undo.checkpoint import TensorInFile, read_header, same_bits
+from inference_pio.undo.checkpoint import TensorInFile, read_header
 
 WAY_OUT = "open_model and optimize load it whole"
+TRUSTING = "open_model(..., trust_remote_code=True), which loads it whole"
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ def read_skeleton(folder: Path, *, dtype: torch.dtype | Literal["auto"] = "auto"
     are read. Raises SourceError, CorruptFile.
     """
     check_folder(folder)
-    with quiet_library(), told_as_source_error(f"cannot read the model in {folder}"):
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    with quiet_library(), told_as_source_error(f"cannot read the model in {folder}", TRUSTING):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             raise SourceError(f"{folder} holds weights that are quantized already: {WAY_OUT}.")
         tensors = _headers(folder)
         bare = {name: torch.empty(one.shape, dtype=one.dtype, device="meta") for name, one in tensors.items()}
-        unread = unread_model(model_class(config, folder), config, folder, bare, _dtype(config, tensors, dtype))
+        unread = unread_model(model_class(config, folder), config, folder, bare, dtype)
     _refuse_what_does_not_fit(unread, folder)
     _tie_what_is_there_twice(unread.model, tensors)
     notes: tuple[str, ...] = ()
@@ -50,23 +51,14 @@ def read_skeleton(folder: Path, *, dtype: torch.dtype | Literal["auto"] = "auto"
 
 
 def _headers(folder: Path) -> dict[str, TensorInFile]:
+    """In the library's order: for "auto" it may take the first floating kind that is stored."""
     found: dict[str, TensorInFile] = {}
     for file in weight_files(folder):
         try:
-            found |= read_header(file)
+            found |= sorted(read_header(file).items())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptFile(f"{file} is damaged ({error}): fetch it again.") from error
     return found
-
-
-def _dtype(config: Any, tensors: dict[str, TensorInFile], asked: torch.dtype | Literal["auto"]) -> torch.dtype:
-    """What the library takes for "auto": what the configuration says, else the first floating kind that is stored."""
-    if asked != "auto":
-        return asked
-    told = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    if isinstance(told, torch.dtype):
-        return told
-    return next((one.dtype for one in tensors.values() if one.dtype.is_floating_point), torch.get_default_dtype())
 
 
 def _refuse_what_does_not_fit(unread: Unread, folder: Path) -> None:
@@ -79,22 +71,25 @@ def _refuse_what_does_not_fit(unread: Unread, folder: Path) -> None:
 
 
 def _tie_what_is_there_twice(model: Any, tensors: dict[str, TensorInFile]) -> None:
-    """Parameters that are meant to be one, and that the checkpoint has both: one if their bits are the same."""
+    """Parameters that are meant to be one, and that the checkpoint has both: one if their values are the same."""
     for name, other in wanted_ties(model).items():
-        if model.get_parameter(name) is model.get_parameter(other):
+        tied = model.get_parameter(other)
+        if model.get_parameter(name) is tied:
             continue
-        pair = tensors.get(name), tensors.get(other)
-        if pair[0] is None or pair[1] is None:
+        one, two = tensors.get(name), tensors.get(other)
+        if one is None or two is None:
             raise SourceError(f"{name} is to be tied to {other}, and both are stored under other names: {WAY_OUT}.")
-        if all(same_bits(one, two) for one, two in zip(_pieces(pair[0]), _pieces(pair[1]), strict=False)):
+        if all(map(torch.equal, _values(one, tied.dtype), _values(two, tied.dtype))):
             path, _, key = name.rpartition(".")
-            model.get_submodule(path)._parameters[key] = model.get_parameter(other)
+            model.get_submodule(path)._parameters[key] = tied
         else:
             forget_tie(model, name)
 
 
-def _pieces(stored: TensorInFile, nbytes: int = 2**24) -> Iterator[torch.Tensor]:
-    """The bytes of a tensor, a few at a time."""
-    for start in range(0, stored.nbytes, nbytes):
-        size = min(nbytes, stored.nbytes - start)
-        yield TensorInFile(stored.file, stored.name, stored.offset + start, size, torch.uint8, (size,)).read()
+def _values(stored: TensorInFile, dtype: torch.dtype, count: int = 2**23) -> Iterator[torch.Tensor]:
+    """The values of a tensor as the model has them, a few at a time."""
+    itemsize = stored.dtype.itemsize
+    for start in range(0, stored.nbytes, count * itemsize):
+        size = min(count * itemsize, stored.nbytes - start)
+        part = TensorInFile(stored.file, stored.name, stored.offset + start, size, stored.dtype, (size // itemsize,))
+        yield part.read().to(dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -58,20 +57,23 @@ def _whole(tensor: torch.Tensor, stored: TensorInFile | None) -> Parts | None:
 
 
 def _cut_up(model: nn.Module, name: str, tensor: torch.Tensor, tensors: Mapping[str, TensorInFile]) -> Parts | None:
-    """As the library would cut a tensor to save it; numbers of rows go that way, and tell of each row."""
+    """As the library would cut a tensor to save it; numbers of rows go that way, and tell of each row.
+
+    They stand in two columns, or one that lies across would look the same.
+    """
     if not tensor.dim():
         return None
     width, rows = tensor.shape[-1], tensor.shape[:-1].numel()
-    numbers = torch.arange(rows).reshape(*tensor.shape[:-1], 1)
+    numbers = torch.arange(rows).reshape(*tensor.shape[:-1], 1).repeat_interleave(2, dim=-1)
     found: list[tuple[int, TensorInFile]] = []
     end = 0
     parts = hub_tensors(model, {name: numbers})
     for part, lines in sorted(parts.items(), key=lambda item: int(item[1].flatten()[0])):
         stored = tensors.get(part)
-        if stored is None or stored.shape[-1:] != (width,) or math.prod(stored.shape[:-1]) != lines.numel():
+        if stored is None or stored.shape != (*lines.shape[:-1], width) or lines.shape[-1:] != (2,):
             return None
-        if not torch.equal(lines.flatten(), torch.arange(end, end + lines.numel())):
+        if not torch.equal(lines[..., 0].flatten(), torch.arange(end, end + lines.numel() // 2)):
             return None
         found.append((end * width * tensor.dtype.itemsize, stored))
-        end += lines.numel()
+        end += lines.numel() // 2
     return tuple(found) if end == rows else None

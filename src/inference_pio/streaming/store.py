@@ -101,6 +101,8 @@ def open_store(root: Path, contents: Sequence[Content]) -> Store:
                         pieces = [[[_in(folder, piece) for piece in part] for part in file] for file in bare]
                         return Store(folder, lock, pieces, written=written)
             except BaseException:
+                if not os.path.lexists(folder) and lock.exclusive():
+                    lock.path.unlink(missing_ok=True)
                 lock.close()
                 raise
             lock.close()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MARK = "_inference_pio_awaited"
 """The attribute by which a tensor tells what it waits for; it goes when the tensor is pointed at other data."""
-_loading: ContextVar[bool] = ContextVar("inference_pio_loading", default=False)
+_loading: ContextVar[object | None] = ContextVar("inference_pio_loading", default=None)
 
 
 @dataclass(eq=False)
@@ -72,13 +72,14 @@ def unmark(tensor: torch.Tensor) -> None:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """In here what a failed step takes back gets no bytes: nobody will see a model that was not loaded to its end."""
-    token = _loading.set(True)
+    """What is parked in here gets no bytes back in here: nobody will see a model that was not loaded to its end."""
+    token = _loading.set(object())
     try:
         yield
     finally:
         _loading.reset(token)
 
 
-def is_loading() -> bool:
+def this_loading() -> object | None:
+    """What tells the loading that runs here from others; None where none does."""
     return _loading.get()

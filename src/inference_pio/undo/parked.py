@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from inference_pio.errors import VaultError
-from inference_pio.undo.awaited import awaited_of, is_loading
+from inference_pio.undo.awaited import awaited_of, this_loading
 from inference_pio.undo.interrupts import held_back
 
 
@@ -77,6 +77,8 @@ class Parked:
     nbytes: int
     held_bytes: int = 0
     discard: Callable[[], None] = field(default=lambda: None)
+    during: object | None = field(default_factory=this_loading)
+    """The loading of a model in which it was parked, if it was."""
 
     def fetch(self) -> list[torch.Tensor]:
         """The original tensors, on their device, sharing one storage again.
@@ -84,7 +86,7 @@ class Parked:
         Raises VaultError where the bytes are not those that were parked. A model that was not loaded to its end gets
         stand-ins: to bring its originals would take the memory that it was spared.
         """
-        if is_loading():
+        if self.during is not None and self.during is this_loading():
             return [view.stand_in() for view in self.views]
         raw = self.load()
         if self.nbytes not in (-1, raw.numel()) or checksum_of(raw) != self.checksum:

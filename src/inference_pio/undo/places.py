@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections import OrderedDict
 from collections.abc import Iterator
+from types import NoneType
 
 from torch import nn
 
@@ -11,6 +14,10 @@ from inference_pio.undo.slots import Slot
 
 SESSION = "_inference_pio"
 """The one private attribute that an optimized model carries."""
+
+
+NEVER = frozenset({dict, OrderedDict, bool, int, float, str, NoneType})
+"""What nearly all attributes of a module are, and no configuration is."""
 
 
 class Places:
@@ -59,10 +66,17 @@ def configs_of(root: nn.Module) -> Iterator[tuple[str, object]]:
         found += _configs_in(config, f"{name}.", seen)
 
 
+def config_at(root: nn.Module, name: str) -> object:
+    """The configuration that a name of `configs_of` means, also where modules share one that held their own before: so
+    it is in a model that is rebuilt without the layers that went.
+    """
+    return functools.reduce(getattr, name.split("."), root)
+
+
 def _configs_in(owner: object, prefix: str, seen: set[int]) -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
     for key, value in vars(owner).items():
-        if hasattr(value, "__dict__") and id(value) not in seen and is_config(value):
+        if type(value) not in NEVER and hasattr(value, "__dict__") and id(value) not in seen and is_config(value):
             seen.add(id(value))
             found.append((prefix + key, value))
     return found

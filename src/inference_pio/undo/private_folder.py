@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import weakref
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ import torch
 
 from inference_pio.errors import DiskFull, StorageError
 from inference_pio.undo.checkpoint import TensorInFile
+from inference_pio.undo.interrupts import held_back
 
 try:
     import fcntl
@@ -62,8 +64,10 @@ class PrivateFolder:
 def write_private(file: Path, raw: torch.Tensor) -> None:
     data = raw.numpy().data
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
+        with ExitStack() as opened:
+            with held_back():  # a Ctrl-C in between would leave the file open for good
+                descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                stream = opened.enter_context(os.fdopen(descriptor, "wb"))
             for start in range(0, len(data), CHUNK_BYTES):
                 stream.write(data[start : start + CHUNK_BYTES])
     except OSError as error:

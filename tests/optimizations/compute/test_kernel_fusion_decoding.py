@@ -16,7 +16,7 @@ from inference_pio.manager import ModularOptimizationManager
 from inference_pio.optimizations.compute.kernel_fusion import KernelFusion
 from tests import tiny
 from tests.quality import reference_models
-from tests.sweep import Case
+from tests.sweep import Case, rotating, turn_of_this_commit
 
 FAMILIES = [name for name in tiny.HF_NAMES if name != "gpt2"]
 NEW = 20
@@ -152,7 +152,7 @@ def test_a_copy_decodes_by_itself() -> None:
     assert torch.equal(say(twin, "qwen3"), before)
 
 
-@pytest.mark.parametrize("name", reference_models.NAMES)
+@pytest.mark.parametrize("name", rotating(reference_models.NAMES, turn_of_this_commit()))
 def test_trained_models_write_the_same_256_tokens(name: str) -> None:
     model = reference_models.load(name)
     prompt = reference_models.draw(0, windows=1, length=128)

@@ -38,7 +38,7 @@ from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
 from tests.quality import reference_models as reference
 from tests.streaming.help import flip, run
-from tests.sweep import Case
+from tests.sweep import Case, rotating, turn_of_this_commit
 
 NAME = "disk_offloading"
 
@@ -305,7 +305,7 @@ if sys.argv[2] == "killed":
 """
 
 
-@pytest.mark.parametrize("how", ["at its end", "killed"])
+@pytest.mark.parametrize("how", rotating(["at its end", "killed"], turn_of_this_commit(), 1))
 def test_files_go_with_the_process_or_are_swept_by_the_next(tmp_path: Path, how: str) -> None:
     folder = tmp_path / "offload"
     assert run(LEAVE, folder, how).stdout == "2\n"
@@ -392,7 +392,7 @@ def within(folder: Path, dtype: str, budget: str) -> tuple[float, float]:
     return peak, planned
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", rotating(["float32", "bfloat16"], turn_of_this_commit(), 1))
 def test_the_process_keeps_to_the_budget_while_the_model_computes(tmp_path: Path, dtype: str) -> None:
     """Measured from outside, activations and reading included: 1 MB a thread and what the allocator keeps on top."""
     sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8}

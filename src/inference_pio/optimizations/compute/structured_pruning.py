@@ -37,7 +37,7 @@ from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidModel, InvalidSetting, PlanError
 from inference_pio.measure.target import max_positions
 from inference_pio.sources.progress import share_bar
-from inference_pio.undo.places import configs_of
+from inference_pio.undo.places import config_at, configs_of
 
 CLAIMS = frozenset({"weights.shape"})
 WINDOW, LEAST_WINDOW = 1024, 32
@@ -173,7 +173,7 @@ class StructuredPruning(OptimizationInterface):
                 self._put(one.module.get_submodule(above), last, weight)
         for key, value in decision["configuration"].items():
             where, _, name = key.rpartition(".")
-            self.journal.set(dict(configs_of(model))[where], name, value)
+            self.journal.set(config_at(model, where), name, value)
         self._tell(decision, {path: one.unit for path, one in there.items()})
         return model
 
