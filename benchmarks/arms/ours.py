@@ -73,8 +73,9 @@ class StreamedDecoder(GenerateDecoder):
             counts = {key: value - before.get(key, 0) for key, value in self._counts().items()}
             self.room.notes.append(
                 f"{new_tokens} tokens behind {prompt.shape[1]}: {counts}{_of_a_token(counts, new_tokens - 1)}; "
-                f"resident, a token takes {self.resident_s * 1e3:.1f} ms; a pass brings {stream.pass_bytes / 1e9:.3f} GB where all that "
-                "streams is brought, and is bound by that over the link's GB/s, or by the resident time beside it"
+                f"resident, a token takes {self.resident_s * 1e3:.1f} ms; a pass brings "
+                f"{stream.pass_bytes / 1e9:.3f} GB where all that streams is brought, and is bound by that over the "
+                "link's GB/s, or by the resident time beside it"
             )
         return done
 
