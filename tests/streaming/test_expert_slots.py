@@ -141,7 +141,7 @@ def test_memory_is_what_was_planned() -> None:
 ])  # fmt: skip
 def test_where_experts_cannot_come_one_by_one_the_plan_says_why(budget: str, host_budget: str, why: str) -> None:
     manager = ModularOptimizationManager()
-    parameters = {"gpu_budget": budget, "host_budget": host_budget}
+    parameters = {"gpu_budget": budget, "host_budget": host_budget, "expert_slots": True}
     plan = manager.plan(mixture(layers=8), [manager.wanted(NAME, parameters, order=True, source="a test")])
     assert why in plan.steps[0].decision["experts_whole"]
     assert {site.role for site in plan.steps[0].acting} == {"decoder_layer"}
@@ -203,7 +203,10 @@ def test_recorded_steps_step_aside() -> None:
     model = mixture()
     said = tiny.generate(model, "qwen3_moe")
     manager = ModularOptimizationManager()
-    parameters: dict[str, Any] = {NAME: {"gpu_budget": "60%"}, "kernel_fusion": {"level": "graph"}}
+    parameters: dict[str, Any] = {
+        NAME: {"gpu_budget": "60%", "expert_slots": True},
+        "kernel_fusion": {"level": "graph"},
+    }
     manager.apply_optimizations(model, [NAME, "kernel_fusion"], parameters=parameters)
     assert torch.equal(tiny.generate(model, "qwen3_moe"), said)
     status = manager.get_optimization_status(model)["optimizations"]["kernel_fusion"]

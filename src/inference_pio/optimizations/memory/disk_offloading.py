@@ -39,7 +39,8 @@ class DiskOffloadingParameters(Settings):
 
     Sizes are bytes, "4GB", "512 MiB", or a share of all weights ("40%"). Without one, `max_memory_ratio` of the memory
     that this process may take (control groups heeded) or of the GPU's is the budget. `folder` is where weights that no
-    checkpoint holds are put; `verify` says when checksums are compared; `threads` read.
+    checkpoint holds are put; `verify` says when checksums are compared; `threads` read. `expert_slots`: experts of a
+    model on a GPU come one by one, those that are chosen, in place of with their layers; no GPU has run it yet.
     """
 
     host_budget: int | str | None = None
@@ -48,6 +49,7 @@ class DiskOffloadingParameters(Settings):
     folder: str | None = None
     verify: Literal["first", "always", "size"] = "first"
     threads: int | None = Field(default=None, ge=1, le=64)
+    expert_slots: bool = False
 
     @field_validator("host_budget", "gpu_budget")
     @classmethod
@@ -151,6 +153,8 @@ class DiskOffloading(OptimizationInterface):
 
     def _slots(self, experts: Experts, budget: int) -> dict[str, Any] | None:
         """For a device with memory of its own: slots there, all experts in the host's."""
+        if not self.parameters.expert_slots:
+            return None
         slots = most_slots(experts.each, experts.counts, budget - (experts.total_bytes - experts.nbytes))
         waiting = self._waiting_room(experts.total_bytes)
         if not slots or not experts.lie_evenly or waiting is None or experts.nbytes > waiting:
@@ -165,6 +169,8 @@ class DiskOffloading(OptimizationInterface):
         experts = Experts.of(model)
         if not experts.found or not self._beside_the_host:
             return None
+        if not self.parameters.expert_slots:
+            return "expert_slots=true would bring the chosen ones alone"
         if not experts.lie_evenly:
             return "an expert does not begin at a multiple of 16 bytes, so that another kernel might serve it elsewhere"
         waiting = self._waiting_room(experts.total_bytes) or 0
