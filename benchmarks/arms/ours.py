@@ -93,7 +93,7 @@ class StreamedDecoder(GenerateDecoder):
 def _of_a_token(counts: dict[str, float], steps: int) -> str:
     """Of experts in slots, what each step behind the prompt found there and what it copied."""
     chosen = counts.get("experts.hits", 0) + counts.get("experts.misses", 0)
-    if not chosen:
+    if not chosen or "experts.copied_bytes" not in counts:  # on a CPU experts are read from disk, not copied
         return ""
     share, copied = counts["experts.hits"] / chosen, counts["experts.copied_bytes"] / steps
     return (

@@ -114,6 +114,8 @@ def _standing(status: Mapping[str, Any] | None) -> Table:
     from inference_pio.measure.html.standing import standing_of
 
     table = Table(title="on the model now", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path cut short cannot be typed again
     for name, text in standing_of(status):
         table.add_row(name, text)
     return table

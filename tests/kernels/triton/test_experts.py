@@ -278,7 +278,9 @@ def test_they_compile_to_wide_loads_without_spilling(
         code.assert_it_fits(MACHINES[capability])
         assert code.counts["LDG 128"] >= read * element / 16 / code.threads, (columns, code)
         assert code.counts["LDG U16"] <= 5, code  # scales, and the residual
-        assert code.counts["LDG 64"] + code.counts["LDG U8"] == 0, code
+        assert not code.counts["LDG U8"], code
+        # of eight experts of half a byte, measured: words two by two for twice the rows take 8.5 us, four by four 8.9
+        assert not code.counts["LDG 64"] or (code is down and packed > 1 and case.top_k >= 8), code
         assert code.registers <= 128, code
 
 

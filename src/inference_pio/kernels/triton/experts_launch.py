@@ -53,13 +53,14 @@ def choose_down_launch(intermediate: int, slots: int, element_bytes: float) -> R
     >>> choose_down_launch(768, 8, 2), choose_down_launch(1536, 4, 2)
     (RowLaunch(rows=1, columns=256, warps=4), RowLaunch(rows=1, columns=512, warps=4))
     >>> choose_down_launch(768, 8, 0.5), choose_down_launch(1536, 4, 0.5)
-    (RowLaunch(rows=4, columns=256, warps=4), RowLaunch(rows=4, columns=512, warps=4))
+    (RowLaunch(rows=4, columns=256, warps=4), RowLaunch(rows=2, columns=512, warps=2))
 
     Of half a byte measured on an H100, 8 of 128 experts of 2048 x 768: 8.5 us with 4 rows and 4 warps, 13.4 with 2 and
-    2, the best of 47.
+    2, the best of 47. With fewer experts loads would become narrower.
     """
     if element_bytes < 1:
-        return RowLaunch(4, max(32, _columns(intermediate, max(32, 2048 // slots))), 4)
+        taken = 4 if slots >= 8 else 2
+        return RowLaunch(taken, max(32, _columns(intermediate, max(32, 2048 // slots))), taken)
     element_bytes = int(element_bytes)
     step = max(2048 // slots, LANES * WIDE // element_bytes)
     return RowLaunch(1, _columns(intermediate, step), 4)
