@@ -231,6 +231,7 @@ def test_threads_share_the_slots() -> None:
     for thread in threads:
         thread.join(120)
     assert wrong == []
+    assert not any(thread.is_alive() for thread in threads)
 
 
 @on_cpu
@@ -290,3 +291,19 @@ def test_streams_of_two_threads_keep_order_by_events() -> None:
     for thread in threads:
         thread.join(120)
     assert wrong == []
+
+
+@on_cpu
+@pytest.mark.slow
+@pytest.mark.parametrize(("budget", "slots"), [("90%", 8), ("80%", 6), ("70%", 4)])
+def test_a_trained_model_finds_more_in_its_slots_than_chance_would(budget: str, slots: int) -> None:
+    model = reference_models.load("qwen3_moe")
+    put(model, budget)
+    prompt = reference_models.draw(0, 1, 16)
+    model.generate(prompt, max_new_tokens=64, min_new_tokens=64, do_sample=False)
+    told = slots_of(model).to_json()
+    steps, chosen = told["experts"], told["experts"]["hits"] + told["experts"]["misses"]
+    found = steps["hits"] / chosen
+    print(f"{budget}: {told['slots_per_layer']} slots, {found:.0%}, {steps['copied_bytes'] / 63e6:.2f} MB a step")
+    assert told["slots_per_layer"] == slots
+    assert found > slots / 16
