@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,16 +20,6 @@ from tests.model_folder import QUICK, write_model_folder
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference_pio.integration.side_by_side.ProbeSettings", lambda: QUICK)
-
-
-@pytest.fixture(autouse=True)
-def _forgotten_again() -> Iterator[None]:
-    """What a test makes known is gone after it."""
-    profiles = get_config_manager()._profiles
-    before = dict(profiles)
-    yield
-    profiles.clear()
-    profiles.update(before)
 
 
 @pytest.fixture

@@ -1,26 +1,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from inference_pio.cli import app
-from inference_pio.configuration import ConfigManager, get_config_manager
+from inference_pio.configuration import ConfigManager
 
 NO_MEMBER = [word for name in ConfigManager().get_profile("lossless").default_settings for word in ("--disable", name)]
-
-
-@pytest.fixture(autouse=True)
-def _forgotten_again() -> Iterator[None]:
-    """What a test makes known is gone after it."""
-    profiles = get_config_manager()._profiles
-    before = dict(profiles)
-    yield
-    profiles.clear()
-    profiles.update(before)
 
 
 def planned(*words: str) -> Result:

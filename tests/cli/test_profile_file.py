@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,6 @@ from inference_pio.cli import app
 from inference_pio.cli.profile_file import profile_named
 from inference_pio.configuration import GlobalOptimizationProfile, get_config_manager
 from inference_pio.errors import InvalidSetting
-
-
-@pytest.fixture(autouse=True)
-def _forgotten_again() -> Iterator[None]:
-    """What a test makes known is gone after it."""
-    profiles = get_config_manager()._profiles
-    before = dict(profiles)
-    yield
-    profiles.clear()
-    profiles.update(before)
 
 
 def written(path: Path, name: str = "mine", member: str = "flash_attention") -> Path:
