@@ -31,7 +31,28 @@ def members_may_be_bare(schema: dict[str, Any]) -> None:
     schema["additionalProperties"] = {"anyOf": [schema["additionalProperties"], {"type": "null"}]}
 
 
-class HardwareDifference(Document):
+class WithMembers(Document):
+    """A part of YAML with members and their parameters, where nothing behind a key stands for nothing said."""
+
+    @field_validator("default_settings", mode="before", check_fields=False)
+    @classmethod
+    def _bare_members(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        return {name: {} if parameters is None else parameters for name, parameters in given.items()}
+
+    @field_validator("performance_targets", mode="before", check_fields=False)
+    @classmethod
+    def _targets(cls, given: object) -> object:
+        return as_part(PerformanceTargets, given, "performance_targets")
+
+    @field_validator("resource_constraints", mode="before", check_fields=False)
+    @classmethod
+    def _constraints(cls, given: object) -> object:
+        return as_part(ResourceConstraints, given, "resource_constraints")
+
+
+class HardwareDifference(WithMembers):
     """What a profile does differently on one class of hardware; what is not said stays as the profile has it.
 
     >>> HardwareDifference(without=["kernel_fusion"]).without
@@ -48,32 +69,10 @@ class HardwareDifference(Document):
     max_kl: MaxKL = None
     max_perplexity_ratio: MaxPerplexityRatio = None
 
-    @field_validator("default_settings", mode="before")
-    @classmethod
-    def _bare_members(cls, given: object) -> object:
-        return bare_members(given)
-
     @field_validator("without", mode="before")
     @classmethod
     def _listed(cls, given: object) -> object:
         return tuple(given) if isinstance(given, list) else given
-
-    @field_validator("performance_targets", mode="before")
-    @classmethod
-    def _targets(cls, given: object) -> object:
-        return as_part(PerformanceTargets, given, "performance_targets")
-
-    @field_validator("resource_constraints", mode="before")
-    @classmethod
-    def _constraints(cls, given: object) -> object:
-        return as_part(ResourceConstraints, given, "resource_constraints")
-
-
-def bare_members(given: object) -> object:
-    """In YAML a member without parameters is a key with nothing behind it."""
-    if not isinstance(given, dict):
-        return given
-    return {name: {} if parameters is None else parameters for name, parameters in given.items()}
 
 
 def as_part(kind: type[Document], given: object, whose: str) -> object:

@@ -9,13 +9,12 @@ from pydantic import Field, field_validator
 from inference_pio.configuration.hardware import (
     HARDWARE_CLASSES,
     HardwareDifference,
+    WithMembers,
     as_part,
-    bare_members,
     check_hardware_class,
     members_may_be_bare,
 )
 from inference_pio.configuration.performance_targets import PerformanceTargets
-from inference_pio.configuration.plain_data import Document
 from inference_pio.configuration.quality_bounds import MaxKL, MaxPerplexityRatio, QualityBounds
 from inference_pio.configuration.resource_constraints import ResourceConstraints
 from inference_pio.errors import InvalidSetting
@@ -26,7 +25,7 @@ def _classes_are_known(schema: dict[str, Any]) -> None:
     members_may_be_bare(schema)
 
 
-class GlobalOptimizationProfile(Document):
+class GlobalOptimizationProfile(WithMembers):
     """A profile's members are the keys of `default_settings`, each with its parameters.
 
     `performance_targets` can be checked against a report (`targets_missed`), `resource_constraints` are held before a
@@ -51,11 +50,6 @@ class GlobalOptimizationProfile(Document):
         description="What the profile does differently on a class of hardware.",
     )  # fmt: skip
 
-    @field_validator("default_settings", mode="before")
-    @classmethod
-    def _bare_members(cls, given: object) -> object:
-        return bare_members(given)
-
     @field_validator("hardware", mode="before")
     @classmethod
     def _differences(cls, given: object) -> object:
@@ -65,16 +59,6 @@ class GlobalOptimizationProfile(Document):
             check_hardware_class(name): as_part(HardwareDifference, difference, f"hardware.{name}")
             for name, difference in given.items()
         }
-
-    @field_validator("performance_targets", mode="before")
-    @classmethod
-    def _targets(cls, given: object) -> object:
-        return as_part(PerformanceTargets, given, "performance_targets")
-
-    @field_validator("resource_constraints", mode="before")
-    @classmethod
-    def _constraints(cls, given: object) -> object:
-        return as_part(ResourceConstraints, given, "resource_constraints")
 
     @property
     def bounds(self) -> QualityBounds:
