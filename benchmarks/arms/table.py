@@ -145,6 +145,12 @@ ARMS: dict[str, Arm] = {
         "int8",
         prepare=factored.of_half_the_rank("pivoted"),
     ),
+    "pio-decomposed-mlp": Arm(
+        "inference-pio graph over two factors of the MLPs, half of all numbers gone",
+        factored.decomposed("plain", "mlp"),
+        "int8",
+        prepare=factored.of_half_the_rank("plain", "mlp"),
+    ),
     "pio-pruned": Arm(
         "inference-pio graph over three quarters of the MLPs' channels", narrow.pruned, prepare=narrow.of_fewer_channels
     ),
