@@ -47,7 +47,8 @@ def test_every_system_of_every_suite_is_right_or_says_why_not(suite: str, tmp_pa
 
 def test_models_in_two_factors_are_right_for_weights_of_that_rank(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    assert smoke("decode-qwen3-4b", out, "--arms", "plain,pio-decomposed,pio-decomposed-pivoted,pio-decomposed-mlp") == 0
+    arms = "plain,pio-decomposed,pio-decomposed-pivoted,pio-decomposed-mlp"
+    assert smoke("decode-qwen3-4b", out, "--arms", arms) == 0
     for name, arm in results.read(out)["arms"].items():
         assert arm["status"] == "ok", f"{name}: {arm['reason']}"
 

@@ -9,7 +9,7 @@ import torch
 
 from inference_pio.anatomy.side_by_side import SideBySide, side_by_side
 from inference_pio.anatomy.walk import linears
-from inference_pio.calibration import decomposed
+from inference_pio.calibration import decomposed, output_pass
 from inference_pio.calibration.decomposed import (
     FORETOLD,
     MEASURED,
@@ -92,7 +92,7 @@ def test_without_gradients_losses_are_measured_and_the_reason_is_told(monkeypatc
     def fail(*_: Any, **__: Any) -> None:
         raise InvalidSetting("Model cannot be differentiated: no gradients here")
 
-    monkeypatch.setattr(decomposed, "collect_outputs", fail)
+    monkeypatch.setattr(output_pass, "collect_outputs", fail)
     found = run(tiny.build("llama"))
     assert "no gradients here" in (found.to_json()["outputs_not_weighed"] or "")
     assert set(found.divergences) == {UNIFORM, FORETOLD, MEASURED}

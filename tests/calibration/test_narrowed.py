@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from inference_pio.anatomy.mlp_channels import InnerChannels, inner_channels
+from inference_pio.calibration import output_pass
 from inference_pio.calibration.narrowed import MEASURED, UNIFORM, narrow
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
@@ -77,6 +78,32 @@ def test_modules_that_lose_nothing_give_up_more() -> None:
     assert found.taken.widths[first] < min(found.taken.widths[path] for path in others)
     assert all(width % 5 == 0 for width in found.taken.widths.values())
     assert sum(found.taken.widths.values()) <= 0.75 * sum(one.width for one in channels.values())
+
+
+def test_channels_stay_that_lead_to_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.build("llama")
+    channels = channels_of(model)
+    last = list(channels)[-1]
+    down, half = channels[last].module.down_proj.weight, channels[last].width // 2
+    with torch.no_grad():  # the head reads no output but the first, and only the first half of the channels makes it
+        model.model.norm.weight[1:] = 0
+        down[:1, half:] = 0
+        down[1:, :half] = 0
+
+    def of_the_first_half() -> tuple[int, str | None]:
+        found = narrow(model, {last: channels[last]}, {last: half}, text(32, 64))
+        return int((found.taken.kept[last] < half).sum()), found.to_json()["outputs_not_weighed"]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise InvalidSetting("Model cannot be differentiated: no gradients here")
+
+    stayed, reason = of_the_first_half()
+    assert reason is None
+    assert stayed > 0.7 * half
+    monkeypatch.setattr(output_pass, "collect_outputs", fail)
+    stayed, reason = of_the_first_half()  # all outputs count alike, of which the other half makes nearly all
+    assert "no gradients here" in str(reason)
+    assert stayed < 0.3 * half
 
 
 def test_experts_that_see_no_token_are_counted_and_keep_their_largest_channels() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from inference_pio.anatomy.side_by_side import weight_of
 from inference_pio.calibration import output_pass
 from inference_pio.calibration.held_out import HeldOut
-from inference_pio.calibration.output_pass import collect_outputs
+from inference_pio.calibration.output_pass import OutputWeights, collect_outputs
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
 from inference_pio.errors import InvalidSetting
@@ -92,3 +92,17 @@ def test_gradients_that_overflow_are_told() -> None:
     source = CalibrationSource("rows", ({"input": torch.full((8, 6), 1e-30)},))
     with pytest.raises(InvalidSetting, match=r"too large for torch\.float32"):
         collect_outputs(nn.Sequential(nn.Linear(6, 5, bias=False), Steep()), source, ["0"])
+
+
+def test_the_first_reason_why_outputs_are_not_weighed_is_kept() -> None:
+    class Hard(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.detach()
+
+    source = CalibrationSource("rows", ({"input": torch.randn(8, 6)},))
+    weights = OutputWeights(nn.Sequential(nn.Linear(6, 5)), source)
+    assert weights.of(["0"])["0"].shape == (5, 5)
+    assert weights.why_not is None
+    weights = OutputWeights(nn.Sequential(nn.Linear(6, 5), Hard()), source)
+    assert weights.of(["0"]) == {}
+    assert "Sequential cannot be differentiated" in str(weights.why_not)

@@ -11,8 +11,10 @@ from inference_pio.kernels.channel_removal import (
     damped,
     naive_block_order,
     naive_removal_order,
+    naive_weighed,
     refitted,
     removal_order,
+    weighed,
 )
 
 
@@ -99,3 +101,18 @@ def test_refitting_loses_less_than_leaving_weights_as_they_are() -> None:
 
 def test_nothing_seen_can_be_inverted() -> None:
     assert torch.linalg.cholesky(damped(torch.zeros(2, 3, 3))).isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weighed_outputs_have_the_products_of_their_definition_and_lead_to_its_order(seed: int) -> None:
+    weight, gram = problem(seed=seed)
+    gradients = inputs(1, weight.shape[1], rows=50, seed=seed + 7)[0].double()
+    outputs = gradients.T @ gradients
+    found = weighed(weight, outputs)
+    for copy in range(len(weight)):
+        wanted = naive_weighed(weight[copy], outputs)
+        torch.testing.assert_close(found[copy].T @ found[copy], wanted.T @ wanted)
+        assert removal_order(found, gram)[0][copy].tolist() == naive_removal_order(wanted, gram[copy])[0].tolist()
+    alone = weighed(weight, outputs.diagonal())
+    torch.testing.assert_close(alone, weighed(weight, outputs.diagonal().diag()))
+    assert removal_order(found, gram)[0].tolist() != removal_order(weight, gram)[0].tolist()

@@ -96,6 +96,12 @@ def test_half_of_the_channels_goes_at_far_less_loss_than_by_one_shot(name: str, 
     assert sum(shares) / len(shares) <= 0.65
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3"])
+def test_half_of_the_channels_goes_at_a_fifth_more_perplexity(name: str) -> None:
+    assert max(excess(pruned(name, 0.5), name, number) for number in EACH_DRAW) <= 0.2
+
+
 @in_its_turn(1, of=LONG_ONES)
 @pytest.mark.parametrize("name", in_turn("qwen3_moe", among=MIXTURES))
 def test_a_quarter_of_each_experts_width_goes_at_little_loss(name: str) -> None:

@@ -16,7 +16,7 @@ from inference_pio.calibration.forward import Progress
 from inference_pio.calibration.groups import groups_within
 from inference_pio.calibration.held_out import HeldOut, parted
 from inference_pio.calibration.input_pass import BUDGET_BYTES, collect_inputs, watched_layers
-from inference_pio.calibration.output_pass import collect_outputs
+from inference_pio.calibration.output_pass import OutputWeights
 from inference_pio.calibration.ranks import WHOLE, Rank, allocate_ranks, factor_numbers, ranks_of
 from inference_pio.calibration.refit import refit
 from inference_pio.calibration.rounding import part_of
@@ -85,7 +85,7 @@ def decompose(
             kept[one.name] = parts
     _judge(model, groups, found[UNIFORM], held_out)
     for allocation in allocations if len(groups) > 1 else ():
-        if allocation == MEASURED or walk.why_not_weighed:
+        if allocation == MEASURED or walk.weights.why_not:
             curves = _scaled(model, groups, curves, _best(found)[1], held_out)
         ranks = allocate_ranks(curves, (1 - ratio) * sum(one.numbers for one in groups))
         made = found[allocation] = Candidate()
@@ -104,7 +104,7 @@ def decompose(
         taken, name, {how: candidate.divergence for how, candidate in found.items()}, final,
         {one.name: _loss_at(curves[one.name], final[one.name]) for one in groups},
         {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest},
-        walk.why_not_weighed,
+        walk.weights.why_not,
     )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ class _Walk:
         progress: Progress | None,
     ) -> None:  # fmt: skip
         self.model, self.learned, self.budget_bytes, self.progress = model, learned, budget_bytes, progress
-        self.why_not_weighed: str | None = None
+        self.weights = OutputWeights(model, learned)
         self._named = {one.name: one for one in groups}
 
     def over(self, stage: str) -> Iterator[tuple[SideBySide, Spectrum]]:
@@ -156,7 +156,7 @@ class _Walk:
         for number, group in enumerate(together):
             told = part_of(self.progress, stage, number, len(together))
             ones = [self._named[watched.path] for watched in group]
-            outputs = self._outputs([path for one in ones for path in one.paths])
+            outputs = self.weights.of([path for one in ones for path in one.paths])
             inputs = collect_inputs(
                 model, learned, [one.name for one in ones], budget_bytes=self.budget_bytes, progress=told
             )
@@ -172,18 +172,9 @@ class _Walk:
                     one = self._named[path]
                     yield one, self._spectrum(one, mean, outputs)
 
-    def _outputs(self, paths: Sequence[str]) -> dict[str, Tensor]:
-        if self.why_not_weighed is not None:
-            return {}
-        try:
-            return collect_outputs(self.model, self.learned, paths)
-        except InvalidSetting as error:
-            self.why_not_weighed = str(error)
-            return {}
-
     def _spectrum(self, one: SideBySide, mean: Tensor, outputs: Mapping[str, Tensor]) -> Spectrum:
         weight = one.weight(self.model)
-        if self.why_not_weighed is not None:
+        if self.weights.why_not is not None:
             return spectrum(weight, mean)
         return spectrum(weight, mean, _weights_of_outputs([outputs.get(path) for path in one.paths], one, weight))
 

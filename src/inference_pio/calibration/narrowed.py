@@ -20,13 +20,14 @@ from inference_pio.calibration.groups import groups_within
 from inference_pio.calibration.held_out import HeldOut, parted
 from inference_pio.calibration.input_pass import BUDGET_BYTES, collect_inputs, watched_layers
 from inference_pio.calibration.input_statistics import InputStatistics
+from inference_pio.calibration.output_pass import OutputWeights
 from inference_pio.calibration.rounding import STACK_BYTES, by_reader, part_of
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
 from inference_pio.calibration.twins import pruned_twin, twin_of
 from inference_pio.calibration.widths import Curve, allocate_widths
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.channel_removal import block_order, refitted, removal_order
+from inference_pio.kernels.channel_removal import block_order, refitted, removal_order, weighed
 
 UNIFORM, MEASURED = "uniform", "measured"
 
@@ -56,12 +57,15 @@ class Narrowed:
     source: dict[str, Any]
     unseen_experts: int = 0
     experts: FewerExperts = field(default_factory=FewerExperts)
+    outputs: str | None = None
+    """Why outputs could not be weighed; None where they were."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             **({"experts": self.experts.to_json()} if self.experts.kept else {}),
             "allocation": self.allocation, "widths": self.taken.widths, "held_out_divergence": self.divergences,
             "sensitivities": self.sensitivities, "source": self.source, "unseen_experts": self.unseen_experts,
+            "outputs_not_weighed": self.outputs,
             "kept": {path: kept.tolist() for path, kept in self.taken.kept.items()},
         }  # fmt: skip
 
@@ -87,11 +91,12 @@ def narrow(
     held_out = HeldOut(model, judged)
     experts = fewer_experts(model, mixtures, widths, learned, held_out, progress) if mixtures else FewerExperts()
     found = {UNIFORM: Candidate(dict(experts.weights), dict(experts.kept))}
+    outputs = OutputWeights(model, learned)
     orders: dict[str, Tensor] = {}
     losses: dict[str, Tensor] = {}
     unseen = 0
-    for one, seen in _walk(model, read, learned, "calibration", budget_bytes, progress):
-        orders[one.path], losses[one.path] = _orders(one, seen)
+    for one, seen, weights in _walk(model, read, learned, "calibration", budget_bytes, progress, outputs):
+        orders[one.path], losses[one.path] = _orders(one, seen, weights)
         unseen += sum(part is None for part in seen)
         _narrow_into(found[UNIFORM], one, seen, orders[one.path], widths[one.path])
     sensitivities: dict[str, float] = {}
@@ -103,7 +108,7 @@ def narrow(
         }
         allotted = {**widths, **allocate_widths(curves, ratio)}
         found[MEASURED] = Candidate(dict(experts.weights), dict(experts.kept))
-        for one, seen in _walk(model, read, learned, "refit", budget_bytes, progress):
+        for one, seen, _ in _walk(model, read, learned, "refit", budget_bytes, progress):
             _narrow_into(found[MEASURED], one, seen, orders[one.path], allotted[one.path])
     for candidate in found.values():
         with stood_in(model, _twins(units, candidate, candidate.weights)):
@@ -111,7 +116,7 @@ def narrow(
     name = min(found, key=lambda allocation: found[allocation].divergence)
     told = {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest}
     divergences = {allocation: candidate.divergence for allocation, candidate in found.items()}
-    return Narrowed(found[name], name, divergences, sensitivities, told, unseen, experts)
+    return Narrowed(found[name], name, divergences, sensitivities, told, unseen, experts, outputs.why_not)
 
 
 def _twins(units: Mapping[str, Prunable], candidate: Candidate, paths: Iterable[str]) -> dict[str, nn.Module]:
@@ -137,9 +142,10 @@ def _check_length(source: CalibrationSource, learned: CalibrationSource, read: M
 
 def _walk(
     model: nn.Module, read: Mapping[str, ReadUnits], learned: CalibrationSource, stage: str, budget_bytes: int,
-    progress: Progress | None,
-) -> Iterator[tuple[ReadUnits, list[InputStatistics | None]]]:  # fmt: skip
-    """Every module with what each of its matrices that read units was given, a few modules at a time."""
+    progress: Progress | None, outputs: OutputWeights | None = None,
+) -> Iterator[tuple[ReadUnits, list[InputStatistics | None], Tensor | None]]:  # fmt: skip
+    """Every module with what each of its matrices that read units was given, and how much its `outputs` count, a few
+    modules at a time."""
     if not read:
         return
     of_down = {one.down: one for one in read.values()}
@@ -147,11 +153,12 @@ def _walk(
     for number, group in enumerate(groups):
         told = part_of(progress, stage, number, len(groups))
         paths = [one.path for one in group]
+        counted = outputs.of(paths) if outputs is not None else {}
         statistics = by_reader(collect_inputs(model, learned, paths, budget_bytes=budget_bytes, progress=told))
         for path in paths:
             one = of_down[path]
             readers = [f"{path}.{one.down_name}[{expert}]" for expert in range(one.copies)] if one.stacked else [path]
-            yield one, [statistics.get(reader) for reader in readers]
+            yield one, [statistics.get(reader) for reader in readers], counted.get(path)
 
 
 def _sensitivities(
@@ -175,10 +182,13 @@ def _curve(one: InnerChannels, losses: Tensor, width: int, sensitivity: float, a
     return Curve(together * (max(sensitivity, 0.0) / predicted if predicted > 0 else 0.0), parameters, align)
 
 
-def _orders(one: ReadUnits, seen: Sequence[InputStatistics | None]) -> tuple[Tensor, Tensor]:
-    """The order in which units go, and their losses, [copies, width]; of an expert that no token reached, by the size
-    of its weights, at no loss."""
+def _orders(
+    one: ReadUnits, seen: Sequence[InputStatistics | None], outputs: Tensor | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The order in which units go, and their losses, [copies, width], in errors of outputs as these count;
+    of an expert that no token reached, by the size of its weights, at no loss."""
     down = one.down_weights
+    down = down if outputs is None else weighed(down, outputs.to(down.device))
     order = down.double().square().sum(1).view(len(down), -1, one.block).sum(2).argsort(1)
     losses = torch.zeros(order.shape, dtype=torch.float64, device=order.device)
     for places, grams in _stacks(seen, down):

@@ -21,6 +21,24 @@ MOST_SQUARE = 4096
 """Outputs of more than that count by themselves: the products of all pairs would take half a gigabyte a layer."""
 
 
+class OutputWeights:
+    """How much outputs count, a few layers at a time; `why_not` says why they cannot be weighed."""
+
+    def __init__(self, model: nn.Module, source: CalibrationSource) -> None:
+        self.why_not: str | None = None
+        self._model, self._source = model, source
+
+    def of(self, paths: Sequence[str]) -> dict[str, Tensor]:
+        """By path, as `collect_outputs` gives them; none once it has found that it cannot."""
+        if self.why_not is not None:
+            return {}
+        try:
+            return collect_outputs(self._model, self._source, paths)
+        except InvalidSetting as error:
+            self.why_not = str(error)
+            return {}
+
+
 def collect_outputs(
     model: nn.Module, source: CalibrationSource, paths: Sequence[str], *, seed: int = 0, tokens: int = TOKENS
 ) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from inference_pio.kernels.low_rank import square_root
+
 DAMPING = 1e-3
 """What is added to the diagonal of a Gram matrix, in parts of its mean, before it is inverted."""
 STEPS = 128
@@ -120,6 +122,24 @@ def block_order(weight: Tensor, gram: Tensor, block: int) -> tuple[Tensor, Tenso
         gone[every, chosen] = True
         left.view(batch, rows, count, block).movedim(2, 1)[gone] = 0.0
     return torch.stack(order, 1), torch.stack(losses, 1).clamp_(min=0)
+
+
+def naive_weighed(weight: Tensor, outputs: Tensor) -> Tensor:
+    """`weighed` by the symmetric root of `outputs` [out, out]: other rows, of the same products."""
+    values, vectors = torch.linalg.eigh(outputs.double())
+    return vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T @ weight.double()
+
+
+def weighed(weight: Tensor, outputs: Tensor) -> Tensor:
+    """Weights [B, out, n] whose outputs' squared errors are those of `weight` as `outputs` weighs them: a matrix [out,
+    out] for all pairs of outputs, or [out] for each by itself.
+
+    >>> weighed(torch.tensor([[[1.0], [1.0]]]), torch.tensor([4.0, 9.0])).tolist()
+    [[[2.0], [3.0]]]
+    """
+    if outputs.dim() == 1:
+        return outputs.double().clamp(min=0).sqrt()[:, None] * weight.double()
+    return square_root(outputs).mT @ weight.double()
 
 
 def refitted(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:

@@ -67,8 +67,8 @@ def spectrum(weight: Tensor, inputs: Tensor | None = None, outputs: Tensor | Non
     ([3.0, 2.0], [10.0, 3.0])
     """
     exact = weight.double()
-    before = None if inputs is None else _root(inputs)
-    behind = None if outputs is None or outputs.dim() == 1 else _root(outputs)
+    before = None if inputs is None else square_root(inputs)
+    behind = None if outputs is None or outputs.dim() == 1 else square_root(outputs)
     scale = None if outputs is None or outputs.dim() == 2 else _positive(outputs).sqrt()
     seen = exact if before is None else exact @ before
     seen = seen if behind is None else behind.T @ seen
@@ -159,7 +159,7 @@ def _order_of(swaps: Tensor, count: int) -> Tensor:
     return torch.tensor(order, device=swaps.device)
 
 
-def _root(square: Tensor) -> Tensor:
+def square_root(square: Tensor) -> Tensor:
     """A lower triangular L with L Lᵀ = square; where numbers are too far apart for that, of what they are near to."""
     exact = square.double()
     factor, wrong = torch.linalg.cholesky_ex(exact)

@@ -214,6 +214,8 @@ class StructuredPruning(OptimizationInterface):
         if experts := chosen.get("experts"):
             how = f"{experts['criterion']}{', refitted' if experts['refitted'] else ''}"
             self.say(note=f"experts by {how}; alone: {_tried(experts['held_out_divergence'])}.")
+        if reason := chosen.get("outputs_not_weighed"):
+            self.say(note=f"all outputs of a layer count alike: {reason}")
         if chosen["unseen_experts"]:
             self.say(note=f"{chosen['unseen_experts']} experts saw no token: their channels go by the size of weights.")
 
