@@ -79,3 +79,19 @@ def test_savings_that_a_second_product_eats_are_told() -> None:
     assert why_no_faster(2**22, torch.device("cpu")) is None
     assert "6.3 MB at least" in (why_no_faster(2**22, torch.device("cuda")) or "")
     assert "1.0 MB at least" in (why_no_faster(100, torch.device("cpu")) or "")
+
+
+def test_codes_beside_the_factors_take_their_share_of_the_numbers() -> None:
+    alone, beside = rank_at(1024, 256, 0.5, 8, False), rank_at(1024, 256, 0.5, 8, False, beside=0.25 * 1024 * 256)
+    assert (alone, beside) == (96, 48)
+    assert rank_at(1024, 256, 0.5, 8, False, beside=0.5 * 1024 * 256) is None
+    assert ranks_of(1024, 256, 8, False, beside=MOST_SHARE * 1024 * 256) == []
+
+
+def test_matrices_that_a_second_product_saves_little_of_stay_whole() -> None:
+    def ways(numbers: float, loss: float, second: float) -> list[Rank]:
+        return [Rank(WHOLE, numbers), Rank(1, numbers / 4, 3 * loss, second), Rank(2, numbers / 2, loss, second)]
+
+    small, large = (100, 0.9), (1000, 10.0)  # at the price of a number alone the small one goes first
+    assert allocate_ranks({"small": ways(*small, 0), "large": ways(*large, 0)}, 850) == {"small": 2, "large": 2}
+    assert allocate_ranks({"small": ways(*small, 40), "large": ways(*large, 40)}, 850) == {"small": WHOLE, "large": 2}

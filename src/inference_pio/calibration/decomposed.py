@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from inference_pio.calibration.input_pass import BUDGET_BYTES, collect_inputs, w
 from inference_pio.calibration.output_pass import OutputWeights
 from inference_pio.calibration.ranks import WHOLE, Rank, allocate_ranks, factor_numbers, ranks_of
 from inference_pio.calibration.refit import refit
+from inference_pio.calibration.residual import Residual
 from inference_pio.calibration.rounding import part_of
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
@@ -63,10 +64,14 @@ class Decomposed:
 def decompose(
     model: nn.Module, groups: Sequence[SideBySide], ranks: Mapping[str, int], source: CalibrationSource, *,
     pivots: bool = True, ratio: float = 0.0, allocations: Sequence[str] = (), refits: bool = False,
-    align: Mapping[str, int] | None = None, progress: Progress | None = None, budget_bytes: int = BUDGET_BYTES,
+    align: Mapping[str, int] | None = None, second: float = 0, residual: Residual | None = None,
+    progress: Progress | None = None,
+    budget_bytes: int = BUDGET_BYTES,
 ) -> Decomposed:  # fmt: skip
     """Two factors of `ranks[name]` for each group, or of ranks with which `ratio` of all numbers goes where it costs
-    least, by each of the `allocations`; held-out text judges which is taken, and whether refitted ones are.
+    least, by each of the `allocations`, a second product counting as `second` numbers; held-out text judges which is
+    taken, and whether refitted ones are. With a `residual` the factors are of what its codes leave, and stand beside
+    these.
 
     Nothing of the model is edited. Raises InvalidSetting for a text that is too short to learn from.
     """
@@ -76,27 +81,27 @@ def decompose(
     found = {UNIFORM: Candidate()}
     curves: dict[str, list[Rank]] = {}
     kept: dict[str, Spectrum] = {}
-    walk = _Walk(model, groups, learned, budget_bytes, progress)
+    walk = _Walk(model, groups, learned, budget_bytes, progress, residual)
     keeps = sum(_spectrum_bytes(one) for one in groups) <= budget_bytes
     for one, parts in walk.over("calibration"):
         found[UNIFORM].factors[one.name] = factors_at(parts, ranks[one.name], pivots, one.weight(model))
-        curves[one.name] = _curve(one, parts, pivots, (align or {}).get(one.name, 1))
+        curves[one.name] = _curve(one, parts, pivots, (align or {}).get(one.name, 1), walk.beside(one), second)
         if allocations and keeps:
             kept[one.name] = parts
-    _judge(model, groups, found[UNIFORM], held_out)
+    _judge(model, groups, found[UNIFORM], held_out, residual)
     for allocation in allocations if len(groups) > 1 else ():
         if allocation == MEASURED or walk.weights.why_not:
-            curves = _scaled(model, groups, curves, _best(found)[1], held_out)
+            curves = _scaled(model, groups, curves, _best(found)[1], held_out, residual)
         ranks = allocate_ranks(curves, (1 - ratio) * sum(one.numbers for one in groups))
         made = found[allocation] = Candidate()
         for one, parts in ((one, kept[one.name]) for one in groups) if keeps else walk.over("factors"):
             if ranks[one.name] != WHOLE:
                 made.factors[one.name] = factors_at(parts, ranks[one.name], pivots, one.weight(model))
-        _judge(model, groups, made, held_out)
+        _judge(model, groups, made, held_out, residual)
     name, taken = _best(found)
     if refits:
         made = Candidate(refit(model, groups, taken.factors, learned, progress=progress))
-        _judge(model, groups, made, held_out)
+        _judge(model, groups, made, held_out, residual)
         found[REFITTED] = made
         taken = min(taken, made, key=lambda candidate: candidate.divergence)
     final = {one.name: taken.factors[one.name].rank if one.name in taken.factors else WHOLE for one in groups}
@@ -108,8 +113,10 @@ def decompose(
     )  # fmt: skip
 
 
-def _judge(model: nn.Module, groups: Sequence[SideBySide], candidate: Candidate, held_out: HeldOut) -> None:
-    with stood_in(model, layers_of(model, groups, candidate.factors)):
+def _judge(
+    model: nn.Module, groups: Sequence[SideBySide], candidate: Candidate, held_out: HeldOut, residual: Residual | None
+) -> None:
+    with stood_in(model, layers_of(model, groups, candidate.factors, residual)):
         divergence = held_out.divergence(model)
     candidate.divergence = divergence if math.isfinite(divergence) else math.inf
 
@@ -119,12 +126,13 @@ def _best(found: Mapping[str, Candidate]) -> tuple[str, Candidate]:
 
 
 def decompose_weights(
-    model: nn.Module, groups: Sequence[SideBySide], ranks: Mapping[str, int], *, pivots: bool = True
+    model: nn.Module, groups: Sequence[SideBySide], ranks: Mapping[str, int], *, pivots: bool = True,
+    residual: Residual | None = None,
 ) -> Decomposed:  # fmt: skip
     """The same by the weights alone: what plain singular values keep."""
     found = Candidate()
     for one in groups:
-        weight = one.weight(model)
+        weight = residual.left(model, one).to(one.weight(model).dtype) if residual else one.weight(model)
         found.factors[one.name] = factors_at(spectrum(weight), ranks[one.name], pivots, weight)
     return Decomposed(found, UNIFORM, {}, dict(ranks), {}, {})
 
@@ -144,8 +152,9 @@ class _Walk:
 
     def __init__(
         self, model: nn.Module, groups: Sequence[SideBySide], learned: CalibrationSource, budget_bytes: int,
-        progress: Progress | None,
+        progress: Progress | None, residual: Residual | None,
     ) -> None:  # fmt: skip
+        self.residual = residual
         self.model, self.learned, self.budget_bytes, self.progress = model, learned, budget_bytes, progress
         self.weights = OutputWeights(model, learned)
         self._named = {one.name: one for one in groups}
@@ -173,10 +182,14 @@ class _Walk:
                     yield one, self._spectrum(one, mean, outputs)
 
     def _spectrum(self, one: SideBySide, mean: Tensor, outputs: Mapping[str, Tensor]) -> Spectrum:
-        weight = one.weight(self.model)
+        weight = self.residual.left(self.model, one) if self.residual else one.weight(self.model)
         if self.weights.why_not is not None:
             return spectrum(weight, mean)
         return spectrum(weight, mean, _weights_of_outputs([outputs.get(path) for path in one.paths], one, weight))
+
+    def beside(self, one: SideBySide) -> float:
+        """As how many numbers the codes beside its factors count."""
+        return self.residual.numbers(self.model, one) if self.residual else 0
 
 
 def _weights_of_outputs(found: Sequence[Tensor | None], one: SideBySide, like: Tensor) -> Tensor:
@@ -191,14 +204,14 @@ def _weights_of_outputs(found: Sequence[Tensor | None], one: SideBySide, like: T
     return whole
 
 
-def _curve(one: SideBySide, parts: Spectrum, pivots: bool, align: int) -> list[Rank]:
+def _curve(one: SideBySide, parts: Spectrum, pivots: bool, align: int, beside: float, second: float) -> list[Rank]:
     """What each rank loses, with the matrix as it is as one way more."""
     rows = sum(one.outputs)
     squares = parts.values.square()
     tails = (0.5 * (squares.sum() - squares.cumsum(0))).clamp(min=0).tolist()
     ways = [
-        Rank(rank, factor_numbers(rows, one.inputs, rank, pivots), tails[rank - 1])
-        for rank in ranks_of(rows, one.inputs, align, pivots)
+        Rank(rank, factor_numbers(rows, one.inputs, rank, pivots) + beside, tails[rank - 1], second)
+        for rank in ranks_of(rows, one.inputs, align, pivots, beside)
     ]
     return [*ways, Rank(WHOLE, one.numbers)]
 
@@ -209,18 +222,18 @@ def _loss_at(ways: Sequence[Rank], rank: int) -> float:
 
 def _scaled(
     model: nn.Module, groups: Sequence[SideBySide], curves: Mapping[str, list[Rank]], candidate: Candidate,
-    held_out: HeldOut,
+    held_out: HeldOut, residual: Residual | None,
 ) -> dict[str, list[Rank]]:  # fmt: skip
     """Losses by what each group alone was measured to lose in a candidate: what is foretold holds for small errors."""
     found = dict(curves)
     for one in groups:
         if (made := candidate.factors.get(one.name)) is None:
             continue
-        with stood_in(model, layers_of(model, [one], {one.name: made})):
+        with stood_in(model, layers_of(model, [one], {one.name: made}, residual)):
             divergence = max(held_out.divergence(model), 0.0)
         foretold = _loss_at(curves[one.name], made.rank)
         share = divergence / foretold if foretold else 0.0
-        found[one.name] = [Rank(way.rank, way.numbers, way.loss * share) for way in curves[one.name]]
+        found[one.name] = [replace(way, loss=way.loss * share) for way in curves[one.name]]
     return found
 
 

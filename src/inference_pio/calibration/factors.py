@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from inference_pio.anatomy.side_by_side import SideBySide
 from inference_pio.calibration.ranks import WHOLE
+from inference_pio.calibration.residual import Residual
+from inference_pio.formats.coded_residual import CodedResidual
 from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
 from inference_pio.kernels.low_rank import Spectrum, pivoted
 
@@ -55,19 +57,24 @@ def factors_at(parts: Spectrum, rank: int, pivots: bool, like: Tensor) -> Factor
 
 
 def layers_of(
-    model: nn.Module, groups: Sequence[SideBySide], factors: Mapping[str, Factors]
-) -> dict[str, FactoredLinear]:
-    """The layers that take the places of the model's, by path; biases are the very Parameters that they were."""
-    made = {}
+    model: nn.Module, groups: Sequence[SideBySide], factors: Mapping[str, Factors], residual: Residual | None = None
+) -> dict[str, FactoredLinear | CodedResidual]:
+    """The layers that take the places of the model's, by path; biases are the very Parameters that they were. With a
+    `residual`, its codes stand beside the factors.
+    """
+    made: dict[str, FactoredLinear | CodedResidual] = {}
     for one in groups:
         if (given := factors.get(one.name)) is None:
             continue
         modules = [model.get_submodule(path) for path in one.paths]
         learns = any(module.weight.requires_grad for module in modules)  # type: ignore[union-attr, operator]
         into = IntoFew(_linear(given.into, learns), given.order, len(modules))
-        for path, module, part in zip(one.paths, modules, torch.split(given.out_of, list(one.outputs)), strict=True):
+        codes = residual.codes(model, one) if residual else [None] * len(modules)
+        parts = torch.split(given.out_of, list(one.outputs))
+        for path, module, part, coded in zip(one.paths, modules, parts, codes, strict=True):
             bias: Any = module.bias
-            made[path] = FactoredLinear(into, _linear(part, learns, bias))
+            layer = FactoredLinear(into, _linear(part, learns, bias))
+            made[path] = CodedResidual(coded, layer) if coded is not None else layer
     return made
 
 

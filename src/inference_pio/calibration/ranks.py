@@ -23,11 +23,14 @@ half of 512 x 512 no faster (`benchmarks/factored_layers.py --width`); on a GPU 
 
 @dataclass(frozen=True)
 class Rank:
-    """One way to keep a matrix: how many numbers it takes, and what is lost."""
+    """One way to keep a matrix: how many numbers it takes, codes counted as the numbers of as many bytes, and what is
+    lost."""
 
     rank: int
-    numbers: int
+    numbers: float
     loss: float = 0.0
+    second: float = 0.0
+    """What the time of a second product counts, in numbers."""
 
 
 def factor_numbers(outputs: int, inputs: int, rank: int, pivoted: bool) -> int:
@@ -53,26 +56,36 @@ def align_of(outputs: int, inputs: int, asked: int | None = None) -> int:
     return align
 
 
-def ranks_of(outputs: int, inputs: int, align: int, pivoted: bool) -> list[int]:
-    """The ranks that make a matrix small enough to be faster, smallest first."""
-    most = MOST_SHARE * outputs * inputs
+def ranks_of(outputs: int, inputs: int, align: int, pivoted: bool, beside: float = 0) -> list[int]:
+    """The ranks that make a matrix small enough to be faster, smallest first, where as much as `beside` numbers stands
+    beside the factors."""
+    most = MOST_SHARE * outputs * inputs - beside
     wanted = range(align, min(outputs, inputs) + 1, align)
     return [rank for rank in wanted if factor_numbers(outputs, inputs, rank, pivoted) <= most]
 
 
-def rank_at(outputs: int, inputs: int, ratio: float, align: int, pivoted: bool) -> int | None:
+def rank_at(outputs: int, inputs: int, ratio: float, align: int, pivoted: bool, beside: float = 0) -> int | None:
     """The largest rank at which `ratio` of a matrix's numbers goes; None where `align` allows none.
 
     >>> rank_at(1024, 256, 0.5, 8, pivoted=False), rank_at(1024, 256, 0.5, 8, pivoted=True), rank_at(8, 8, 0.5, 8, True)
     (96, 112, None)
     """
-    left = (1 - ratio) * outputs * inputs
+    left = (1 - ratio) * outputs * inputs - beside
     fitting = [
         rank
-        for rank in ranks_of(outputs, inputs, align, pivoted)
+        for rank in ranks_of(outputs, inputs, align, pivoted, beside)
         if factor_numbers(outputs, inputs, rank, pivoted) <= left
     ]
     return fitting[-1] if fitting else None
+
+
+def second_product(device: torch.device, element_size: int) -> float:
+    """The time of a second product on a device, as how many numbers could be read in it.
+
+    >>> second_product(torch.device("cuda"), element_size=2)
+    3145728.0
+    """
+    return LEAST_SAVED_BYTES.get(device.type, 0) / element_size
 
 
 def why_no_faster(saved_bytes: int, device: torch.device) -> str | None:
@@ -89,7 +102,8 @@ def why_no_faster(saved_bytes: int, device: torch.device) -> str | None:
 def allocate_ranks(choices: Mapping[str, Sequence[Rank]], numbers: float) -> dict[str, int]:
     """One rank for each matrix, so that all of them take at most `numbers`, or the least that they can, and lose least.
 
-    One price of a number is found at which each matrix, choosing for itself, keeps to that.
+    One price of a number is found at which each matrix, choosing for itself, keeps to that; at this price it also pays
+    for its second product, so that a matrix of which little goes rather stays whole.
 
     >>> steep, flat = ([Rank(WHOLE, 8), Rank(2, 4, loss)] for loss in (9.0, 1.0))
     >>> allocate_ranks({"a": steep, "b": flat}, 12)
@@ -97,7 +111,10 @@ def allocate_ranks(choices: Mapping[str, Sequence[Rank]], numbers: float) -> dic
     """
 
     def at(price: float) -> dict[str, Rank]:
-        return {name: min(ways, key=lambda way: way.loss + price * way.numbers) for name, ways in choices.items()}
+        return {
+            name: min(ways, key=lambda way: way.loss + price * (way.numbers + way.second))
+            for name, ways in choices.items()
+        }
 
     most = max([way.loss for ways in choices.values() for way in ways] + [1e-30])
     low, high = 1e-18 * most, most  # at a price of the largest loss each takes as few numbers as it can

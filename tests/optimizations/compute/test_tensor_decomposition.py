@@ -13,8 +13,10 @@ from torch import nn
 from inference_pio.artifact import load, save
 from inference_pio.contract.config import OptimizationConfig
 from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError, RefusedOnOptimized
+from inference_pio.formats.coded_residual import CodedResidual
 from inference_pio.formats.factored_conv import FactoredConv
 from inference_pio.formats.factored_linear import FactoredLinear
+from inference_pio.formats.int8 import Int8Linear
 from inference_pio.manager import ModularOptimizationManager, get_optimization_manager
 from inference_pio.undo.fingerprint import fingerprint
 from inference_pio.undo.journal import Journal
@@ -75,6 +77,50 @@ def test_what_is_saved_comes_back_without_a_text(name: str, allocation: str, tmp
     for path, layer in layers_of(again).items():
         assert (layer.into is layers_of(again)[path.replace("k_proj", "q_proj")].into) or "down" in path
     assert torch.equal(tiny.logits(again, name), tiny.logits(model, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "residual", "allocation"), [("qwen3", "int4", "measured"), ("gpt2", "int8", "uniform")]
+)
+def test_codes_stand_beside_the_factors_and_all_comes_back(
+    name: str, residual: str, allocation: str, tmp_path: Path
+) -> None:
+    case = Case(name)
+    receipt = decomposed(case.model, residual=residual, allocation=allocation, decomposition_ratio=0.4)
+    made = {path: one for path, one in case.model.named_modules() if isinstance(one, CodedResidual)}
+    assert made
+    assert all(one.codes.format == residual for one in made.values())
+    assert {f"{path}.factors" for path in made} == set(layers_of(case.model))
+    assert any(f"beside {residual} codes" in note and "of their bytes are gone" in note for note in receipt.notes)
+    claimed = {claim for site in receipt.acted for claim in site.claims}
+    assert claimed == {"weights.shape", "weights.storage"}
+    answers = tiny.logits(case.model, name)
+    plain = tiny.logits(tiny.build(name), name)
+    assert 0 < (answers - plain).norm() < 0.15 * plain.norm()
+    assert generated(copy.deepcopy(case.model), name).shape[1] == tiny.TEXT_TOKENS + 4
+    save(case.model, tmp_path / "saved")
+    assert torch.equal(tiny.logits(load(tmp_path / "saved"), name), answers)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+def test_codes_beside_factors_are_left_by_compression_which_takes_the_factors() -> None:
+    model, manager = tiny.build("qwen3"), ModularOptimizationManager()
+    asked = {**SETTINGS, "residual": "int8", "decomposition_ratio": 0.4}
+    manager.apply_optimizations(model, ["tensor_decomposition"], parameters={"tensor_decomposition": asked})
+    whole = {path: one.codes.weight_int8 for path, one in model.named_modules() if isinstance(one, CodedResidual)}
+    manager.apply_optimizations(model, ["tensor_compression"])
+    for path, codes in whole.items():
+        assert model.get_submodule(path).codes.weight_int8 is codes
+        assert isinstance(model.get_submodule(path).factors.out_of, Int8Linear)
+    assert tiny.logits(model, "qwen3").isfinite().all()
+
+
+def test_codes_that_leave_no_room_for_factors_are_refused_with_the_way_out() -> None:
+    with pytest.raises(NoEffect, match=r"no rank that is a multiple of 8 leaves beside int8 codes 20%"):
+        decomposed(tiny.build("llama"), residual="int8", decomposition_ratio=0.8)
+    with pytest.raises(InvalidSetting, match="drop one"):
+        decomposed(tiny.build("llama"), residual="int8", refit=True)
 
 
 def test_a_share_of_the_numbers_is_gone_and_matrices_that_matter_may_stay_whole() -> None:

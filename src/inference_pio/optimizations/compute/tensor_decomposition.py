@@ -16,7 +16,9 @@ from inference_pio.anatomy.side_by_side import SideBySide, side_by_side
 from inference_pio.calibration.decomposed import FORETOLD, MEASURED, UNIFORM, Decomposed, decompose, decompose_weights
 from inference_pio.calibration.factors import factors_to_come, layers_of
 from inference_pio.calibration.held_out import ONE_IN
-from inference_pio.calibration.ranks import WHOLE, align_of, factor_numbers, rank_at, why_no_faster
+from inference_pio.calibration.ranks import WHOLE, align_of, factor_numbers, rank_at, second_product, why_no_faster
+from inference_pio.calibration.residual import ALIGN as ALIGN_BESIDE_CODES
+from inference_pio.calibration.residual import Residual
 from inference_pio.calibration.source import calibration_source, token_windows
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
@@ -28,6 +30,8 @@ from inference_pio.measure.target import max_positions, vocab_size
 from inference_pio.sources.progress import share_bar
 
 CLAIMS = frozenset({"weights.shape"})
+STORED = frozenset({"weights.storage"})
+"""What is claimed too, where codes stand beside the factors."""
 WINDOW, LEAST_WINDOW = 1024, 32
 """Tokens of a window of text: fewer where the text is short, since one window in eight is held out."""
 ALLOCATIONS = {UNIFORM: (), FORETOLD: (FORETOLD,), MEASURED: (FORETOLD, MEASURED)}
@@ -42,7 +46,8 @@ class TensorDecompositionParameters(Settings):
     """`decomposition_ratio` is the share of the numbers in linear layers that goes.
 
     Of a "pivoted" product a part of one factor need not be kept, so that the same numbers hold a higher rank; a "plain"
-    one is two matrices and nothing else. Ranks are multiples of `align` (64, less of small matrices). With
+    one is two matrices and nothing else. With a `residual`, int8 or int4 codes keep the weights and factors stand for
+    what these miss; then the share is of their bytes. Ranks are multiples of `align` (64, less of small matrices). With
     `allocation` "foretold" they are chosen by what they cost as spectra say, with "measured" also as held-out text
     says; "uniform" takes the same share of each. `refit` lets layers make up for what those before them lose. Learned
     from `tokens` tokens of `text`; with `calibration` "none", and on models that are given no tokens, by the weights
@@ -53,6 +58,7 @@ class TensorDecompositionParameters(Settings):
 
     decomposition_ratio: float = Field(default=0.2, ge=0.1, lt=1)
     form: Literal["pivoted", "plain"] = "pivoted"
+    residual: Literal["int8", "int4"] | None = None
     align: int | None = Field(default=None, ge=1)
     allocation: Literal["measured", "foretold", "uniform"] = "measured"
     refit: bool = False
@@ -69,6 +75,10 @@ class TensorDecompositionParameters(Settings):
         asked = {"max_kl": self.max_kl is not None, "refit": self.refit, "text": self.text is not None}
         if self.calibration == "none" and (names := [name for name, given in asked.items() if given]):
             raise ValueError(f"calibration='none' reads no text, which is what {' and '.join(names)} go by")
+        if self.residual and self.refit:
+            raise ValueError(
+                "refit fits factors that stand alone, and with a residual codes stand beside them: drop one"
+            )
         return self
 
 
@@ -93,14 +103,16 @@ class TensorDecomposition(OptimizationInterface):
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         asked = self.parameters
-        found = list(factorable_sites(model, Chosen(asked.targets, asked.skip), CLAIMS))
+        claims = CLAIMS | STORED if asked.residual else CLAIMS
+        found = list(factorable_sites(model, Chosen(asked.targets, asked.skip), claims))
         skips: dict[str, str] = {}
         bound, learns = self.parameters.max_kl is not None, self._learns(model)
         for one in _groups(model, found):
             if reason := UNJUDGED if bound and not learns else self._why_not(model, one):
                 skips |= dict.fromkeys(one.paths, reason)
         for path, conv in _convolutions(model, found).items():
-            if reason := self._why_no_conv(conv) or (UNJUDGED if bound else None):
+            codes = "convolutions have no codes beside their factors" if asked.residual else None
+            if reason := codes or self._why_no_conv(conv) or (UNJUDGED if bound else None):
                 skips[path] = reason
         return [
             Site(site.path, site.role, site.claims, skips[site.path]) if site.path in skips else site for site in found
@@ -110,8 +122,9 @@ class TensorDecomposition(OptimizationInterface):
         asked = self.parameters
         groups, convolutions = _groups(model, sites), _convolutions(model, sites)
         return {
-            "decomposition_ratio": asked.decomposition_ratio, "form": asked.form, "learns": self._learns(model),
-            "ranks": {one.name: self._rank(one) for one in groups},
+            "decomposition_ratio": asked.decomposition_ratio, "form": asked.form, "residual": asked.residual,
+            "learns": self._learns(model),
+            "ranks": {one.name: self._rank(model, one) for one in groups},
             "together": {one.name: list(one.paths) for one in groups},
             "numbers": sum(one.numbers for one in groups),
             "convolutions": {path: self._channels(conv) for path, conv in convolutions.items()},
@@ -130,7 +143,9 @@ class TensorDecomposition(OptimizationInterface):
         large = sum(parameter.nbytes for parameter in model.parameters()) > LONG_BYTES
         with share_bar("decomposing layers", large) as progress:
             if not decision["learns"] or not groups:
-                self._found = decompose_weights(model, groups, decision["ranks"], pivots=asked.form == PIVOTED)
+                self._found = decompose_weights(
+                    model, groups, decision["ranks"], pivots=asked.form == PIVOTED, residual=self._residual
+                )
                 return decision
             window = min(WINDOW, max_positions(model) or WINDOW, max(LEAST_WINDOW, asked.tokens // ONE_IN))
             self._found = found = decompose(
@@ -138,7 +153,7 @@ class TensorDecomposition(OptimizationInterface):
                 calibration_source(model, token_windows(asked.text), tokens=asked.tokens, window=window),
                 pivots=asked.form == PIVOTED, align={one.name: self._align(one) for one in groups},
                 ratio=asked.decomposition_ratio, allocations=ALLOCATIONS[asked.allocation], refits=asked.refit,
-                progress=progress,
+                second=self._second(model, groups), residual=self._residual, progress=progress,
             )  # fmt: skip
         divergence = found.taken.divergence
         if not math.isfinite(divergence):
@@ -164,29 +179,27 @@ class TensorDecomposition(OptimizationInterface):
         decision, groups = self.step.decision, _groups(model, self.step.sites)
         pivots, ranks = decision["form"] == PIVOTED, _ranks(decision)
         factors = made.taken.factors if made else factors_to_come(model, groups, ranks, pivots)
-        for path, layer in layers_of(model, groups, factors).items():
+        left = sum(self._numbers(model, one, ranks[one.name]) for one in groups)
+        for path, layer in layers_of(model, groups, factors, self._residual).items():
             self.journal.replace(model.get_submodule(path), layer)
         for path, (outputs, inputs) in decision["convolutions"].items():
             conv: Any = model.get_submodule(path)
             self.journal.replace(conv, FactoredConv.from_conv(conv, (outputs, inputs)))
-        self._tell(groups, decision)
+        self._tell(groups, decision, left)
         return model
 
-    def _tell(self, groups: Sequence[SideBySide], decision: Mapping[str, Any]) -> None:
-        pivots, ranks = decision["form"] == PIVOTED, _ranks(decision)
+    def _tell(self, groups: Sequence[SideBySide], decision: Mapping[str, Any], left: float) -> None:
+        ranks = _ranks(decision)
         taken = [one for one in groups if ranks[one.name] != WHOLE]
-        left = sum(
-            factor_numbers(sum(one.outputs), one.inputs, ranks[one.name], pivots) if one in taken else one.numbers
-            for one in groups
-        )
         self.say(backend="factors")
         if convolutions := len(decision["convolutions"]):
             self.say(note=f"{convolutions} convolutions in three, by their kernels alone.")
         if not groups:
             return
+        codes = f" beside {decision['residual']} codes" if decision["residual"] else ""
         self.say(
-            note=f"{len(taken)} inputs' matrices in two factors, {len(groups) - len(taken)} as they were: "
-            f"{1 - left / decision['numbers']:.1%} of their numbers are gone.",
+            note=f"{len(taken)} inputs' matrices in two factors{codes}, {len(groups) - len(taken)} as they were: "
+            f"{1 - left / decision['numbers']:.1%} of their {'bytes' if codes else 'numbers'} are gone.",
         )
         aligned = sorted({self._align(one) for one in groups})
         if self.parameters.align is None and aligned[0] < align_of(2**20, 2**20):
@@ -204,13 +217,36 @@ class TensorDecomposition(OptimizationInterface):
     def _learns(self, model: nn.Module) -> bool:
         return bool(self.parameters.calibration == "text" and vocab_size(model) is not None)
 
-    def _align(self, one: SideBySide) -> int:
-        return align_of(sum(one.outputs), one.inputs, self.parameters.align)
+    @property
+    def _residual(self) -> Residual | None:
+        return Residual(self.parameters.residual) if self.parameters.residual else None
 
-    def _rank(self, one: SideBySide) -> int | None:
+    def _align(self, one: SideBySide) -> int:
+        found = align_of(sum(one.outputs), one.inputs, self.parameters.align)
+        return min(found, ALIGN_BESIDE_CODES) if self._residual and self.parameters.align is None else found
+
+    def _rank(self, model: nn.Module, one: SideBySide) -> int | None:
         asked = self.parameters
-        pivots = asked.form == PIVOTED
-        return rank_at(sum(one.outputs), one.inputs, asked.decomposition_ratio, self._align(one), pivots)
+        rows, pivots, beside = sum(one.outputs), asked.form == PIVOTED, self._beside(model, one)
+        return rank_at(rows, one.inputs, asked.decomposition_ratio, self._align(one), pivots, beside)
+
+    def _second(self, model: nn.Module, groups: Sequence[SideBySide]) -> float:
+        """As how many numbers a second product counts, where what is no faster is refused."""
+        each: Any = model.get_submodule(groups[0].name).weight
+        return second_product(self.device, each.element_size()) if self.parameters.refuse_slower else 0
+
+    def _beside(self, model: nn.Module, one: SideBySide) -> float:
+        """As how many numbers the codes beside its factors count."""
+        if self._residual is None or self._residual.why_not(one.inputs):
+            return 0
+        return self._residual.numbers(model, one)
+
+    def _numbers(self, model: nn.Module, one: SideBySide, rank: int) -> float:
+        """How many numbers it takes at a rank."""
+        if rank == WHOLE:
+            return one.numbers
+        factors = factor_numbers(sum(one.outputs), one.inputs, rank, self.parameters.form == PIVOTED)
+        return factors + self._beside(model, one)
 
     def _channels(self, conv: Any) -> list[int] | None:
         align = align_of(conv.out_channels, conv.in_channels, self.parameters.align)
@@ -228,17 +264,20 @@ class TensorDecomposition(OptimizationInterface):
         return why_no_faster(saved, self.device) if asked.refuse_slower else None
 
     def _why_not(self, model: nn.Module, one: SideBySide) -> str | None:
-        asked, rank = self.parameters, self._rank(one)
-        if rank is None:
+        asked = self.parameters
+        if self._residual and (reason := self._residual.why_not(one.inputs)):
+            return reason
+        if (rank := self._rank(model, one)) is None:
+            beside = f" beside {asked.residual} codes" if asked.residual else ""
             return (
-                f"no rank that is a multiple of {self._align(one)} leaves {1 - asked.decomposition_ratio:.0%} of "
-                f"{sum(one.outputs)} x {one.inputs} numbers: choose a smaller align or decomposition_ratio"
+                f"no rank that is a multiple of {self._align(one)} leaves{beside} {1 - asked.decomposition_ratio:.0%} "
+                f"of {sum(one.outputs)} x {one.inputs} numbers: choose a smaller align or decomposition_ratio"
             )
         if not asked.refuse_slower:
             return None
-        numbers = factor_numbers(sum(one.outputs), one.inputs, rank, asked.form == PIVOTED)
         each: Any = model.get_submodule(one.name).weight
-        return why_no_faster((one.numbers - numbers) * each.element_size(), self.device)
+        saved = (one.numbers - self._numbers(model, one, rank)) * each.element_size()
+        return why_no_faster(int(saved), self.device)
 
 
 def _groups(model: nn.Module, sites: Sequence[Site]) -> list[SideBySide]:
