@@ -99,9 +99,9 @@ def test_experts_go_without_a_trace_on_the_text_they_were_missed_by(name: str) -
 
 
 @functools.cache
-def without(name: str, edit: str) -> tuple[Any, Receipt]:
+def without(name: str, edit: str, windows: int = WINDOWS) -> tuple[Any, Receipt]:
     model = reference_models.load(name)
-    receipt = operate(model, edit, text=calibration_tokens()[:WINDOWS])
+    receipt = operate(model, edit, text=calibration_tokens()[:windows])
     return model, receipt
 
 
@@ -143,10 +143,10 @@ def _cost(name: str, edit: str, layer: StackLayer, number: int) -> float:
 @pytest.mark.parametrize("edit", ["blocks", "attention"])
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_vl"])
 def test_the_edit_costs_what_its_choice_was_judged_by(name: str, edit: str) -> None:
-    model, receipt = without(name, edit)
+    model, receipt = without(name, edit, len(calibration_tokens()))
     told = receipt.decision["told"][edit]["held_out_divergence"]
     for number in range(DRAWS):
         quality = judged(name, model, number)
         assert quality.kl_nats_per_token <= 1.6 * told
-        if (name, edit) == ("qwen3", "attention"):
-            assert quality.perplexity_ratio <= 1.3
+        if name == "qwen3":
+            assert quality.perplexity_ratio <= {"attention": 1.16, "blocks": 1.3}[edit]

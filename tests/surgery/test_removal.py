@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from inference_pio.artifact import load, save
 from inference_pio.errors import InvalidModel, NoEffect, PlanError
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.surgery.parameters import SurgeryParameters
@@ -19,6 +21,8 @@ from tests.surgery.help import operate, skips
 from tests.sweep import Case
 
 TEXT = [[1 + (place * place + row) % 96 for place in range(16)] for row in range(8)]
+
+LONG = torch.randint(1, 120, (64, 64), generator=torch.Generator().manual_seed(0)).tolist()
 
 
 def six_layers() -> Any:
@@ -53,6 +57,39 @@ def test_what_was_judged_is_what_was_done(edits: tuple[str, ...], refit: bool) -
     receipt = operate(model, *edits, text=TEXT, remove=2, refit=refit)
     told = receipt.decision["told"][edits[0]]["held_out_divergence"]
     assert judge.divergence(model) == pytest.approx(told, rel=1e-4)
+
+
+SLOW = [pytest.param(edits, marks=pytest.mark.slow) for edits in (("attention",), ("attention", "blocks"))]
+
+
+@pytest.mark.parametrize("edits", [("blocks",), *SLOW])
+def test_what_lies_behind_is_fitted_again_where_that_loses_less(edits: tuple[str, ...], tmp_path: Path) -> None:
+    model = six_layers()
+    before = fingerprint(model)
+    judge = SurgeryText(copy.deepcopy(model), SurgeryParameters(text=LONG)).held_out
+    manager = ModularOptimizationManager()
+    asked = {"edits": list(edits), "text": LONG, "remove": 2}
+    manager.apply_optimizations(model, ["model_surgery"], parameters={"model_surgery": asked})
+    (receipt,) = manager.get_receipts(model)
+    told = receipt.decision["told"][edits[0]]
+    assert told["held_out_divergence"] == min(told["refitted"], told["as_taken_out"])
+    assert judge.divergence(model) == pytest.approx(told["held_out_divergence"], rel=1e-3)
+    kept = any("linear layers behind are fitted again" in note for note in receipt.notes)
+    assert kept == (told["refitted"] < told["as_taken_out"]) == (len(edits) == 1)
+    answers = tiny.logits(model, "llama")
+    save(model, tmp_path / "saved")
+    assert torch.equal(tiny.logits(load(tmp_path / "saved"), "llama"), answers)
+    manager.remove_optimizations(model)
+    assert before.differences(fingerprint(model)) == []
+
+
+def test_what_lies_behind_keeps_its_weights_where_others_lose_more() -> None:
+    model = tiny.build("llama")
+    weights = {path: module.weight for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    receipt = operate(model, "attention", text=LONG)
+    told = receipt.decision["told"]["attention"]
+    assert told["held_out_divergence"] == told["as_taken_out"] < told["refitted"]
+    assert all(module.weight is weights[path] for path, module in model.named_modules() if path in weights)
 
 
 def test_both_at_once_take_from_different_layers() -> None:

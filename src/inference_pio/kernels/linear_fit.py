@@ -60,8 +60,29 @@ def added_map(inputs: Tensor, missing: Tensor, damping: float = DAMPING) -> Tens
     >>> added_map(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [6.0]]), damping=0).round(decimals=3).tolist()
     [[3.0]]
     """
-    rows = inputs.double()
-    gram = rows.T @ rows
-    power = gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    held = gram + max(damping, torch.finfo(torch.float64).eps) * power * torch.eye(len(gram), device=gram.device)
-    return torch.linalg.solve(held, rows.T @ missing.double()).T
+    fit = AddedMap()
+    fit.add(inputs, missing)
+    return fit.solve(damping)
+
+
+class AddedMap:
+    """`added_map` of rows that are added batch by batch."""
+
+    def __init__(self) -> None:
+        self._gram: Tensor | None = None
+        self._cross: Tensor | None = None
+
+    def add(self, inputs: Tensor, missing: Tensor) -> None:
+        """Inputs [rows, in] and what is missing behind them [rows, out]."""
+        rows = inputs.double()
+        gram, cross = rows.T @ rows, rows.T @ missing.double()
+        self._gram = gram if self._gram is None else self._gram + gram
+        self._cross = cross if self._cross is None else self._cross + cross
+
+    def solve(self, damping: float = DAMPING) -> Tensor:
+        assert self._gram is not None
+        assert self._cross is not None
+        power = self._gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        unit = torch.eye(len(self._gram), dtype=self._gram.dtype, device=self._gram.device)
+        held = self._gram + max(damping, torch.finfo(torch.float64).eps) * power * unit
+        return torch.linalg.solve(held, self._cross).T

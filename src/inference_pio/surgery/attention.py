@@ -47,6 +47,7 @@ class Attention(RemovalEdit):
 
     def apply(self, journal: Journal, model: nn.Module, places: Places) -> list[str]:
         fitted, self._fitted = self._fitted, {}
+        behind = self.put_refitted(journal, model)
         for path, layer in places.items():
             part = f"{path}.{layer['attention']}"
             attention, width = model.get_submodule(part), layer["width"]
@@ -55,7 +56,7 @@ class Attention(RemovalEdit):
                 other = _linear(attention, torch.empty(width, width), torch.empty(width))
             journal.replace(attention, NoAttention(other))
         left = ", a linear layer in its place" if self.asked.refit else ""
-        return [f"the attention of {len(places)} layers is gone{left}: {', '.join(places)}."]
+        return [f"the attention of {len(places)} layers is gone{left}: {', '.join(places)}{behind}."]
 
 
 def _linear(attention: nn.Module, weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -31,7 +31,7 @@ class Blocks(RemovalEdit):
 
     def apply(self, journal: Journal, model: nn.Module, places: Places) -> list[str]:
         listed, stack = _around(model, next(iter(places)))
-        before = next(iter(places.values()))["of"]
+        before, behind = next(iter(places.values()))["of"], self.put_refitted(journal, model)
         if len(listed) == before:  # else a saved configuration told the fewer ones already
             gone = {path.rpartition(".")[2] for path in places}
             kept = [number for number in range(before) if str(number) not in gone]
@@ -39,7 +39,7 @@ class Blocks(RemovalEdit):
             _renumber(journal, listed, kept)
             for name, value in told.items():
                 journal.set(stack.config, name, value)
-        return [f"{len(places)} of {before} layers are gone: {', '.join(places)}."]
+        return [f"{len(places)} of {before} layers are gone: {', '.join(places)}{behind}."]
 
 
 def _renumber(journal: Journal, listed: nn.ModuleList, kept: list[int]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,11 +14,19 @@ from torch import nn
 from inference_pio.anatomy.chosen import Chosen
 from inference_pio.anatomy.removable_layers import StackLayer, stack_layers
 from inference_pio.anatomy.roles import hidden_width
-from inference_pio.calibration.removal import cheapest, influences, passed_over, to_judge
+from inference_pio.calibration.removal import Removal, cheapest, influences, passed_over, to_judge
+from inference_pio.calibration.stood_in import stood_in
+from inference_pio.calibration.stream_refit import refit_stream
+from inference_pio.calibration.twins import twin_of
 from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidModel
 from inference_pio.surgery.edit import Edit, Places
+from inference_pio.surgery.parameters import SurgeryParameters
 from inference_pio.surgery.text import SurgeryText
+from inference_pio.undo.journal import Journal
+
+TRIED = 3
+"""Parts that what lies behind is fitted again for, one after another; each takes two forwards a layer."""
 
 
 class RemovalEdit(Edit):
@@ -24,6 +34,10 @@ class RemovalEdit(Edit):
 
     exactness = "approximate"
     learns = True
+
+    def __init__(self, asked: SurgeryParameters) -> None:
+        super().__init__(asked)
+        self._text: SurgeryText | None = None
 
     @abstractmethod
     def part(self, layer: StackLayer) -> str:
@@ -65,9 +79,12 @@ class RemovalEdit(Edit):
         judged = to_judge(influence, self.asked.remove)
         instead = self.instead(model, text, judged)
 
-        def divergence(taken: Sequence[str]) -> float:
+        def without(taken: Sequence[str]) -> AbstractContextManager[None]:
             blocks = [*before, *(part for part in taken if part in layers)]
-            with passed_over(model, blocks, {part: instead.get(part) for part in taken if part not in layers}):
+            return passed_over(model, blocks, {part: instead.get(part) for part in taken if part not in layers})
+
+        def divergence(taken: Sequence[str]) -> float:
+            with without(taken):
                 return judge.divergence(model)
 
         removal = cheapest(judged, divergence, self.asked.remove, self.asked.max_kl)
@@ -77,10 +94,44 @@ class RemovalEdit(Edit):
                 f"one, so {self.name!r} cannot be judged: check the checkpoint. Nothing was touched."
             )
         told = {
+            **self._refit(model, before, without, text, removal),
             "held_out_divergence": removal.together, "divergences": removal.divergences, "influences": influence,
             "source": text.source.name, "sha256": text.source.digest,
         }  # fmt: skip
         return self._places(model, [layers[parts[part]] for part in removal.taken], len(layers)), told
+
+    def _refit(
+        self, model: nn.Module, before: Sequence[str], without: Callable[[Sequence[str]], AbstractContextManager[None]],
+        text: SurgeryText, removal: Removal,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Fit what lies behind all that goes anew, and keep that where held-out text loses less; what is to be told of
+        it. Where one part goes, the next cheapest are tried in its place: more may lie behind them."""
+        self._text = text
+        if not self.asked.refit or not removal.taken:
+            return {}
+        text.refitted = {}
+        costs, told = removal.divergences, {"as_taken_out": removal.together, "refitted": math.inf}
+        alone = sorted(costs, key=lambda part: costs[part])[:TRIED]
+        for taken in [[part] for part in alone] if len(removal.taken) == 1 else [removal.taken]:
+            found = refit_stream(model, _layers(model), [*before, *taken], partial(without, taken), text.learned)
+            twins = {path: twin_of(model.get_submodule(path), {"weight": weight}) for path, weight in found.items()}
+            with without(taken), stood_in(model, twins):
+                divergence = text.held_out.divergence(model)
+            told["refitted"] = min(told["refitted"], divergence)
+            if divergence < removal.together:
+                removal.taken, removal.together, text.refitted = taken, divergence, found
+        return told
+
+    def put_refitted(self, journal: Journal, model: nn.Module) -> str:
+        """Give what lies behind its new weights, before layers are numbered anew; what is to be said of it."""
+        text, self._text = self._text, None
+        found = dict(text.refitted) if text is not None else {}
+        if text is not None:
+            text.refitted = {}  # of several edits the first one to write does it for all
+        for path, weight in found.items():
+            owner: Any = model.get_submodule(path)
+            journal.set(owner, "weight", nn.Parameter(weight, requires_grad=owner.weight.requires_grad))
+        return f"; {len(found)} linear layers behind are fitted again" if found else ""
 
     def _why_kept(self, model: nn.Module, layer: StackLayer) -> str | None:
         reason = Chosen(self.asked.targets, self.asked.skip).why_not(layer.path, "unknown")

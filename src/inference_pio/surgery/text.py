@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 from inference_pio.calibration.held_out import ONE_IN, HeldOut, parted
 from inference_pio.calibration.source import CalibrationSource, calibration_source, token_windows
@@ -20,6 +20,8 @@ class SurgeryText:
 
     def __init__(self, model: nn.Module, asked: SurgeryParameters) -> None:
         self._model, self._asked = model, asked
+        self.refitted: dict[str, Tensor] = {}
+        """Weights of what lies behind all that goes, by their paths, as the last edit to learn left them."""
 
     @cached_property
     def source(self) -> CalibrationSource:
