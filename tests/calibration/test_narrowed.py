@@ -9,13 +9,14 @@ import torch
 
 from inference_pio.anatomy.mlp_channels import InnerChannels, inner_channels
 from inference_pio.calibration import output_pass
-from inference_pio.calibration.narrowed import MEASURED, UNIFORM, narrow
+from inference_pio.calibration.narrowed import MEASURED, REFITTED, UNIFORM, narrow
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
 from inference_pio.calibration.twins import twin_of
 from inference_pio.errors import InvalidSetting
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
+from tests.quality.test_tensor_compression import in_turn
 
 
 def text(windows: int = 16, window: int = 32, seed: int = 0) -> CalibrationSource:
@@ -124,3 +125,30 @@ def test_a_text_that_is_too_short_is_refused_with_what_is_missing() -> None:
     channels = channels_of(model)
     with pytest.raises(InvalidSetting, match="100 channels: give 68 tokens more"):
         narrow(model, channels, dict.fromkeys(channels, 50), text(2, 32))
+
+
+@pytest.mark.parametrize("name", in_turn("llama", among=["llama", "qwen3_moe", "glm4_moe"]))
+def test_what_writes_to_the_stream_is_fitted_to_the_whole_models(name: str) -> None:
+    model = tiny.build(name)
+    channels = channels_of(model)
+    widths = {path: one.width // 2 // 8 * 8 for path, one in channels.items()}
+    before = fingerprint(model)
+    asked: list[str] = []
+
+    def only_the_last(path: str) -> bool:
+        asked.append(path)
+        return path.startswith(f"model.layers.{len(model.model.layers) - 1}.")
+
+    found = narrow(model, channels, widths, text(64, 64), stream=only_the_last)
+    assert before.differences(fingerprint(model)) == []
+    assert set(found.divergences) == {UNIFORM, REFITTED}
+    assert found.taken.divergence == min(found.divergences.values())
+    assert asked
+    assert all(path.endswith("self_attn.o_proj") for path in asked)
+    plain = narrow(model, channels, widths, text(64, 64))
+    assert plain.divergences == {UNIFORM: found.divergences[UNIFORM]}
+    assert all(plain.taken.kept[path].equal(kept) for path, kept in found.taken.kept.items())
+    if found.divergences[REFITTED] < found.divergences[UNIFORM]:
+        assert list(found.taken.beside) == [asked[-1]]
+    else:
+        assert found.taken.beside == {}

@@ -34,10 +34,11 @@ def original(name: str) -> Any:
 
 
 @functools.cache
-def pruned(name: str, ratio: float, unit: str = "mlp", allocation: str = "measured") -> Any:
+def pruned(name: str, ratio: float, unit: str = "mlp", allocation: str = "measured", refit: str = "outputs") -> Any:
     model = reference_models.load(name)
     asked = {
-        "pruning_ratio": ratio, "align": 8, "units": [unit], "allocation": allocation, "text": calibration_tokens(),
+        "pruning_ratio": ratio, "align": 8, "units": [unit], "allocation": allocation, "refit": refit,
+        "text": calibration_tokens(),
     }  # fmt: skip
     ModularOptimizationManager().apply_optimizations(
         model, ["structured_pruning"], parameters={"structured_pruning": asked}
@@ -100,6 +101,15 @@ def test_half_of_the_channels_goes_at_far_less_loss_than_by_one_shot(name: str, 
 @pytest.mark.parametrize("name", ["qwen3"])
 def test_half_of_the_channels_goes_at_a_fifth_more_perplexity(name: str) -> None:
     assert max(excess(pruned(name, 0.5), name, number) for number in EACH_DRAW) <= 0.2
+
+
+@pytest.mark.slow
+def test_what_is_fitted_to_the_stream_loses_less() -> None:
+    for number in EACH_DRAW:
+        fitted, as_they_are = (
+            excess(pruned("qwen3", 0.5, refit=how), "qwen3", number) for how in ("stream", "outputs")
+        )
+        assert fitted < as_they_are
 
 
 @in_its_turn(1, of=LONG_ONES)

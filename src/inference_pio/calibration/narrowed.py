@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from inference_pio.anatomy.head_groups import HeadGroups
 from inference_pio.anatomy.latent_attention import RESULT
 from inference_pio.anatomy.mlp_channels import InnerChannels
+from inference_pio.anatomy.parts import within
 from inference_pio.anatomy.prunable import Prunable, ReadUnits, Weights
+from inference_pio.anatomy.removable_layers import stack_layers
 from inference_pio.anatomy.routed_experts import RoutedExperts
 from inference_pio.calibration.fewer_experts import FewerExperts, fewer_experts
 from inference_pio.calibration.forward import Progress
@@ -24,12 +26,14 @@ from inference_pio.calibration.output_pass import OutputWeights
 from inference_pio.calibration.rounding import STACK_BYTES, by_reader, part_of
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
+from inference_pio.calibration.stream_refit import refit_stream
 from inference_pio.calibration.twins import pruned_twin, twin_of
 from inference_pio.calibration.widths import Curve, allocate_widths
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.channel_removal import block_order, refitted, removal_order, weighed
 
 UNIFORM, MEASURED = "uniform", "measured"
+REFITTED = "refitted"
 
 
 @dataclass
@@ -38,6 +42,8 @@ class Candidate:
 
     weights: dict[str, Weights] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
+    beside: dict[str, Tensor] = field(default_factory=dict)
+    """New weights of linear layers that are not narrowed, by their paths."""
     divergence: float = float("inf")
 
     @property
@@ -72,15 +78,17 @@ class Narrowed:
 
 def narrow(
     model: nn.Module, units: Mapping[str, Prunable], widths: Mapping[str, int], source: CalibrationSource, *,
-    ratio: float | None = None, align: Mapping[str, int] | None = None, progress: Progress | None = None,
-    budget_bytes: int = BUDGET_BYTES,
+    ratio: float | None = None, align: Mapping[str, int] | None = None, stream: Callable[[str], bool] | None = None,
+    progress: Progress | None = None, budget_bytes: int = BUDGET_BYTES,
 ) -> Narrowed:  # fmt: skip
     """Keep `widths[path]` units of each module, those without which it loses most, and refit what reads them. With
     `ratio`, that share of the parameters of inner channels goes where it costs least instead, if held-out text then
     loses less; heads and experts stay as many in every layer.
 
     What a module loses is measured: the divergence of the model with this module alone at its width; its channels
-    share it by their part in the error of its outputs. Nothing of the model is edited. Raises InvalidSetting for a
+    share it by their part in the error of its outputs. With `stream`, which says whether a path is meant, the last
+    linear layers of attentions and MLPs are then fitted again to the whole model's stream, where held-out text loses
+    less by that. Nothing of the model is edited. Raises InvalidSetting for a
     text with fewer tokens than the widest module has channels.
     """
     learned, judged = parted(source)
@@ -111,12 +119,45 @@ def narrow(
         for one, seen, _ in _walk(model, read, learned, "refit", budget_bytes, progress):
             _narrow_into(found[MEASURED], one, seen, orders[one.path], allotted[one.path])
     for candidate in found.values():
-        with stood_in(model, _twins(units, candidate, candidate.weights)):
-            candidate.divergence = held_out.divergence(model)
+        candidate.divergence = _judged(model, units, candidate, held_out)
     name = min(found, key=lambda allocation: found[allocation].divergence)
     told = {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest}
     divergences = {allocation: candidate.divergence for allocation, candidate in found.items()}
+    if stream is not None:
+        made = _to_the_stream(model, units, found[name], learned, stream, progress)
+        if made is not None:
+            made.divergence = divergences[REFITTED] = _judged(model, units, made, held_out)
+            found[name] = min(found[name], made, key=lambda candidate: candidate.divergence)
     return Narrowed(found[name], name, divergences, sensitivities, told, unseen, experts, outputs.why_not)
+
+
+def _judged(
+    model: nn.Module, units: Mapping[str, Prunable], candidate: Candidate, held_out: HeldOut
+) -> float:  # fmt: skip
+    beside = {path: twin_of(model.get_submodule(path), {"weight": weight}) for path, weight in candidate.beside.items()}
+    with stood_in(model, {**_twins(units, candidate, candidate.weights), **beside}):
+        return held_out.divergence(model)
+
+
+def _to_the_stream(
+    model: nn.Module, units: Mapping[str, Prunable], candidate: Candidate, learned: CalibrationSource,
+    meant: Callable[[str], bool], progress: Progress | None,
+) -> Candidate | None:  # fmt: skip
+    """The same units, and what writes to the stream behind them fitted again; None for heads, or unknown layers."""
+    layers, twins = stack_layers(model), _twins(units, candidate, candidate.weights)
+    if isinstance(layers, str) or any(isinstance(one, HeadGroups) for one in units.values()):
+        return None
+    found = refit_stream(
+        model, layers, [], lambda: stood_in(model, twins), learned, narrowed=twins, meant=meant, progress=progress
+    )
+    made = Candidate({path: dict(weights) for path, weights in candidate.weights.items()}, dict(candidate.kept))
+    for path, weight in found.items():
+        above = next((one for one in units if within(path, one)), None)
+        if above is None:
+            made.beside[path] = weight
+        else:
+            made.weights[above][f"{path[len(above) + 1 :]}.weight"] = weight
+    return made
 
 
 def _twins(units: Mapping[str, Prunable], candidate: Candidate, paths: Iterable[str]) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,43 +84,66 @@ class _Look:
 @torch.no_grad()
 def refit_stream(
     model: nn.Module, layers: Sequence[StackLayer], gone: Collection[str], changed: Changed,
-    source: CalibrationSource, *, tokens: int = TOKENS, progress: Progress | None = None,
+    source: CalibrationSource, *, narrowed: Mapping[str, nn.Module] | None = None,
+    meant: Callable[[str], bool] = lambda path: True, tokens: int = TOKENS, progress: Progress | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Weights by path, of all writers behind the first of what is `gone` (paths of layers and attentions), one after
-    another in the model's order, each to make up for what the stream lacks behind it.
+    another in the model's order, each to make up for what the stream lacks behind it. `narrowed` modules, by their
+    paths, stand in for the model's where it is `changed`; writers within them get their new weights at once. Others are
+    those that are `meant`, by their paths.
 
     Each takes two forwards over `tokens` tokens, which end where it stands; nothing of the model is edited. Layers
     that do not add their parts to the stream as they are have no writers.
     """
-    batches = some_batches(source, tokens)
-    writers = list(_writers(model, layers, gone, batches[0]))
+    batches, others = some_batches(source, tokens), narrowed or {}
+    behind = _writers(model, layers, [*gone, *others], gone, batches[0])
+    writers = [writer for writer in behind if _holder(others, writer.path) is not None or meant(writer.path)]
     found: dict[str, Tensor] = {}
     for number, writer in enumerate(writers):
         fit, rows = AddedMap(), 0
-        twins = {path: twin_of(model.get_submodule(path), {"weight": weight}) for path, weight in found.items()}
+        beside = {path: weight for path, weight in found.items() if _holder(others, path) is None}
+        twins = {path: twin_of(model.get_submodule(path), {"weight": weight}) for path, weight in beside.items()}
+        end: Any = _module_at(model, others, writer.path)
         for batch in batches:
-            wanted = _look(model, writer, batch).stream
+            wanted = _look(model, writer, model.get_submodule(writer.path), batch).stream
             with changed(), stood_in(model, twins):
-                seen = _look(model, writer, batch)
+                seen = _look(model, writer, end, batch)
             if wanted is not None and seen.stream is not None and seen.given is not None:
                 fit.add(seen.given.flatten(0, -2), (wanted - seen.stream).flatten(0, -2))
                 rows += seen.given.flatten(0, -2).shape[0]
         if rows:
-            weight: Any = model.get_submodule(writer.path).weight
-            found[writer.path] = (weight.double() + fit.solve()).to(weight.dtype)
+            weight = found[writer.path] = (end.weight.double() + fit.solve()).to(end.weight.dtype)
+            if _holder(others, writer.path) is not None:
+                end._parameters["weight"] = nn.Parameter(weight, requires_grad=end.weight.requires_grad)
         if progress:
             progress("refit", (number + 1) / len(writers))
     return found
 
 
+def _holder(others: Mapping[str, nn.Module], path: str) -> str | None:
+    """The path of the other module that a path lies in."""
+    return next((above for above in others if within(path, above)), None)
+
+
+def _module_at(model: nn.Module, others: Mapping[str, nn.Module], path: str) -> nn.Module:
+    above = _holder(others, path)
+    return model.get_submodule(path) if above is None else others[above].get_submodule(path[len(above) + 1 :])
+
+
 def _writers(
-    model: nn.Module, layers: Sequence[StackLayer], gone: Collection[str], batch: Batch
+    model: nn.Module, layers: Sequence[StackLayer], touched: Collection[str], gone: Collection[str], batch: Batch
 ) -> Iterator[Writer]:  # fmt: skip
     shared = shared_weights(model)
-    first = min(layer.number for layer in layers if {layer.path, layer.attention_path} & set(gone))
+    behind = [layer.number for layer in layers if any(within(path, layer.path) for path in touched)]
+    first = min(behind, default=len(layers))
     for layer in layers[first:]:
         for part, path in ({} if layer.path in gone else _ends(model, layer, batch)).items():
-            if not any(within(path, one) for one in gone) and _is_plain(model.get_submodule(path), shared):
+            early = part == "attention" and layer.number == first  # nothing lacks before what is touched
+            if (
+                not early
+                and not any(within(path, one) for one in gone)
+                and _is_plain(model.get_submodule(path), shared)
+            ):
                 yield Writer(path, layer, part)
 
 
@@ -163,10 +186,10 @@ def _ends(model: nn.Module, layer: StackLayer, batch: Batch) -> dict[Part, str]:
     }
 
 
-def _look(model: nn.Module, writer: Writer, batch: Batch) -> _Look:
-    """What the writer is given, and the stream behind its part of the layer."""
+def _look(model: nn.Module, writer: Writer, end: nn.Module, batch: Batch) -> _Look:
+    """What the writer is given, which is `end` now, and the stream behind its part of the layer."""
     seen, handles = _Look(), []
-    handles.append(model.get_submodule(writer.path).register_forward_pre_hook(seen.note_given))
+    handles.append(end.register_forward_pre_hook(seen.note_given))
     if writer.part == "attention":
         seen.watch_attention(writer.layer, model.get_submodule(writer.layer.attention_path), handles)
     else:

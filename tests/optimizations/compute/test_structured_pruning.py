@@ -66,6 +66,24 @@ def test_what_is_saved_comes_back_without_a_text(name: str, allocation: str, tmp
     assert torch.equal(tiny.logits(again, name), tiny.logits(model, name))
 
 
+def test_what_is_fitted_to_the_stream_is_told_saved_and_taken_back(tmp_path: Path) -> None:
+    case = Case("llama")
+    chance = torch.Generator().manual_seed(0)
+    long = torch.randint(1, 96, (4, 64), generator=chance).tolist() * 12  # held-out text is like what was learned from
+    results = {path: one.weight for path, one in case.model.named_modules() if path.endswith("o_proj")}
+    asked = {"pruning_ratio": 0.6, "allocation": "uniform", "refit": "stream", "text": long, "tokens": 4096}
+    receipt = prune(case.model, **asked, skip=["*.layers.1.self_attn*"])
+    tried = receipt.decision["chosen"]["held_out_divergence"]
+    assert tried["refitted"] < tried["uniform"]
+    changed = {path for path, weight in results.items() if case.model.get_submodule(path).weight is not weight}
+    assert changed == {f"model.layers.{number}.self_attn.o_proj" for number in (2,)}
+    assert "1 results of attentions are fitted again to the whole stream." in receipt.notes
+    save(case.model, tmp_path / "saved")
+    assert torch.equal(tiny.logits(load(tmp_path / "saved"), "llama"), tiny.logits(case.model, "llama"))
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
 HEADS_AND_EXPERTS = [
     ("llama", ["kv_heads"]), ("qwen3", ["kv_heads", "mlp"]), ("qwen3_vl", ["kv_heads"]), ("qwen3_moe", ["experts"]),
     ("glm4_moe", ["experts", "kv_heads"]), ("glm4_moe_lite", ["experts"]),

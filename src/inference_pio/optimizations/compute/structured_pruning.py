@@ -62,7 +62,9 @@ class StructuredPruningParameters(Settings):
     others, and `pruning_ratio` of all; "uniform" as much from each, so that the configuration can tell it to every
     reader. Learned from `tokens` tokens of `text`; with `calibration` "none" what goes has the smallest weights, and
     nothing makes up for it. Nothing is done where the divergence on held-out text would be above `max_kl` nats a token.
-    `targets` are roles or path patterns, `skip` path patterns.
+    `targets` are roles or path patterns, `skip` path patterns. What reads channels makes up for those that go in its
+    outputs; with `refit` "stream" then in the whole model's stream, and so do results of attentions behind it, where
+    held-out text loses less by that.
     """
 
     pruning_ratio: float = Field(default=0.25, gt=0, lt=1)
@@ -70,6 +72,7 @@ class StructuredPruningParameters(Settings):
     align: int = Field(default=64, ge=1)
     allocation: Literal["measured", "uniform"] = "measured"
     calibration: Literal["text", "none"] = "text"
+    refit: Literal["outputs", "stream"] = "outputs"
     max_kl: float | None = Field(default=None, gt=0)
     targets: list[str] | None = None
     skip: list[str] = Field(default_factory=list)
@@ -78,9 +81,11 @@ class StructuredPruningParameters(Settings):
 
     @model_validator(mode="after")
     def _nothing_measured_without_a_text(self) -> Self:
-        if self.calibration == "none" and (self.allocation == MEASURED or self.max_kl is not None):
+        measures = self.allocation == MEASURED or self.max_kl is not None or self.refit == "stream"
+        if self.calibration == "none" and measures:
             raise InvalidSetting(
-                "calibration='none' leaves nothing to measure by: it goes with allocation='uniform', and without max_kl"
+                "calibration='none' leaves nothing to measure by: it goes with allocation='uniform' and "
+                "refit='outputs', and without max_kl"
             )
         return self
 
@@ -146,8 +151,9 @@ class StructuredPruning(OptimizationInterface):
         with share_bar("choosing channels", large) as progress:
             align = {path: self._align(one) for path, one in there.items()}
             self._narrowed = found = narrow(
-                model, there, decision["widths"], source, ratio=ratio, align=align, progress=progress
-            )
+                model, there, decision["widths"], source, ratio=ratio, align=align, progress=progress,
+                stream=self._may_be_fitted if asked.refit == "stream" else None,
+            )  # fmt: skip
         divergence = found.taken.divergence
         if asked.max_kl is not None and divergence > asked.max_kl:
             self._narrowed = None
@@ -171,9 +177,13 @@ class StructuredPruning(OptimizationInterface):
             for name, weight in (made.taken.weights[path] if made is not None else one.first(width)).items():
                 above, _, last = name.rpartition(".")
                 self._put(one.module.get_submodule(above), last, weight)
+        for path, weight in (made.taken.beside if made is not None else {}).items():
+            self._put(model.get_submodule(path), "weight", weight)
         for key, value in decision["configuration"].items():
             where, _, name = key.rpartition(".")
             self.journal.set(config_at(model, where), name, value)
+        if made is not None and made.taken.beside:
+            self.say(note=f"{len(made.taken.beside)} results of attentions are fitted again to the whole stream.")
         self._tell(decision, {path: one.unit for path, one in there.items()})
         return model
 
@@ -222,6 +232,10 @@ class StructuredPruning(OptimizationInterface):
     @property
     def _chosen(self) -> Chosen:
         return Chosen(self.parameters.targets, self.parameters.skip)
+
+    def _may_be_fitted(self, path: str) -> bool:
+        """Whether the result of an attention may get other weights."""
+        return self._chosen.why_not(path, "attention") is None
 
     def _align(self, one: Prunable) -> int:
         """Of what the units that stay are a multiple."""
