@@ -78,6 +78,7 @@ def lost(name: str, ratio: float, how: str, number: int) -> Quality:
         "ours, foretold": lambda: decomposed(name, ratio, allocation="foretold", every=2),
         "ours, refitted": lambda: decomposed(name, ratio, refit=True),
         "ours, plain": lambda: decomposed(name, ratio, form="plain"),
+        "ours, beside int4": lambda: decomposed(name, ratio, residual="int4"),
         "svd": lambda: by_svd(name, ratio),
         "whitened": lambda: by_svd(name, ratio, whitened=True),
     }[how]()
@@ -127,6 +128,14 @@ def test_two_fifths_go_at_what_the_dense_model_bears() -> None:
         assert as_they_are.perplexity_ratio <= 1.2
         assert refitted.perplexity_ratio <= 1.15
         assert refitted.kl_nats_per_token < 0.95 * as_they_are.kl_nats_per_token
+
+
+@pytest.mark.slow
+def test_codes_beside_factors_lose_a_small_part_of_what_factors_of_as_many_bytes_lose() -> None:
+    for number in EACH_DRAW:
+        beside, alone = (lost("qwen3", 0.66, how, number) for how in ("ours, beside int4", "ours"))
+        assert beside.kl_nats_per_token <= 0.03 * alone.kl_nats_per_token
+        assert beside.perplexity_ratio <= 1.02
 
 
 @pytest.mark.slow
