@@ -196,6 +196,31 @@ def dependent_by_rule() -> list[bool]:
     return [launch.dependent for launch in launches]
 
 
+def wide_heads() -> Any:
+    """A model whose heads the kernels of attention read."""
+    config: Any = copy.deepcopy(tiny.build("qwen3").config)
+    config.head_dim, config.num_hidden_layers, config.layer_types = 64, 1, config.layer_types[:1]
+    return tiny.build("qwen3", config=config, dtype=torch.bfloat16)
+
+
+def turned_within_attention(padded: int, device: str = "cpu") -> list[float]:
+    """How far a step's logits lie from the library's, by one launch and by two, of the largest of them."""
+    from inference_pio.decoding.fused import FusedOperations
+    from inference_pio.kernels.triton import rotated_decode as module
+
+    launched, original, model, far = [], module.rotated_decode, wide_heads().to(device), []
+    module.rotated_decode = lambda *given, **how: launched.append(1) or original(*given, **how)
+    try:
+        for rotated in (True, False):
+            operations = FusedOperations(rotated=rotated)
+            found, expected = both("qwen3", torch.bfloat16, padded, operations, device, model=model)
+            far.append(((found - expected).abs().max() / expected.abs().max()).item())
+            assert len(launched) == 1, "one launch where it is asked for, none where it is not"
+    finally:
+        module.rotated_decode = original
+    return far
+
+
 ONE_OF_EACH_KIND = ("glm4_moe", "glm4_moe_lite")
 IN_TURN = [pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND else pytest.mark.slow) for name in COMPOSED]
 """The interpreter takes seconds a step; models of like parts are left to `make verify`."""
@@ -207,6 +232,18 @@ IN_TURN = [pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND else pytest.m
 @pytest.mark.parametrize("name", IN_TURN)
 def test_it_is_near_the_library_in_the_interpreter(name: str, padded: int, interpreted: Callable[..., Any]) -> None:
     interpreted(near, name, torch.float32, padded)
+
+
+@needs_triton
+@pytest.mark.parametrize("padded", [0, 3])
+def test_attention_rotates_by_itself_in_the_interpreter(padded: int, interpreted: Callable[..., Any]) -> None:
+    assert max(interpreted(turned_within_attention, padded)) < 0.04
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("padded", [0, 3])
+def test_gpu_attention_rotates_by_itself(padded: int) -> None:
+    assert max(turned_within_attention(padded, "cuda")) < 0.02
 
 
 @needs_triton

@@ -18,6 +18,7 @@ from inference_pio.cache.coded_store import CodedStore
 from inference_pio.cache.store import Store
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.launches import Launches
+from inference_pio.decoding.operations import norms_of
 from inference_pio.decoding.recordable import RecordableOperations, starts_of
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import (
@@ -42,26 +43,29 @@ from inference_pio.kernels.triton.support import (
     supports_coded_decode,
     supports_decode,
     supports_latent_decode,
+    supports_rotated_decode,
 )
 
 
 class FusedOperations(RecordableOperations):
     """Our kernels for up to eight rows, torch's products and our elementwise kernels for more.
 
-    A dense layer takes six launches: queries, keys and values; rotation and cache; attention; its result; gate and up;
+    A dense layer takes five launches: queries, keys and values; rotation, cache and attention; its result; gate and up;
     down. `launches` of products are those that were found fastest here. `dependent`: products begin before the kernel
-    in front of them has ended; `overlapping`: so do routers, experts and what stands around latent attention. `joined`:
-    the last program of attention joins, where that is little, in place of a second launch.
+    in front of them has ended; `overlapping`: so do routers, experts and what stands around latent attention; `ahead`:
+    so does attention that rotates. `joined`: the last program of attention joins, where that is little, in place of a
+    second launch; `rotated`: attention rotates and stores by itself, where that serves.
     """
 
     name = "triton"
 
     def __init__(
         self, launches: Launches | None = None, *, dependent: bool = False, overlapping: bool = False,
-        joined: bool = True,
+        joined: bool = True, rotated: bool = True, ahead: bool = False,
     ) -> None:  # fmt: skip
         self.launches = launches or Launches()
         self.dependent, self.overlapping, self.joined = dependent, overlapping, joined
+        self.rotated, self.ahead = rotated, ahead
         self._routing: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
         self._attention: dict[Any, tuple[DecodeLaunch, Any]] = {}
         self._coded: dict[Any, tuple[CodedLaunch, Any]] = {}
@@ -101,6 +105,24 @@ class FusedOperations(RecordableOperations):
             few = self._multiply(put[:, rank:], into, residual=put[:, :rank])
         return self._multiply(few, factors.out_of, gated=gated, residual=residual)
 
+    def attend(self, attention: GroupedAttention, qkv: Tensor, bucket: Bucket, layer: int) -> Tensor:
+        from inference_pio.kernels.triton.rotated_decode import rotated_decode
+
+        store, slots, starts, norms = bucket.store(layer), bucket.slots, starts_of(bucket), norms_of(attention)
+        if not self.rotated or bucket.pages is not None or isinstance(store, CodedStore):
+            return super().attend(attention, qkv, bucket, layer)
+        given = (qkv, store.keys, store.values, bucket.cos, bucket.sin, slots.positions, slots.lengths, starts)
+        weights = norms.get("query_norm"), norms.get("key_norm")
+        if not supports_rotated_decode(*given, attention.heads, weights):
+            return super().attend(attention, qkv, bucket, layer)
+        sizes = (len(qkv), attention.heads, attention.key_heads, attention.head_dim)
+        launch, scratch = self._attention_of(*sizes, store.capacity, qkv.device, joins=True)
+        out = rotated_decode(
+            *given, heads=attention.heads, key_heads=attention.key_heads, scale=attention.scale, launch=launch,
+            scratch=scratch, dependent=self.ahead, **norms,
+        )  # fmt: skip
+        return out.reshape(len(qkv), -1)
+
     def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
         from inference_pio.kernels.triton.decode import decode_attention
 
@@ -109,7 +131,9 @@ class FusedOperations(RecordableOperations):
             return self._over_codes(attention, query, store, bucket)
         if not supports_decode(query, store.keys, store.values, slots.lengths, starts):
             return super()._over(attention, query, store, bucket)
-        launch, scratch = self._attention_of(query, store.keys.shape[2], store.capacity, joins=True)
+        rows, heads, width = query.shape
+        sizes = (rows, heads, store.keys.shape[2], width)
+        launch, scratch = self._attention_of(*sizes, store.capacity, query.device, joins=True)
         pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
             query, store.keys, store.values, slots.lengths, starts, pages=pages, scale=attention.scale, launch=launch,
@@ -125,16 +149,17 @@ class FusedOperations(RecordableOperations):
         launch, scratch = self._over_codes_of(query, store.kind.key_heads, view.tokens)
         return coded_decode(query, view, lengths, starts, scale=attention.scale, launch=launch, scratch=scratch)
 
-    def _attention_of(self, query: Tensor, key_heads: int, capacity: int, *, joins: bool) -> tuple[DecodeLaunch, Any]:
+    def _attention_of(
+        self, rows: int, heads: int, key_heads: int, width: int, capacity: int, device: torch.device, *, joins: bool
+    ) -> tuple[DecodeLaunch, Any]:
         """Its scratch stays: the counters are zero after each launch, and layers follow one another."""
         from inference_pio.kernels.triton.decode import DecodeScratch
 
-        rows, heads, width = query.shape
-        key = (rows, heads, key_heads, width, capacity, joins, query.device)
+        key = (rows, heads, key_heads, width, capacity, joins, device)
         if key not in self._attention:
-            launch = choose_decode_launch(device_limits(query.device), rows, key_heads, width, capacity)
+            launch = choose_decode_launch(device_limits(device), rows, key_heads, width, capacity)
             counted = key_heads if joins and self.joined and last_joins(launch, heads // key_heads) else 0
-            made = DecodeScratch.of(rows, heads, width, launch, query.device, counted=counted)
+            made = DecodeScratch.of(rows, heads, width, launch, device, counted=counted)
             self._attention[key] = launch, made
         return self._attention[key]
 

@@ -252,6 +252,26 @@ def supports_rotary_store(
     return supports_elementwise(qkv, keys, values, cos, sin, *norms)
 
 
+def supports_rotated_decode(
+    qkv: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    lengths: torch.Tensor,
+    starts: torch.Tensor | None,
+    heads: int,
+    norms: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+) -> Support:
+    """Whether one launch rotates, stores and attends for `[M, (heads + 2 key heads) * D]`."""
+    turns = supports_rotary_store(qkv, keys, values, cos, sin, positions, lengths, heads, norms)
+    if not turns:
+        return turns
+    query = qkv[:, : heads * keys.shape[-1]].unflatten(-1, (heads, -1))
+    return supports_decode(query, keys, values, lengths, starts)
+
+
 def supports_rows(
     rows: torch.Tensor, *weights: torch.Tensor, codes: bool = False
 ) -> Support:  # fmt: skip
