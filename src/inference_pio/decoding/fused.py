@@ -35,6 +35,7 @@ from inference_pio.kernels.triton.launch import (
     DecodeLaunch,
     choose_coded_launch,
     choose_decode_launch,
+    choose_rotated_launch,
     device_limits,
     last_joins,
 )
@@ -116,7 +117,7 @@ class FusedOperations(RecordableOperations):
         if not supports_rotated_decode(*given, attention.heads, weights):
             return super().attend(attention, qkv, bucket, layer)
         sizes = (len(qkv), attention.heads, attention.key_heads, attention.head_dim)
-        launch, scratch = self._attention_of(*sizes, store.capacity, qkv.device, joins=True)
+        launch, scratch = self._attention_of(*sizes, store.capacity, qkv.device, rotated=True)
         out = rotated_decode(
             *given, heads=attention.heads, key_heads=attention.key_heads, scale=attention.scale, launch=launch,
             scratch=scratch, dependent=self.ahead, **norms,
@@ -133,7 +134,7 @@ class FusedOperations(RecordableOperations):
             return super()._over(attention, query, store, bucket)
         rows, heads, width = query.shape
         sizes = (rows, heads, store.keys.shape[2], width)
-        launch, scratch = self._attention_of(*sizes, store.capacity, query.device, joins=True)
+        launch, scratch = self._attention_of(*sizes, store.capacity, query.device)
         pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
             query, store.keys, store.values, slots.lengths, starts, pages=pages, scale=attention.scale, launch=launch,
@@ -150,15 +151,24 @@ class FusedOperations(RecordableOperations):
         return coded_decode(query, view, lengths, starts, scale=attention.scale, launch=launch, scratch=scratch)
 
     def _attention_of(
-        self, rows: int, heads: int, key_heads: int, width: int, capacity: int, device: torch.device, *, joins: bool
+        self,
+        rows: int,
+        heads: int,
+        key_heads: int,
+        width: int,
+        capacity: int,
+        device: torch.device,
+        *,
+        rotated: bool = False,
     ) -> tuple[DecodeLaunch, Any]:
         """Its scratch stays: the counters are zero after each launch, and layers follow one another."""
         from inference_pio.kernels.triton.decode import DecodeScratch
 
-        key = (rows, heads, key_heads, width, capacity, joins, device)
+        key = (rows, heads, key_heads, width, capacity, rotated, device)
         if key not in self._attention:
-            launch = choose_decode_launch(device_limits(device), rows, key_heads, width, capacity)
-            counted = key_heads if joins and self.joined and last_joins(launch, heads // key_heads) else 0
+            choose = choose_rotated_launch if rotated else choose_decode_launch
+            launch = choose(device_limits(device), rows, key_heads, width, capacity)
+            counted = key_heads if self.joined and last_joins(launch, heads // key_heads) else 0
             made = DecodeScratch.of(rows, heads, width, launch, device, counted=counted)
             self._attention[key] = launch, made
         return self._attention[key]

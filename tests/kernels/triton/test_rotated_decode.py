@@ -12,7 +12,7 @@ import torch
 from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.rotated_decode import naive_rotated_decode
-from inference_pio.kernels.triton.launch import PAGE, DecodeLaunch, choose_decode_launch
+from inference_pio.kernels.triton.launch import PAGE, DecodeLaunch, choose_rotated_launch
 from tests.kernels.triton.compiling import MACHINES, Compiler
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
@@ -69,7 +69,7 @@ def check(case: Case, device: str = "cpu", dependent: bool = False) -> None:
     for tensor in theirs[1:3]:  # NaN times nothing is NaN in the definition
         tensor.nan_to_num_(0.0)
     wanted = naive_rotated_decode(*theirs, **how)
-    chosen = choose_decode_launch(MACHINES[90], case.batch, case.key_heads, case.width, case.capacity)
+    chosen = choose_rotated_launch(MACHINES[90], case.batch, case.key_heads, case.width, case.capacity)
     launch = chosen if case.splits is None else DecodeLaunch(case.splits)
     for counted in (0, case.key_heads):  # joined by a kernel of its own, and by the last program
         ours, _ = inputs(case, device)
@@ -91,7 +91,7 @@ def check(case: Case, device: str = "cpu", dependent: bool = False) -> None:
 CASES = [
     Case((300,)),
     Case((1,)),
-    Case((64,), splits=1, normed=False),
+    Case((64,), splits=2, normed=False),
     Case((65,), splits=7, interleaved=True),
     Case((66,), splits=7, turned=32),
     Case((300, 77), batch=2, heads=8, turned=32, interleaved=True),
@@ -112,10 +112,10 @@ def refused() -> None:
     from inference_pio.kernels.triton.rotated_decode import rotated_decode
 
     tensors, how = inputs(Case((7,), normed=False), "cpu")
-    with pytest.raises(InvalidSetting, match="all alike, and not torch.float32"):
-        rotated_decode(
-            *(tensor.float() for tensor in tensors[:5]), *tensors[5:], **how | {"query_norm": None, "key_norm": None}
-        )
+    with pytest.raises(InvalidSetting, match=r"all alike, and not torch\.float32"):
+        rotated_decode(*(tensor.float() for tensor in tensors[:5]), *tensors[5:], **how)
+    with pytest.raises(InvalidSetting, match="no program for earlier tokens"):
+        rotated_decode(*tensors, **how, launch=DecodeLaunch(1))
     tensors[5] = tensors[5].long()
     with pytest.raises(InvalidSetting, match="positions and lengths are int32"):
         rotated_decode(*tensors, **how)
@@ -143,7 +143,7 @@ def test_it_compiles_without_spilling(capability: int, case: Case, compiler: Com
 
     compiler.for_machine(capability, rotated_decode_kernel, join_kernel)
     tensors, how = inputs(case, "cpu")
-    launch = choose_decode_launch(MACHINES[capability], 1, case.key_heads, case.width, case.capacity)
+    launch = choose_rotated_launch(MACHINES[capability], 1, case.key_heads, case.width, case.capacity)
     counted = case.starts is None
     scratch = DecodeScratch.of(
         1, case.heads, case.width, launch, tensors[0].device, counted=case.key_heads if counted else 0
@@ -180,7 +180,7 @@ def test_gpu_one_recorded_graph_serves_every_length() -> None:
     tensors, how = inputs(case, "cuda")
     tensors[1].nan_to_num_(0.0)
     tensors[2].nan_to_num_(0.0)
-    launch = choose_decode_launch(MACHINES[90], 1, 2, 128, case.capacity)
+    launch = choose_rotated_launch(MACHINES[90], 1, 2, 128, case.capacity)
     scratch = DecodeScratch.of(1, 8, 128, launch, tensors[0].device, counted=2)
     out = torch.empty(1, 8, 128, device="cuda", dtype=case.dtype)
     given = {"out": out, "scratch": scratch, "launch": launch, "dependent": True}
