@@ -122,7 +122,7 @@ SUITES = {
             "attention-sparse", "kernels", "Causal attention that leaves keys out: dense work over the time taken",
             arms={
                 "cudnn": 20, "flash": 20, "triton": 20, "pio-built": 20, "pio-window": 20, "pio-selected": 20,
-                "pio-selection": 15,
+                "pio-selected-mean": 20, "pio-selection": 15,
             },
             baseline="cudnn", family="sparse_attention", gigabytes=10, lengths=(4096, 32768, 131072),
             smoke_lengths=(200, 384), rounds=3, layout=TOKENS_FIRST,
