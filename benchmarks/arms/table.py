@@ -130,6 +130,21 @@ ARMS: dict[str, Arm] = {
     "pio-int8": Arm("inference-pio graph over int8 weights", ours.compressed(format="int8"), "int8"),
     "pio-fp8": Arm("inference-pio graph over fp8 weights", ours.compressed(format="fp8"), "fp8"),
     "pio-int4": Arm("inference-pio graph over int4 weights in groups of 128", ours.compressed(format="int4"), "int4"),
+    "pio-int8-head": Arm(
+        "inference-pio graph over int8 weights, the head's and the embedding's too",
+        ours.compressed(format="int8", head="int8"),
+        "int8",
+    ),
+    "pio-fp8-head": Arm(
+        "inference-pio graph over fp8 weights, the head's and the embedding's too",
+        ours.compressed(format="fp8", head="fp8"),
+        "fp8",
+    ),
+    "pio-int4-head": Arm(
+        "inference-pio graph over int4 weights in groups of 128, head and embedding in int8",
+        ours.compressed(format="int4", head="int8"),
+        "int4",
+    ),
     "pio-kv-int8": Arm(
         "inference-pio graph over a cache in int8", ours.compressed(kv_cache="int8", targets=[]), "int8"
     ),
