@@ -40,7 +40,7 @@ class DiskOffloadingParameters(Settings):
     Sizes are bytes, "4GB", "512 MiB", or a share of all weights ("40%"). Without one, `max_memory_ratio` of the memory
     that this process may take (control groups heeded) or of the GPU's is the budget. `folder` is where weights that no
     checkpoint holds are put; `verify` says when checksums are compared; `threads` read. `expert_slots`: experts of a
-    model on a GPU come one by one, those that are chosen, in place of with their layers; no GPU has run it yet.
+    model on a GPU come one by one, those that are chosen, in place of with their layers.
     """
 
     host_budget: int | str | None = None
@@ -49,7 +49,7 @@ class DiskOffloadingParameters(Settings):
     folder: str | None = None
     verify: Literal["first", "always", "size"] = "first"
     threads: int | None = Field(default=None, ge=1, le=64)
-    expert_slots: bool = False
+    expert_slots: bool = True
 
     @field_validator("host_budget", "gpu_budget")
     @classmethod
@@ -170,7 +170,7 @@ class DiskOffloading(OptimizationInterface):
         if not experts.found or not self._beside_the_host:
             return None
         if not self.parameters.expert_slots:
-            return "expert_slots=true would bring the chosen ones alone"
+            return "expert_slots=false was asked for"
         if not experts.lie_evenly:
             return "an expert does not begin at a multiple of 16 bytes, so that another kernel might serve it elsewhere"
         waiting = self._waiting_room(experts.total_bytes) or 0
