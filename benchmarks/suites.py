@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Kind = Literal["decode", "prefill", "kernels", "load"]
+Kind = Literal["decode", "prefill", "kernels", "load", "score"]
 TOKENS_FIRST = "tokens before heads"
 """As models hand queries, keys and values to attention: views of projections, which rotary embedding keeps."""
 
@@ -44,7 +44,7 @@ class Suite:
     one_by_one: bool = False
     threads: int | None = None
     layout: str = ""
-    moves: Literal["", "cache"] = ""
+    moves: Literal["", "cache", "disk"] = ""
 
     def smoked(self) -> Suite:
         """The same walk in seconds on a CPU."""
@@ -223,6 +223,18 @@ SUITES = {
             baseline="cpu-offload", model="qwen3-4b", gigabytes=13, prompt_tokens=64, new_tokens=6, check_tokens=3,
             rounds=3,
             ceiling="host to device, pinned",
+        ),
+        Suite(
+            "disk-qwen3-4b", "decode", "Qwen3-4B, its layers from a cold disk, decode at batch 1",
+            arms={"disk-offload-cold": 150, "pio-disk-cold": 75, "pio-disk-cold-8": 75},
+            baseline="disk-offload-cold", model="qwen3-4b", gigabytes=13, prompt_tokens=64, new_tokens=3,
+            check_tokens=2, rounds=2, one_by_one=True, ceiling="disk read, direct", moves="disk",
+        ),
+        Suite(
+            "score-qwen3-4b", "score", "Qwen3-4B, losses of 32 batches of 512 tokens, its layers from a cold disk",
+            arms={"disk-offload-cold": 60, "pio-layer-major": 60},
+            baseline="disk-offload-cold", model="qwen3-4b", gigabytes=16, prompt_tokens=512, rows=32, rounds=2,
+            one_by_one=True, ceiling="disk read, direct",
         ),
         Suite(
             "offload-qwen3-30b-a3b", "decode", "Qwen3-30B-A3B with weights on the host, decode at batch 1",

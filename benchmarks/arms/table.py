@@ -100,6 +100,11 @@ ARMS: dict[str, Arm] = {
     "liger": Arm("Liger kernels, generate", _liger, package="liger_kernel", gpu_only=True),
     "cpu-offload": Arm("accelerate cpu_offload", offload.cpu_offload, package="accelerate"),
     "disk-offload": Arm("accelerate disk_offload", offload.disk_offload, package="accelerate"),
+    "disk-offload-cold": Arm(
+        "accelerate disk_offload, from a cold disk", offload.disk_offload_cold, package="accelerate"
+    ),
+    "pio-disk-cold": Arm("inference-pio disk_offloading, from a cold disk", offload.from_disk()),
+    "pio-disk-cold-8": Arm("the same by 8 threads", offload.from_disk(8)),
     "pio-disk-offloading": Arm("inference-pio disk_offloading", ours.streamed),
     "pio-16gb": Arm("inference-pio disk_offloading, 16 GB of the GPU", ours.within("16GB")),
     "pio-memory-efficient-12gb": Arm(
