@@ -62,18 +62,30 @@ def test_behind_the_first_call_each_layer_comes_early_once_and_the_first_ones_wr
     assert staging.nbytes == (coming + 1) * 256 * a_token
 
 
-def test_a_layer_that_lost_tokens_while_it_came_is_right() -> None:
-    these, other = layers(3), layers(3)
-    for layers_ in (these, other):
-        call(layers_, 50, 0)
-    wanted = [keys[:, :, :47] for keys in call(layers(3), 50, 0)]
-    for layer in these:
-        layer.crop(-3)
-    found = call(these, 9, 1)
-    for keys, before in zip(found, wanted, strict=True):
-        assert torch.equal(keys[:, :, :47], before)
-    again = call(these, 1, 2)
-    assert all(torch.equal(one[:, :, :56], before) for one, before in zip(again, found, strict=True))
+@pytest.mark.parametrize("ahead", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_layers_that_lost_tokens_while_they_came_are_right(count: int, ahead: int) -> None:
+    these = layers(count, ahead)
+    wanted = call(these, 50, 0)
+    for step, (lost, tokens) in enumerate(
+        [*[(0, 1)] * 2, (2, 1), *[(0, 1)] * 3, (3, 9), (1, 1), *[(0, 1)] * 3], start=1
+    ):
+        for layer in these:
+            layer.crop(-lost)
+        for number, keys in enumerate(call(these, tokens, step)):
+            kept = wanted[number].shape[2] - lost
+            states = torch.randn(2, 3, tokens, 4, generator=torch.Generator().manual_seed(100 * step + number))
+            wanted[number] = torch.cat([wanted[number][:, :, :kept], states], 2)
+            assert torch.equal(keys, wanted[number]), (step, number)
+
+
+def test_what_comes_in_vain_gives_way_before_what_is_wanted() -> None:
+    these = layers(4, 3)
+    staging = these[0].staging
+    call(these, 50, 0)
+    these[2].select(torch.tensor([0, 1]))  # what was brought of it is of another turn
+    call(these, 1, 1)
+    assert staging.early == 4
 
 
 def test_the_stand_in_would_tell_a_wait_that_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
