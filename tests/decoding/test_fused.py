@@ -17,6 +17,7 @@ from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.compat import has_triton
 from inference_pio.formats.compressed_module import CompressedModule
 from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
+from inference_pio.formats.int8 import Int8Embedding
 from tests import tiny
 from tests.decoding.conftest import COMPOSED, in_words
 from tests.decoding.test_step import both
@@ -64,6 +65,33 @@ def near_over_codes(name: str, form: str, device: str = "cpu") -> None:
     tolerance = 2e-2 if device == "cpu" else 4e-3  # the library's products with codes are bfloat16 on a CPU
     assert (found - expected).abs().max().item() <= tolerance * expected.abs().max().item()
     assert "gemv" in used
+
+
+def near_over_a_table(head: str, dtype: torch.dtype, device: str = "cpu") -> None:
+    """One table of codes is looked up and multiplied by our kernels, and gives what the library computes on it."""
+    from inference_pio.decoding.fused import FusedOperations
+
+    config = copy.deepcopy(tiny.build("qwen3").config)
+    config.num_hidden_layers, config.layer_types = 1, config.layer_types[:1]
+    model: Any = tiny.build("qwen3", dtype=dtype, config=config).to(device)
+    asked = {"tensor_compression": {"head": head, "targets": ["head"]}}
+    get_optimization_manager().apply_optimizations(model, ["tensor_compression"], parameters=asked)
+    used = set[str]()
+    with listening(used):
+        found, expected = both("qwen3", dtype, 0, FusedOperations(), device, model=model)
+    assert (found - expected).abs().max().item() <= 0.04 * expected.abs().max().item()
+    assert {"gemv", "row_lookup"} <= used
+
+
+def looked_up(dtype: torch.dtype) -> None:
+    from inference_pio.decoding.fused import FusedOperations
+
+    table, used = Int8Embedding.from_embedding(nn.Embedding(48, 64, dtype=dtype)), set[str]()
+    ids = torch.tensor([3, 47])
+    with listening(used):
+        found = FusedOperations().embed(table, ids)
+    assert torch.equal(found, table(ids))
+    assert used == {"row_lookup"}
 
 
 def factored(name: str, form: str, device: str = "cpu", **more: Any) -> Any:
@@ -137,10 +165,11 @@ def near_in_factors(name: str, form: str, device: str = "cpu", **more: Any) -> i
 @contextlib.contextmanager
 def listening(used: set[str]) -> Iterator[None]:
     """Which kernels of ours are launched."""
-    from inference_pio.kernels.triton import experts, gemv, routing
+    from inference_pio.kernels.triton import experts, gemv, routing, row_lookup
 
     kept = [(module, function, getattr(module, function)) for module, function in (
         (gemv, "gemv"), (routing, "route"), (experts, "expert_gate_up"), (experts, "expert_down"),
+        (row_lookup, "row_lookup"),
     )]  # fmt: skip
     for module, function, original in kept:
         setattr(module, function, lambda *given, f=function, o=original, **how: used.add(f) or o(*given, **how))
@@ -279,6 +308,25 @@ def test_products_that_are_not_tuned_overlap_where_it_is_asked_for(interpreted: 
 @pytest.mark.parametrize("form", ["int4", *(pytest.param(form, marks=pytest.mark.slow) for form in ("fp8", "int8"))])
 def test_it_is_near_the_library_over_codes_in_the_interpreter(form: str, interpreted: Callable[..., Any]) -> None:
     interpreted(near_over_codes, "qwen3", form)
+
+
+@needs_triton
+def test_rows_of_a_table_are_looked_up_by_one_kernel(interpreted: Callable[..., Any]) -> None:
+    interpreted(looked_up, torch.bfloat16)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["int8", "fp8"])
+def test_it_looks_up_and_multiplies_one_table_in_the_interpreter(head: str, interpreted: Callable[..., Any]) -> None:
+    interpreted(near_over_a_table, head, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head", ["int8", "fp8"])
+def test_it_looks_up_and_multiplies_one_table_on_a_gpu(head: str, dtype: torch.dtype) -> None:
+    near_over_a_table(head, dtype, "cuda")
 
 
 @needs_triton

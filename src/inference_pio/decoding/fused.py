@@ -28,6 +28,7 @@ from inference_pio.decoding.weights import (
     factored_weights,
     linear_weights,
 )
+from inference_pio.formats.compressed_embedding import CompressedEmbedding
 from inference_pio.kernels.reordered import reordered
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, weight_bytes
 from inference_pio.kernels.triton.launch import (
@@ -45,6 +46,7 @@ from inference_pio.kernels.triton.support import (
     supports_decode,
     supports_latent_decode,
     supports_rotated_decode,
+    supports_row_lookup,
 )
 
 
@@ -81,6 +83,15 @@ class FusedOperations(RecordableOperations):
             self.launches.listen()
             logits_of_step(decoder, self, bucket)
             self.launches.tune(bucket.device)
+
+    def embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor:
+        from inference_pio.kernels.triton.row_lookup import row_lookup
+
+        if isinstance(embedding, CompressedEmbedding):
+            codes, scale = embedding.held("weight")
+            if supports_row_lookup(tokens, codes, scale, embedding.dtype):
+                return row_lookup(tokens, codes, scale, embedding.dtype)
+        return super().embed(embedding, tokens)
 
     def project(
         self, x: Tensor, linears: Sequence[nn.Module], *, norm: Norm | None = None, gated: bool = False,

@@ -23,6 +23,7 @@ from inference_pio.undo.fingerprint import fingerprint
 from inference_pio.undo.journal import Journal
 from tests import tiny
 from tests.model_folder import write_model_folder
+from tests.quality import reference_models
 from tests.sweep import Case
 
 TIED = ["qwen3", "qwen3_vl", "gpt2"]
@@ -275,3 +276,46 @@ def test_a_model_is_loaded_with_its_table(tmp_path: Path) -> None:
     ModularOptimizationManager().apply_optimizations(opened, ["tensor_compression"], parameters=asked)
     assert is_one_table(loaded)
     assert torch.equal(tiny.logits(loaded, "qwen3"), tiny.logits(opened, "qwen3"))
+
+
+def test_layers_stream_beside_the_table(tmp_path: Path) -> None:
+    asked = {"tensor_compression": {"head": True, "kv_cache": "none"}, "disk_offloading": {"host_budget": "70%"}}
+    case, alone = Case("qwen3"), applied("qwen3", head=True, kv_cache="none")
+    case.manager.apply_optimizations(case.model, list(asked), parameters=asked)
+    assert is_one_table(case.model)
+    assert torch.equal(tiny.logits(case.model, "qwen3"), tiny.logits(alone.model, "qwen3"))
+    case.manager.remove_optimizations(case.model, ["tensor_compression"])
+    assert torch.equal(tiny.logits(case.model, "qwen3"), case.logits)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", ["int8", "fp8"])
+def test_recorded_steps_look_up_and_multiply_the_table_on_a_gpu(head: str) -> None:
+    """The library's loop computes on the same codes; our steps may differ from it by rounding alone."""
+    model = reference_models.load("qwen3").cuda()
+    plain, manager = fingerprint(model), ModularOptimizationManager()
+    asked: dict[str, Any] = {"tensor_compression": {"head": head, "kv_cache": "none"}}
+    ids = reference_models.draw(0, windows=1)[:, :128].cuda()
+    given: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "output_logits": True}
+
+    def said() -> Any:
+        return model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **given)
+
+    manager.apply_optimizations(model, ["tensor_compression"], parameters=asked)
+    expected = said()
+    names = ["tensor_compression", "flash_attention", "kernel_fusion"]
+    manager.apply_optimizations(model, names, parameters={**asked, "kernel_fusion": {"level": "graph"}})
+    assert is_one_table(model)
+    for _ in range(2):
+        found = said()
+        assert torch.equal(found.sequences[:, :130], expected.sequences[:, :130])
+        for step in (0, 1):
+            limit = 0.04 * expected.logits[step].float().abs().max().item()
+            torch.testing.assert_close(found.logits[step].float(), expected.logits[step].float(), rtol=0, atol=limit)
+    engine = engine_of(model)
+    assert engine is not None
+    assert (engine.counts.calls, engine.counts.left) == (2, {})
+    manager.remove_optimizations(model)
+    assert plain.differences(fingerprint(model)) == []

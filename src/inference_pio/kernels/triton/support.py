@@ -207,6 +207,21 @@ def supports_elementwise(*given: torch.Tensor | None) -> Support:
     return YES
 
 
+def supports_row_lookup(ids: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> Support:
+    """Whether the kernel looks rows up in codes `[N, K]` with scales `[N]`, for ids `[M]`."""
+    if not (machine := _machine(codes)):
+        return machine
+    if len({ids.device, codes.device, scale.device}) > 1:
+        return Support(Cause.DEVICE, "its tensors are on different devices")
+    if codes.dtype not in (torch.int8, torch.uint8) or dtype not in ELEMENTWISE_DTYPES:
+        return Support(Cause.DTYPE, f"it makes bfloat16, float16 or float32 of codes of a byte, not {dtype}")
+    if (ids.dim(), codes.dim(), scale.dim()) != (1, 2, 1) or ids.dtype not in (torch.int32, torch.int64):
+        return Support(Cause.SHAPE, f"it takes ids [M] for codes [N, K], and ids are {tuple(ids.shape)} ({ids.dtype})")
+    if codes.stride(1) != 1 or scale.stride(0) != 1 or ids.stride(0) != 1:
+        return Support(Cause.LAYOUT, "the elements of a row do not lie side by side")
+    return YES
+
+
 def supports_rotary(
     query: torch.Tensor,
     key: torch.Tensor,
