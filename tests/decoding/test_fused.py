@@ -76,10 +76,14 @@ def near_over_a_table(head: str, dtype: torch.dtype, device: str = "cpu") -> Non
     model: Any = tiny.build("qwen3", dtype=dtype, config=config).to(device)
     asked = {"tensor_compression": {"head": head, "targets": ["head"]}}
     get_optimization_manager().apply_optimizations(model, ["tensor_compression"], parameters=asked)
-    used = set[str]()
+    used, operations = set[str](), FusedOperations()
+    operations.launches.listen()
     with listening(used):
-        found, expected = both("qwen3", dtype, 0, FusedOperations(), device, model=model)
+        found, expected = both("qwen3", dtype, 0, operations, device, model=model)
     assert (found - expected).abs().max().item() <= 0.04 * expected.abs().max().item()
+    heard = operations.launches._heard or {}
+    sought = [problem.outputs for problem in heard if problem.int8 or problem.fp8]
+    assert sought == [(128,)]
     assert {"gemv", "row_lookup"} <= used
 
 

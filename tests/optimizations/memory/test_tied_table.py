@@ -264,8 +264,17 @@ def test_text_judges_the_other_layers_beside_the_table(asked: dict[str, Any]) ->
     decision = case.manager.get_receipts(case.model)[0].decision
     coverage = decision.get("mixture", decision)["coverage"]
     assert coverage["roles"]["embedding"]["parameters"] == 128 * 64
+    beside = applied("qwen3", text=TEXT, kv_cache="none", **asked)
+    assert held_out(decision) > held_out(beside.manager.get_receipts(beside.model)[0].decision)
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
+
+
+def held_out(decision: dict[str, Any]) -> float:
+    """What all layers in the finest form that was judged lose on the held-out text."""
+    if "mixture" in decision:
+        return float(decision["mixture"]["held_out"]["int8"]["divergence"])
+    return float(decision["rounding"]["held_out_divergence"]["nearest"])
 
 
 def test_a_model_is_loaded_with_its_table(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from inference_pio.sources.progress import share_bar
 
 KEPT_ROLES = {
     "head": "the head is kept: its rounding reaches the output directly (head=true compresses it)",
-    "embedding": "embeddings are kept: a lookup gains nothing from fewer bits",
+    "embedding": "embeddings are kept: a lookup gains nothing from fewer bits (a tied one goes with its head)",
     "router": "routers are kept: a rounded router sends tokens to other experts",
     "vision": "the vision tower is kept (targets=['vision'] compresses it)",
     "adapter": "adapters are kept: they are small and may be trained",
@@ -63,14 +63,14 @@ WINDOW = 1024
 class TensorCompressionParameters(Settings):
     """`format` is how weights are stored, in groups of `group_size` inputs where it has groups.
 
-    `targets` are roles or path patterns, `skip` path patterns; `head` is compressed on request, in int8 or the format
-    named. Where less than `least_share` of the parameters can be compressed, nothing is. `calibration` rounds with
-    inputs in mind, learned from `tokens` tokens of `text`: "gptq" makes up for what is lost column by column, "awq"
-    gives large inputs finer steps by scales that norms and neighbours take in. `kv_cache` is how `generate` keeps keys
-    and values. `activations` become eight bits too, token by token, where a prompt is long enough to be faster so;
-    they go with weights of the same kind. "mixed" gives each layer a format by what it loses on that text, so that all
-    weights of the model take at most `target_bytes`, or that `compression_ratio` of the bytes of those that are
-    compressed is saved.
+    `targets` are roles or path patterns, `skip` path patterns; `head` is compressed on request, in int8 or the
+    format named, and with it an embedding that it is tied to. Where less than `least_share` of the parameters can
+    be compressed, nothing is. `calibration` rounds with inputs in mind, learned from `tokens` tokens of `text`:
+    "gptq" makes up for what is lost column by column, "awq" gives large inputs finer steps by scales that norms and
+    neighbours take in. `kv_cache` is how `generate` keeps keys and values. `activations` become eight bits too,
+    token by token, where a prompt is long enough to be faster so; they go with weights of the same kind. "mixed"
+    gives each layer a format by what it loses on that text, so that all weights of the model take at most
+    `target_bytes`, or that `compression_ratio` of the bytes of those that are compressed is saved.
     """
 
     format: str = "int8"
