@@ -127,7 +127,8 @@ def _named(*names: str, **given: dict[str, Any]) -> Callable[[nn.Module, Room], 
         parameters = given | {PIECES: SMOKE_PIECES} if room.smoke and PIECES in given else given
         manager = inference_pio.get_optimization_manager()
         manager.apply_optimizations(model, list(names), parameters=parameters)
-        room.notes += [note for receipt in manager.get_receipts(model) for note in receipt.notes]
+        for receipt in manager.get_receipts(model):
+            room.notes += [f"{receipt.name}: {receipt.backend}"] * bool(receipt.backend) + list(receipt.notes)
         room.notes.append(
             f"weights and the cache of {room.tokens} tokens take {_standing(model, room) / 1e9:.3f} GB: what the peak "
             "has beyond them is activations"

@@ -200,9 +200,9 @@ def test_on_a_gpu_layers_come_as_fast_as_the_link_brings_them() -> None:
             )
 
     token()
-    before = staging.brought
-    found = min(seconds(token) for _ in range(5))
-    brought = (staging.brought - before) / 5
-    link = min(seconds(copies) for _ in range(5))
-    assert brought == pytest.approx(24 * tokens * 2 * 8 * 128 * 2, rel=1e-3)
-    assert found < 1.06 * link, f"{found * 1e3:.1f} ms where the copies alone take {link * 1e3:.1f}"
+    before, rounds = staging.brought, 4
+    found = min(seconds(lambda: [token() for _ in range(rounds)]) for _ in range(3))
+    brought = (staging.brought - before) / (3 * rounds)
+    link = min(seconds(copies) for _ in range(3)) * (rounds - AHEAD / 24)  # the first of them had come before
+    assert brought == pytest.approx(24 * tokens * 2 * 8 * 128 * 2, rel=1e-2)
+    assert found < 1.05 * link, f"{found * 1e3:.1f} ms where the copies alone take {link * 1e3:.1f}"
