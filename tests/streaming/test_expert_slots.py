@@ -137,7 +137,8 @@ def test_memory_is_what_was_planned() -> None:
 
 @on_cpu
 @pytest.mark.parametrize(("budget", "host_budget", "more", "why"), [
-    ("70%", "20%", {}, "must wait on the host"), ("70%", "100%", {"expert_slots": False}, "expert_slots=false was asked"),
+    ("70%", "20%", {}, "must wait on the host"),
+    ("70%", "100%", {"expert_slots": False}, "expert_slots=false was asked"),
     ("25%", "100%", {}, "one slot a layer and room for one layer's experts"),
 ])  # fmt: skip
 def test_where_experts_cannot_come_one_by_one_the_plan_says_why(
