@@ -24,13 +24,16 @@ from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import (
     FactoredWeights,
     LinearWeights,
+    PackedWeights,
     expert_weights,
     factored_weights,
     linear_weights,
+    packed_weights,
 )
 from inference_pio.formats.compressed_embedding import CompressedEmbedding
+from inference_pio.kernels.exponent12 import unpack
 from inference_pio.kernels.reordered import reordered
-from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, weight_bytes
+from inference_pio.kernels.triton.gemv_launch import MOST_EXACT_ROWS, GemvLaunch, choose_gemv_launch, weight_bytes
 from inference_pio.kernels.triton.launch import (
     CodedLaunch,
     DecodeLaunch,
@@ -100,6 +103,9 @@ class FusedOperations(RecordableOperations):
         factors = factored_weights(linears) if len(x) <= MOST_ROWS else None
         if factors is not None:
             return self._through_few(x, factors, norm=norm, gated=gated, residual=residual)
+        packed = packed_weights(linears) if len(x) <= MOST_ROWS and x.dtype is torch.bfloat16 else None
+        if packed is not None:
+            return self._multiply_packed(x, packed, norm=norm, gated=gated, residual=residual)
         held = [linear_weights(layer) for layer in linears]
         if len(x) > MOST_ROWS or None in held or len({layer.kind for layer in held if layer}) > 1:
             return super().project(x, linears, norm=norm, gated=gated, residual=residual)
@@ -245,11 +251,33 @@ class FusedOperations(RecordableOperations):
         return held[key]
 
     def logits(self, x: Tensor, norm: Norm, head: nn.Module) -> Tensor:
-        held = linear_weights(head)
-        if len(x) > MOST_ROWS or held is None:
+        held, packed = linear_weights(head), packed_weights([head])
+        if len(x) > MOST_ROWS or (held is None and (packed is None or x.dtype is not torch.bfloat16)):
             return super().logits(x, norm, head)
+        if packed is not None:
+            out = x.new_empty(len(x), len(packed.packed[0].codes), dtype=torch.float32)
+            return self._multiply_packed(x, packed, norm=norm, out=out)
+        assert held is not None
         out = x.new_empty(len(x), len(held.weight), dtype=torch.float32)
         return self._multiply(x, [held], norm=norm, out=out)
+
+    def _multiply_packed(
+        self, x: Tensor, held: PackedWeights, *, norm: Norm | None = None, gated: bool = False,
+        residual: Tensor | None = None, out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The bits that `_multiply` gives for the plain weights: by a launch of as many columns; by the very launch, on
+        weights that are unpacked first, where matrix units multiply."""
+        from inference_pio.kernels.triton.exponent12_gemv import exact_gemv
+        from inference_pio.kernels.triton.gemv import gemv
+
+        biases = held.biases if any(bias is not None for bias in held.biases) else None
+        given: dict[str, Any] = {"biases": biases, "gated": gated, "residual": residual, "out": out}
+        if norm is not None:
+            given |= {"norm_weight": norm.weight, "eps": norm.eps}
+        launch = self.launches.exact_launch_for(x, held.packed, dependent=self.dependent, **_beside(given))
+        if launch.stages or len(x) > MOST_EXACT_ROWS:
+            return gemv(x, [unpack(packed) for packed in held.packed], launch=launch, **given)
+        return exact_gemv(x, held.packed, launch=launch, **given)
 
     def _multiply(
         self, x: Tensor, held: Sequence[LinearWeights], *, norm: Norm | None = None, gated: bool = False,
