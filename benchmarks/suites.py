@@ -145,7 +145,7 @@ SUITES = {
             optional={
                 "graph-inductor-tuned": 110, "plain-flash-only": 65, "plain-no-cudnn": 55, "torchao-int8-tuned": 245,
                 "pio-performance": 90, "pio-merged": 60, "pio-gemv": 65, "pio-graph-large-room": 80,
-                "pio-decomposed": 220, "pio-decomposed-pivoted": 240, "pio-pruned": 55,
+                "pio-decomposed": 220, "pio-decomposed-pivoted": 240, "pio-pruned": 55, "pio-exponent12": 90,
                 "pio-int8-head": 75, "pio-fp8-head": 75, "pio-int4-head": 75,
             },
             model="qwen3-4b", gigabytes=13,

@@ -150,6 +150,7 @@ ARMS: dict[str, Arm] = {
         ours.compressed(format="int4", head="int8"),
         "int4",
     ),
+    "pio-exponent12": Arm("inference-pio graph over exponent12 weights", ours.compressed(format="exponent12")),
     "pio-kv-int8": Arm(
         "inference-pio graph over a cache in int8", ours.compressed(kv_cache="int8", targets=[]), "int8"
     ),

@@ -15,7 +15,9 @@ from inference_pio import get_optimization_manager
 from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.compat import has_triton
+from inference_pio.decoding.takeover import engine_of
 from inference_pio.formats.compressed_module import CompressedModule
+from inference_pio.formats.exponent12 import Exponent12Linear
 from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
 from inference_pio.formats.int8 import Int8Embedding
 from tests import tiny
@@ -96,6 +98,70 @@ def looked_up(dtype: torch.dtype) -> None:
         found = FusedOperations().embed(table, ids)
     assert torch.equal(found, table(ids))
     assert used == {"row_lookup"}
+
+
+def projected_exactly() -> int:
+    """Products over exponent12, merged, gated and added, have the bits of those over plain weights; how many did."""
+    from inference_pio.decoding.fused import FusedOperations
+
+    chance, same = torch.Generator().manual_seed(0), 0
+    module = nn.RMSNorm(272, dtype=torch.bfloat16)
+    norm = Norm(module, 1e-6)
+
+    def linears(width: int, *outs: int, bias: bool = False) -> list[nn.Linear]:
+        made = [nn.Linear(width, out, bias, dtype=torch.bfloat16) for out in outs]
+        for linear in made:
+            weight = torch.randn(linear.weight.shape, generator=chance) / 16
+            weight[0, :3], weight[-1, -2:] = 2.0**-40, 0.0
+            linear.weight = nn.Parameter(weight.bfloat16())
+        return made
+
+    for taken, rows, how in (
+        (linears(272, 5, 3, 2, bias=True), 1, {"norm": norm}), (linears(272, 4, 4), 1, {"norm": norm, "gated": True}),
+        (linears(144, 6), 2, {"residual": torch.randn(2, 6, generator=chance).bfloat16()}), (linears(144, 3), 3, {}),
+    ):  # fmt: skip
+        x = torch.randn(rows, taken[0].in_features, generator=chance).bfloat16()
+        packed = [Exponent12Linear.from_linear(linear) for linear in taken]
+        with torch.no_grad():
+            found, expected = (FusedOperations().project(x, layers, **how) for layers in (packed, taken))
+        assert torch.equal(found, expected), how
+        same += 1
+    return same
+
+
+def forced(device: str) -> Any:
+    """A model of odd sizes, some of whose weights have no index: zeros, tiny, subnormal, large ones, everywhere."""
+    config: Any = copy.deepcopy(tiny.build("qwen3").config)
+    config.num_hidden_layers, config.layer_types = 3, config.layer_types[:1] * 3
+    config.hidden_size, config.intermediate_size = 272, 1040
+    model = tiny.build("qwen3", dtype=torch.bfloat16, config=config).to(device)
+    for number, layer in enumerate(model.modules()):
+        if isinstance(layer, nn.Linear):
+            with torch.no_grad():
+                weight = layer.weight
+                weight[0, 0], weight[0, -1], weight[-1, 0], weight[-1, -1] = 2.0**-60, 0.0, -0.0, 1e-40
+                weight[number % len(weight), 5:12] = 2.0**-50
+                weight[1, number % weight.shape[1]] = 4.0
+                weight[2] = 0.0
+    return model
+
+
+def generated(model: Any, rows: int, **compression: Any) -> torch.Tensor:
+    """Logits of some dozens of tokens that the engine decodes, perhaps over compressed weights."""
+    names = [*(["tensor_compression"] if compression else []), "kernel_fusion"]
+    parameters = {"kernel_fusion": {"level": "graph"}, **({"tensor_compression": compression} if compression else {})}
+    get_optimization_manager().apply_optimizations(model, names, parameters=parameters)
+    held = sum(isinstance(layer, Exponent12Linear) for layer in model.modules())
+    assert held == (7 * 3 if compression else 0)
+    tokens = torch.randint(1, 120, (rows, 9), generator=torch.Generator().manual_seed(1)).to(model.device)
+    out = model.generate(
+        tokens, max_new_tokens=48, min_new_tokens=48, do_sample=False, pad_token_id=0, output_logits=True,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    engine = engine_of(model)
+    assert engine is not None
+    assert not engine.counts.left, engine.counts.left
+    return torch.stack(out.logits)
 
 
 def factored(name: str, form: str, device: str = "cpu", **more: Any) -> Any:
@@ -334,6 +400,17 @@ def test_it_looks_up_and_multiplies_one_table_on_a_gpu(head: str, dtype: torch.d
 
 
 @needs_triton
+def test_over_exponent12_products_have_the_bits_of_plain_ones(interpreted: Callable[..., Any]) -> None:
+    assert interpreted(projected_exactly) == 4
+
+
+def test_over_exponent12_generate_has_the_bits_of_plain_weights() -> None:
+    plain, packed = generated(forced("cpu"), 1), generated(forced("cpu"), 1, format="exponent12", least_share=0.3)
+    assert plain.isfinite().all()
+    assert torch.equal(plain, packed)
+
+
+@needs_triton
 @pytest.mark.parametrize("pivots", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_layers_in_two_factors_are_projected_as_torch_does(pivots: bool, interpreted: Callable[..., Any]) -> None:
     assert interpreted(projected_in_factors, pivots) == [2, 2, 2]
@@ -366,3 +443,12 @@ def test_it_is_near_the_library_over_codes_on_a_gpu(name: str, form: str) -> Non
 @pytest.mark.parametrize("name", COMPOSED)
 def test_it_is_near_the_library_on_a_gpu(name: str, dtype: torch.dtype, padded: int) -> None:
     near(name, dtype, padded, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 2, 4, 12])
+def test_over_exponent12_the_engine_has_the_bits_of_plain_weights_on_a_gpu(rows: int) -> None:
+    plain = generated(forced("cuda"), rows)
+    packed = generated(forced("cuda"), rows, format="exponent12", least_share=0.3)
+    assert plain.isfinite().all()
+    assert torch.equal(plain, packed)
