@@ -51,6 +51,7 @@ def awkward(rows: int, inputs: int, seed: int) -> torch.Tensor:
     weights[rows // 2, 13] = -(2.0**20)
     if rows > 8:
         weights[1], weights[2] = 0.0, torch.linspace(-1, 1, inputs) * 1e-38  # nothing, and nothing but subnormals
+        weights[6, -2] = 0.0  # alone in its row, in the last step
         weights[4, 1::64], weights[5, 14:17] = 0.0, 2.0**-40
     return weights
 
