@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from inference_pio.kernels.triton.exponent12_sums import (
+    first_exponents,
     in_pairs,
     listed_by_step,
     numbers,
@@ -56,8 +57,8 @@ def steps_kernel(starts, places, out, first, inputs, ROW_COUNT: tl.constexpr, CO
 
 @triton.jit
 def placed_kernel(codes, indices, lowest, places, values, out, count, first, start, inputs):
-    held, group = first + tl.arange(0, 2), tl.arange(0, 2)[None, None, :, None]
-    code_places, index_places, base = places_of(codes, indices, lowest, held, group, inputs, 16)
+    code_places, index_places, group = places_of(codes, indices, first, 7, inputs, 2, 2, 16)
+    base = first_exponents(lowest, first + tl.arange(0, 2))
     code, index = read_tile(code_places, index_places, group, start, inputs, 16)
     even, odd = in_pairs(code, index, base, 2, 8)
     even, odd = with_listed(even, odd, places, values, 0, count, first, start, inputs, 2, 8)

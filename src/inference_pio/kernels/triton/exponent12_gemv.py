@@ -81,7 +81,7 @@ def exact_gemv_kernel(
         residual_places = residual + batch * residual_step + column
     total, up, squares, added = exact_sums_by_threads(
         x, norm_weight, codes, indices, lowest, starts, places, values, codes_1, indices_1, lowest_1, starts_1,
-        places_1, values_1, first, held, residual_places, stored, x_step, inputs, COUNT, BATCH, ROW_COUNT,
+        places_1, values_1, first, rows, residual_places, stored, x_step, inputs, COUNT, BATCH, ROW_COUNT,
         COLUMN_COUNT, GROUP, EVEN, NORMED, GATED, ADDED, DEPENDENT, INTERPRETED,
     )  # fmt: skip
     normal = tl.rsqrt(squares / inputs + eps)

@@ -69,7 +69,7 @@ def read_words(places, group, start, inputs, GROUP: tl.constexpr, OTHER: tl.cons
 
 @triton.jit
 def read_tile(codes, indices, group, start, inputs, GROUP: tl.constexpr):
-    """Words of codes [1, ROWS, GROUPS, GROUP / 4] and of indices [1, ROWS, GROUPS, GROUP / 8] from a column on."""
+    """Words of codes [ROWS * GROUPS, GROUP / 4] and of indices [ROWS * GROUPS, GROUP / 8] from a column on."""
     code = read_words(codes + start // 4, group, start, inputs, GROUP, 0)
     return code, read_words(indices + start // 8, group, start, inputs, GROUP, LOWEST_INDICES)
 
@@ -124,30 +124,37 @@ def wide_vector(
     vector = read_often(places, columns, start, inputs, EVEN)
     if GROUP > EIGHT:
         second = read_often(places, columns, start + EIGHT, inputs, EVEN)
-        vector = tl.permute(tl.join(vector, second), (0, 1, 2, 4, 3))
+        vector = tl.permute(tl.join(vector, second), (0, 2, 1))
     return tl.reshape(vector, [BATCH, 1, FOURS, FOUR])
 
 
 @triton.jit
-def places_of(codes, indices, lowest, held, group, inputs, GROUP: tl.constexpr):
-    """Where a thread's words of codes and of indices begin, and what exponents of its rows begin with, in both halves
-    of a word."""
-    row_start = held.to(tl.int64)[None, :, None, None] * (inputs // 8)
-    code_places = codes + row_start * 2 + group * (GROUP // 4) + tl.arange(0, GROUP // 4)[None, None, None, :]
+def places_of(codes, indices, first, last, inputs, ROW_COUNT: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr):
+    """Where each thread's words of codes and of indices begin, rows behind rows, and which group of its row they are.
+
+    Rows and groups are one dimension, so that any compiler gives the groups of a row to neighbouring threads.
+    """
+    number = tl.arange(0, ROW_COUNT * GROUPS)[:, None]
+    group = number % GROUPS
+    row_start = tl.minimum(first + number // GROUPS, last).to(tl.int64) * (inputs // 8)
+    code_places = codes + row_start * 2 + group * (GROUP // 4) + tl.arange(0, GROUP // 4)[None, :]
     index_group = group
-    if (
-        GROUP == EIGHT
-    ):  # the compiler must not see neighbours: words would be read by other threads than have their codes
+    if GROUP == EIGHT:  # neighbours must not be seen: words would be read by other threads than have their codes
         index_group = group * tl.minimum(inputs, 1)
-    index_places = indices + row_start + index_group * (GROUP // 8) + tl.arange(0, GROUP // 8)[None, None, None, :]
-    base = (tl.load(lowest + held).to(tl.int32) - 1) * IN_BOTH_HALVES
-    return code_places, index_places, base[None, :, None]
+    index_places = indices + row_start + index_group * (GROUP // 8) + tl.arange(0, GROUP // 8)[None, :]
+    return code_places, index_places, group
+
+
+@triton.jit
+def first_exponents(lowest, held):
+    """What exponents of rows begin with, in both halves of a word [1, ROWS, 1]."""
+    return ((tl.load(lowest + held).to(tl.int32) - 1) * IN_BOTH_HALVES)[None, :, None]
 
 
 @triton.jit
 def exact_sums_by_threads(
     x, norm_weight, codes, indices, lowest, starts, listed_places, listed_values, up_codes, up_indices, up_lowest,
-    up_starts, up_listed_places, up_listed_values, first, held, residual_places, stored, x_step, inputs,
+    up_starts, up_listed_places, up_listed_values, first, rows, residual_places, stored, x_step, inputs,
     COUNT: tl.constexpr, BATCH: tl.constexpr, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr, GROUP: tl.constexpr,
     EVEN: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -157,15 +164,16 @@ def exact_sums_by_threads(
     FOURS: tl.constexpr = COLUMN_COUNT // FOUR
     FAR: tl.constexpr = GROUP == EIGHT  # two small tiles are on their way
     AHEAD: tl.constexpr = 2 * COLUMN_COUNT if FAR else COLUMN_COUNT
-    group = tl.arange(0, GROUPS)[None, None, :, None]
-    columns = group * GROUP + tl.arange(0, EIGHT)[None, None, None, :]
-    places, index_places, base = places_of(codes, indices, lowest, held, group, inputs, GROUP)
+    last, held = rows - 1, tl.minimum(first + tl.arange(0, ROW_COUNT), rows - 1)
+    places, index_places, group = places_of(codes, indices, first, last, inputs, ROW_COUNT, GROUPS, GROUP)
+    base = first_exponents(lowest, held)
     code, index = read_tile(places, index_places, group, 0, inputs, GROUP)
     if FAR:
         next_code, next_index = read_tile(places, index_places, group, COLUMN_COUNT, inputs, GROUP)
     begin, end, steps = listed_by_step(starts, listed_places, first, inputs, ROW_COUNT, COLUMN_COUNT)
     if GATED:
-        up_places, up_index_places, up_base = places_of(up_codes, up_indices, up_lowest, held, group, inputs, GROUP)
+        up_places, up_index_places, _ = places_of(up_codes, up_indices, first, last, inputs, ROW_COUNT, GROUPS, GROUP)
+        up_base = first_exponents(up_lowest, held)
         up_code, up_index = read_tile(up_places, up_index_places, group, 0, inputs, GROUP)
         if FAR:
             next_up_code, next_up_index = read_tile(up_places, up_index_places, group, COLUMN_COUNT, inputs, GROUP)
@@ -173,8 +181,10 @@ def exact_sums_by_threads(
     if DEPENDENT:
         wait_for_others(INTERPRETED)
     added = read_residual(residual_places, stored, BATCH, ROW_COUNT, ADDED)
-    member = tl.minimum(tl.arange(0, BATCH), COUNT - 1)
-    x_places = x + member[:, None, None, None] * x_step + columns
+    number, eight = tl.arange(0, BATCH * GROUPS)[:, None], tl.arange(0, EIGHT)[None, :]
+    columns = number % GROUPS * GROUP + eight
+    x_places = x + tl.minimum(number // GROUPS, COUNT - 1) * x_step + columns
+    norm_columns = tl.arange(0, GROUPS)[:, None] * GROUP + eight
     sums = tl.zeros([BATCH, ROW_COUNT, FOURS], tl.float32)
     up_sums = tl.zeros([BATCH, ROW_COUNT, FOURS], tl.float32)
     squares = tl.zeros([BATCH, 1, FOURS], tl.float32)
@@ -198,7 +208,9 @@ def exact_sums_by_threads(
         parts = apart(vector, BATCH, 1, FOURS, FOUR)
         if NORMED:
             squares = add_products(squares, parts, parts, FOUR)
-            vector = vector * wide_vector(norm_weight + columns, columns, start, inputs, 1, FOURS, GROUP, EVEN)
+            vector = vector * wide_vector(
+                norm_weight + norm_columns, norm_columns, start, inputs, 1, FOURS, GROUP, EVEN
+            )
             parts = apart(vector, BATCH, 1, FOURS, FOUR)
         sums = add_products(sums, parts, numbers(even, odd), FOUR)
         if GATED:
