@@ -130,7 +130,7 @@ def _run(problem: GemvProblem, weights: GemvWeights, launch: GemvLaunch) -> torc
 
 def _call(problem: GemvProblem, weights: GemvWeights) -> dict[str, object]:
     """Arguments for a product with these weights, all else made up."""
-    device = weights[0][0].device
+    device = next(tensors_of(weights)).device
     chance = torch.Generator(device).manual_seed(1)
     columns = problem.outputs[0] if problem.gated else sum(problem.outputs)
 
