@@ -126,6 +126,33 @@ def test_what_it_cannot_serve_is_refused(interpreted: Callable[..., None]) -> No
     interpreted(refused)
 
 
+def far_apart(device: str = "cpu") -> None:
+    """Tokens as far from each other as in caches of many heads and tokens; what lies between is never touched."""
+    from inference_pio.kernels.triton.rotated_decode import rotated_decode
+
+    case, token = Case((2 * PAGE + 3,), heads=1, capacity=2 * PAGE + 3, normed=False), 2**24
+    tensors, how = inputs(case, device)
+    wanted = naive_rotated_decode(*(one if one is None else one.nan_to_num(0.0) for one in tensors), **how)
+    for part in (1, 2):
+        near = tensors[part]
+        room = near.new_empty((case.capacity - 1) * token + case.width)
+        tensors[part] = room.as_strided(near.shape, (room.numel(), token, case.width, 1))
+        tensors[part].copy_(near.nan_to_num(0.0))
+    assert 2 * PAGE * token == 2**31
+    out = rotated_decode(*tensors, **how, launch=DecodeLaunch(2), out=torch.empty_like(wanted))
+    torch.testing.assert_close(out, wanted, rtol=1e-2, atol=1e-2)
+
+
+@needs_triton
+def test_a_page_may_lie_further_off_than_int32_counts(interpreted: Callable[..., None]) -> None:
+    interpreted(far_apart)
+
+
+@pytest.mark.gpu
+def test_gpu_a_page_may_lie_further_off_than_int32_counts() -> None:
+    far_apart("cuda")
+
+
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(

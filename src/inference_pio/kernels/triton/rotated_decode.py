@@ -172,6 +172,8 @@ def rotated_decode_kernel(
     begin, end = first_page + number * pages // sharing, first_page + (number + 1) * pages // sharing
     key_base = key + batch.to(tl.int64) * key_batch + head.to(tl.int64) * key_head
     value_base = value + batch.to(tl.int64) * value_batch + head.to(tl.int64) * value_head
+    # 512K tokens of 32 heads of 128 are 2**31 numbers
+    key_page, value_page = key_page.to(tl.int64), value_page.to(tl.int64)
     key_tile = key_base + tokens[:, None] * key_token + columns[None, :]
     value_tile = value_base + tokens[:, None] * value_token + columns[None, :]
     places = begin * PAGE_SIZE + tokens
