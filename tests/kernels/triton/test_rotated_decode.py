@@ -116,6 +116,9 @@ def refused() -> None:
         rotated_decode(*(tensor.float() for tensor in tensors[:5]), *tensors[5:], **how)
     with pytest.raises(InvalidSetting, match="no program for earlier tokens"):
         rotated_decode(*tensors, **how, launch=DecodeLaunch(1))
+    wide, of_heads = inputs(Case((7,), heads=33, width=128, turned=128, capacity=7), "cpu")
+    with pytest.raises(InvalidSetting, match="33 heads of 128 share a key head, and a program turns at most 4096"):
+        rotated_decode(*wide, **of_heads)
     tensors[5] = tensors[5].long()
     with pytest.raises(InvalidSetting, match="positions and lengths are int32"):
         rotated_decode(*tensors, **how)
@@ -161,6 +164,7 @@ def test_gpu_a_page_may_lie_further_off_than_int32_counts() -> None:
         Case((1,), heads=32, key_heads=8, width=128, turned=128, capacity=1024),
         Case((1,), heads=32, key_heads=4, width=128, turned=64, capacity=1024, starts=(0,)),
         Case((1,), heads=16, key_heads=2, width=256, turned=256, capacity=1024, interleaved=True),
+        Case((1,), heads=64, key_heads=2, width=128, turned=128, capacity=1024, starts=(0,)),  # as wide as is served
     ],
     ids=str,
 )

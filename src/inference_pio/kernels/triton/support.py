@@ -22,6 +22,8 @@ ELEMENTWISE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MASK_DTYPES = (torch.bool, *ELEMENTWISE_DTYPES)
 OLDEST = 80
 MOST_SHARING = 64
+MOST_TURNED = 4096
+"""Numbers of the queries of one key head that a program turns, holds and attends with: more of them spill."""
 MOST_ROWS = 8
 """Rows that are multiplied at a time without the matrix units: from there on torch's products win."""
 
@@ -284,7 +286,11 @@ def supports_rotated_decode(
     if not turns:
         return turns
     query = qkv[:, : heads * keys.shape[-1]].unflatten(-1, (heads, -1))
-    return supports_decode(query, keys, values, lengths, starts)
+    attends, (key_heads, width) = supports_decode(query, keys, values, lengths, starts), keys.shape[2:]
+    if attends and heads // key_heads * width > MOST_TURNED:
+        sharing = f"{heads // key_heads} heads of {width} share a key head"
+        return Support(Cause.SHAPE, f"{sharing}, and a program turns at most {MOST_TURNED} numbers of them")
+    return attends
 
 
 def supports_rows(
