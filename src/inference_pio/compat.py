@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -313,7 +313,9 @@ def ties_of_codes(model: Any, head: str, embedding: str, names: Any) -> Iterator
         one, other = head.removeprefix(inside), embedding.removeprefix(inside)
         for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
             ties = getattr(part, attribute, None)
-            if ties and ties.get(f"{one}.weight") == f"{other}.weight":
+            if not isinstance(ties, Mapping):  # none, or names as the library once listed them, which tell no pairs
+                continue
+            if ties.get(f"{one}.weight") == f"{other}.weight":
                 kept = {name: tied for name, tied in ties.items() if name != f"{one}.weight"}
                 yield part, attribute, {**kept, **{f"{one}.{name}": f"{other}.{name}" for name in names}}
 

@@ -195,6 +195,37 @@ def test_an_embedding_that_does_more_than_look_up_is_kept_with_its_head() -> Non
         assert reason in str(sites_of(model, head=True)["lm_head"])
 
 
+class Listing(nn.Module):
+    """No model of the library's, which names what it ties as the library did once, by the ends alone."""
+
+    _tied_weights_keys = ("head.weight",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(128, 64), nn.Linear(64, 128)
+        self.head.weight = self.table.weight
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.table
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        return self.head(self.table(ids))
+
+
+def test_a_tie_that_no_mapping_tells_is_one_table_too() -> None:
+    model, ids = Listing(), torch.tensor([[1, 2, 127]])
+    before, logits, manager = fingerprint(model), model(ids), ModularOptimizationManager()
+    asked = {"tensor_compression": {"head": True}}
+    manager.apply_optimizations(model, ["tensor_compression"], parameters=asked)
+    assert is_one_table(model)
+    assert 0 < (model(ids) - logits).abs().max() < 0.05 * logits.abs().max()
+    manager.remove_optimizations(model)
+    assert before.differences(fingerprint(model)) == []
+
+
 def test_a_head_of_its_own_is_compressed_as_ever() -> None:
     case = applied("llama", head=True)
     embedding, head = ends(case.model)
