@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
 from tests.quality import reference_models as reference
 from tests.streaming.help import flip, run
+from tests.streaming.mixture import mixture
 from tests.sweep import Case, rotating, turn_of_this_commit
 
 NAME = "disk_offloading"
@@ -121,6 +123,24 @@ def test_what_is_no_budget_is_told(budget: Any) -> None:
 def test_what_has_no_layers_is_told() -> None:
     with pytest.raises(NoEffect, match="no list of layers"):
         apply(tiny.build("plain"))
+
+
+@pytest.mark.parametrize(
+    ("build", "asked", "told"),
+    [
+        (lambda: tiny.build("llama"), {"gpu_budget": "1GB"}, ["gpu_budget"]),
+        (lambda: tiny.build("llama"), {"expert_slots": False}, []),
+        (mixture, {"gpu_budget": "1GB", "expert_slots": False}, ["gpu_budget", "expert_slots"]),
+    ],
+    ids=["layers", "layers and no slots", "experts"],
+)
+def test_what_is_for_a_gpu_alone_is_told_on_a_cpu(
+    build: Callable[[], nn.Module], asked: dict[str, Any], told: list[str]
+) -> None:
+    model = build()
+    receipt = receipt_of(apply(model, **asked), model)
+    found = [note.split(" is for models on a GPU")[0] for note in receipt.notes if "is for models on a GPU" in note]
+    assert found == told
 
 
 # ------------------------------------------------------------------ where weights are read from
@@ -293,6 +313,7 @@ def test_a_forked_child_is_told_and_the_parent_goes_on() -> None:
 
 LEAVE = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tests import tiny
 from tests.optimizations.memory.test_disk_offloading import apply

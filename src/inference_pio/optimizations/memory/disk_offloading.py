@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -120,7 +120,7 @@ class DiskOffloading(OptimizationInterface):
             slots = next(decision[one] for one in ("slots_per_layer", "kept_per_layer", "slots") if one in decision)
             backend, note = put_on_stream(self.journal, model, units, decision.get("host", ()), slots, how)
             self.say(backend=backend, note=note)
-        for note in self._told(units, decision):
+        for note in (*self._told(units, decision), *self._without_effect(decision)):
             self.say(note=note)
         return model
 
@@ -245,6 +245,13 @@ class DiskOffloading(OptimizationInterface):
             notes.append("the budget has room for one slot, so that a layer is not read while another one streams by.")
         if "experts_whole" in decision:
             notes.append(f"experts stream with their layers, chosen or not: {decision['experts_whole']}.")
-        if self.parameters.gpu_budget is not None and not self._beside_the_host:
-            notes.append("gpu_budget is for models on a GPU: this one is on the CPU, where host_budget counts.")
         return notes
+
+    def _without_effect(self, decision: Mapping[str, Any]) -> Iterator[str]:
+        """What was asked for and is for models on another device."""
+        if self._beside_the_host:
+            return
+        if self.parameters.gpu_budget is not None:
+            yield "gpu_budget is for models on a GPU: this one is on the CPU, where host_budget counts."
+        if not self.parameters.expert_slots and "experts" in decision:
+            yield "expert_slots is for models on a GPU: this one is on the CPU, where experts are read one by one."
