@@ -21,6 +21,7 @@ from inference_pio.kernels.triton.decode import (
     DecodeScratch,
     join_all,
     join_kernel,
+    strides,
 )
 from inference_pio.kernels.triton.launch import PAGE, DecodeLaunch, choose_rotated_launch, device_limits, on_device
 from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping, wait
@@ -290,7 +291,7 @@ def rotated_decode(
     with on_device(qkv):
         rotated_decode_kernel[(launch.splits, key_heads, rows)](
             qkv, keys, values, cos, sin, positions, lengths, starts, query_norm, key_norm, scratch.partial,
-            scratch.weight, scratch.arrived, out, qkv.stride(0), *_strides(keys), *_strides(values), cos.stride(0),
+            scratch.weight, scratch.arrived, out, qkv.stride(0), *strides(keys), *strides(values), cos.stride(0),
             sin.stride(0), out.stride(0), out.stride(1), step, heads, width**-0.5 if scale is None else scale, eps,
             MEMBERS=members, ROWS=max(16, members), TURNED=cos.shape[-1], PAIRS=interleaved,
             QUERY_NORM=query_norm is not None, KEY_NORM=key_norm is not None, AT_ONCE=at_once, JOINED=joined,
@@ -304,9 +305,3 @@ def rotated_decode(
                 BLOCK=block, LISTED=False, ALL=True, **shared, **overlapping(overlaps),
             )  # fmt: skip
     return out
-
-
-def _strides(cache: torch.Tensor) -> tuple[int, int, int, int]:
-    """Batch, page, token and head strides of a cache."""
-    first, token, head, _ = cache.stride()
-    return first, PAGE * token, token, head
