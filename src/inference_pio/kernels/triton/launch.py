@@ -201,7 +201,8 @@ def choose_rotated_launch(limits: Limits, batch: int, key_heads: int, head_dim: 
     DecodeLaunch(splits=17, warps=4, stages=3)
     """
     launch = choose_decode_launch(limits, batch, key_heads, head_dim, capacity)
-    return replace(launch, splits=launch.splits + 1, warps=launch.warps * (1 if head_dim <= 128 else 2))
+    splits = min(launch.splits + 1, MOST_SPLITS)  # one more would double what is joined, which is a power of two
+    return replace(launch, splits=splits, warps=launch.warps * (1 if head_dim <= 128 else 2))
 
 
 def choose_coded_launch(limits: Limits, batch: int, key_heads: int, head_dim: int, capacity: int) -> CodedLaunch:
