@@ -30,6 +30,7 @@ from inference_pio.errors import (
     StreamError,
 )
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.optimizations.memory.disk_offloading import DiskOffloading
 from inference_pio.plan.skeleton import tensor_bytes
 from inference_pio.sources.demo import demo_folder
 from inference_pio.streaming import store as store_module
@@ -123,6 +124,29 @@ def test_what_is_no_budget_is_told(budget: Any) -> None:
 def test_what_has_no_layers_is_told() -> None:
     with pytest.raises(NoEffect, match="no list of layers"):
         apply(tiny.build("plain"))
+
+
+@pytest.mark.parametrize(
+    ("host_budget", "told"),
+    [
+        ("100%", "6 of 8 layers stream: 3.9 MB are copied from host memory for each pass, and"),
+        (
+            "20%",
+            "6 of 8 layers stream: 643.7 kB are copied from host memory and 3.2 MB are read from disk for each pass",
+        ),
+        ("1kB", "6 of 8 layers stream: 3.9 MB are read from disk for each pass, and"),
+    ],
+)
+def test_a_plan_tells_what_a_pass_brings_from_where(
+    host_budget: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DiskOffloading, "beside_the_host", frozenset({"cpu"}))
+    manager = ModularOptimizationManager()
+    asked = {"gpu_budget": "55%", "host_budget": host_budget, "expert_slots": False}
+    plan = manager.plan(mixture(layers=8), [manager.wanted(NAME, asked, order=True, source="a test")])
+    note = plan.steps[0].notes[0]
+    assert note.startswith(told)
+    assert ("threads read" in note) == ("from disk" in note)
 
 
 @pytest.mark.parametrize(

@@ -234,13 +234,16 @@ class DiskOffloading(OptimizationInterface):
                 f"{in_words(decision['budget_bytes'])}), with all experts of one layer, which a prompt may choose."
             ]
         every = len(units) + len(decision["resident"])
-        notes = [
-            f"{len(units)} of {every} layers stream: {in_words(decision['read_bytes_per_pass'])} are read from disk "
-            f"for each pass, and {in_words(decision['memory_bytes'])} of weights are in memory "
-            f"(budget {in_words(decision['budget_bytes'])}), {decision['slots']} slots of "
-            f"{in_words(decision['slot_bytes'])} among them; {self._threads} threads read through "
-            f"{in_words(self._threads * (PIECE_BYTES + 2 * BLOCK))} at most beside that.",
-        ]
+        slots = "1 slot" if decision["slots"] == 1 else f"{decision['slots']} slots"
+        told = (
+            f"{len(units)} of {every} layers stream: {_moved(decision)} for each pass, and "
+            f"{in_words(decision['memory_bytes'])} of weights are in memory (budget "
+            f"{in_words(decision['budget_bytes'])}), {slots} of {in_words(decision['slot_bytes'])} among them"
+        )
+        if decision["read_bytes_per_pass"]:
+            through = in_words(self._threads * (PIECE_BYTES + 2 * BLOCK))
+            told += f"; {self._threads} threads read through {through} at most beside that"
+        notes = [f"{told}."]
         if decision["slots"] == 1:
             notes.append("the budget has room for one slot, so that a layer is not read while another one streams by.")
         if "experts_whole" in decision:
@@ -255,3 +258,9 @@ class DiskOffloading(OptimizationInterface):
             yield "gpu_budget is for models on a GPU: this one is on the CPU, where host_budget counts."
         if not self.parameters.expert_slots and "experts" in decision:
             yield "expert_slots is for models on a GPU: this one is on the CPU, where experts are read one by one."
+
+
+def _moved(decision: Mapping[str, Any]) -> str:
+    """What a pass brings to where it is computed with, and from where."""
+    brought = {"copied from host memory": decision["host_bytes"], "read from disk": decision["read_bytes_per_pass"]}
+    return " and ".join(f"{in_words(size)} are {how}" for how, size in brought.items() if size)
