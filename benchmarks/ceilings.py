@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import cold
+
 Ceilings = dict[str, dict[str, Any]]
 MEGABYTE = 10**6
 LEAST_TRIES, SECONDS = 5, 0.4
@@ -35,9 +37,9 @@ def measure(device: torch.device, *, smoke: bool = False) -> Ceilings:
             _note(found, f"host to device, {word}", "GB/s", lambda p=pinned: link(device, block // 8, p, True, seconds))
         _note(found, "device to host, pinned", "GB/s", lambda: link(device, block // 8, True, False, seconds))
         torch.cuda.empty_cache()
-    both = functools.cache(lambda: disk(MEGABYTE if smoke else 512 * MEGABYTE))
-    _note(found, "disk write", "GB/s", lambda: both()[0])
-    _note(found, "disk read", "GB/s", lambda: both()[1])
+    every = functools.cache(lambda: disk((5 if smoke else 512) * MEGABYTE))
+    for number, name in enumerate(("disk write", "disk read", "disk read, direct")):
+        _note(found, name, "GB/s", lambda n=number: _known(every()[n]))
     return found
 
 
@@ -71,8 +73,16 @@ def link(device: torch.device, nbytes: int, pinned: bool, to_device: bool, secon
     return nbytes / median_seconds(lambda: target.copy_(source, non_blocking=pinned), device, seconds) / 1e9
 
 
-def disk(nbytes: int) -> tuple[float, float]:
-    """GB/s written and synced, and read after the file was dropped from the page cache, in the temporary folder."""
+def _known(rate: float | OSError) -> float:
+    if isinstance(rate, OSError):
+        raise rate
+    return rate
+
+
+def disk(nbytes: int) -> tuple[float, float, float | OSError]:
+    """GB/s written and synced, read after the file was dropped from the page cache, and read past that cache by several
+    threads (what stands against that where it cannot be), in the temporary folder.
+    """
     data = os.urandom(nbytes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "ceiling")
@@ -86,7 +96,12 @@ def disk(nbytes: int) -> tuple[float, float]:
             begin, room = time.perf_counter(), bytearray(min(nbytes, 8 * MEGABYTE))
             while file.readinto(room):
                 pass
-            return nbytes / (written - start) / 1e9, nbytes / (time.perf_counter() - begin) / 1e9
+            plain = nbytes / (time.perf_counter() - begin) / 1e9
+        try:
+            direct: float | OSError = cold.direct_read_rate(path) / 1e9
+        except OSError as fault:
+            direct = fault
+        return nbytes / (written - start) / 1e9, plain, direct
 
 
 def median_seconds(act: Callable[[], Any], device: torch.device, seconds: float) -> float:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import faithful, prefill_job, real_models, weights
-from benchmarks.arms import loading, prefill
+from benchmarks.arms import loading, prefill, scoring
 from benchmarks.arms.problem import Unavailable
 from benchmarks.arms.room import Room
 from benchmarks.arms.table import ARMS
 from benchmarks.kernel_job import KernelJob, family_of
 from benchmarks.load_job import LoadJob, planned_bytes
+from benchmarks.score_job import ScoreJob
 from benchmarks.suites import SUITES, Suite
 from inference_pio.measure import peak_bytes, weight_bytes
 
@@ -38,6 +39,7 @@ def make_job(suite_name: str, arm: str, *, device: str, smoke: bool) -> Job:
         torch.set_num_threads(suite.threads)
     kinds: dict[str, Any] = {
         "decode": DecodeJob, "prefill": prefill_job.make, "kernels": KernelJob, "load": LoadJob,
+        "score": ScoreJob,
     }  # fmt: skip
     return kinds[suite.kind](suite, arm, torch.device(device), smoke)  # type: ignore[no-any-return]
 
@@ -47,6 +49,8 @@ def label_of(suite: Suite, arm: str) -> str:
         return str(family_of(suite).ARMS[arm].label)
     if suite.kind == "load":
         return loading.ARMS[arm].label
+    if suite.kind == "score":
+        return scoring.ARMS[arm].label
     return prefill.ARMS[arm].label if suite.kind == "prefill" else ARMS[arm].label
 
 
@@ -77,6 +81,8 @@ class DecodeJob:
         kept *= 1 - self.decoder.stays if moves_cache else 1
         read //= self.suite.rows  # of dense models: rows share what is read
         read += int(kept * (self.suite.prompt_tokens + self.suite.new_tokens / 2))
+        if self.suite.moves == "disk":
+            read = self.decoder.brought
         return {
             "label": self.arm.label, "right": verdict.right, "reason": verdict.reason, "check": verdict.to_json(),
             "warm_s": warm_s, "warm_rounds": self.arm.warm_ups, "notes": room.notes,

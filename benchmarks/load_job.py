@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 import shutil
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 import inference_pio
 from benchmarks import real_models
 from benchmarks.arms.loading import ARMS
+from benchmarks.cold import forget, read_bytes
 from benchmarks.suites import Suite
 from inference_pio.measure import peak_bytes, weight_bytes
 from inference_pio.streaming.hooks import stream_of
@@ -113,22 +113,6 @@ def planned_bytes(model: nn.Module) -> dict[str, int]:
     receipts = inference_pio.get_optimization_manager().get_receipts(model)
     planned = [one.decision["memory_bytes"] for one in receipts if "memory_bytes" in one.decision]
     return {"planned": planned[-1]} if planned else {}
-
-
-def forget(file: Path) -> None:
-    """Let no cache hold a file."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-def read_bytes() -> int:
-    """What this process has read from disks so far."""
-    told = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(told["read_bytes"])
 
 
 @contextmanager

@@ -6,20 +6,22 @@ from html import escape
 
 from benchmarks.results import Results
 
+CASES = {"decode": "decode", "load": "load", "score": "batches"}
+"""By kind of suite, what is drawn; of others it is their largest size."""
 WIDTH, LABELS, BAR, GAP, TOP = 860, 330, 18, 8, 56
 OURS, PEERS, INK = "#1f6feb", "#9aa4b2", "#57606a"
 
 
 def draw(found: Results) -> str:
     """Decode: tokens per second of each system; load: GB. Else: the largest size that the baseline served."""
-    case = found["kind"] if found["kind"] in ("decode", "load") else _longest(found)
+    case = CASES.get(found["kind"]) or _longest(found)
     rows = [(name, arm["label"], arm["cases"][case]) for name, arm in found["arms"].items() if case in arm["cases"]]
     rows.sort(key=lambda row: -row[2]["median"])
     height = TOP + len(rows) * (BAR + GAP) + 12
     most = max((row["high"] for _, _, row in rows), default=1.0)
     scale = (WIDTH - LABELS - 110) / most
     size = f"{case} tokens" if case.isdecimal() else case
-    title = found["title"] if case in ("decode", "load") else f"{found['title']}: {size}"
+    title = found["title"] if case in CASES.values() else f"{found['title']}: {size}"
     unit = rows[0][2]["unit"] if rows else ""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Kind = Literal["decode", "prefill", "kernels", "load"]
+Kind = Literal["decode", "prefill", "kernels", "load", "score"]
 TOKENS_FIRST = "tokens before heads"
 """As models hand queries, keys and values to attention: views of projections, which rotary embedding keeps."""
 
@@ -44,7 +44,7 @@ class Suite:
     one_by_one: bool = False
     threads: int | None = None
     layout: str = ""
-    moves: Literal["", "cache"] = ""
+    moves: Literal["", "cache", "disk"] = ""
 
     def smoked(self) -> Suite:
         """The same walk in seconds on a CPU."""
@@ -122,7 +122,7 @@ SUITES = {
             "attention-sparse", "kernels", "Causal attention that leaves keys out: dense work over the time taken",
             arms={
                 "cudnn": 20, "flash": 20, "triton": 20, "pio-built": 20, "pio-window": 20, "pio-selected": 20,
-                "pio-selection": 15,
+                "pio-selected-mean": 20, "pio-selection": 15,
             },
             baseline="cudnn", family="sparse_attention", gigabytes=10, lengths=(4096, 32768, 131072),
             smoke_lengths=(200, 384), rounds=3, layout=TOKENS_FIRST,
@@ -145,7 +145,9 @@ SUITES = {
             optional={
                 "graph-inductor-tuned": 110, "plain-flash-only": 65, "plain-no-cudnn": 55, "torchao-int8-tuned": 245,
                 "pio-performance": 90, "pio-merged": 60, "pio-gemv": 65, "pio-graph-large-room": 80,
-                "pio-decomposed": 220, "pio-decomposed-pivoted": 240, "pio-decomposed-mlp": 200, "pio-pruned": 55,
+                "pio-decomposed": 220, "pio-decomposed-pivoted": 240, "pio-pruned": 55, "pio-exponent12": 90,
+                "pio-int8-head": 75, "pio-fp8-head": 75, "pio-int4-head": 75,
+                "pio-decomposed-mlp": 200,
             },
             model="qwen3-4b", gigabytes=13,
         ),
@@ -224,6 +226,18 @@ SUITES = {
             ceiling="host to device, pinned",
         ),
         Suite(
+            "disk-qwen3-4b", "decode", "Qwen3-4B, its layers from a cold disk, decode at batch 1",
+            arms={"disk-offload-cold": 150, "pio-disk-cold": 75, "pio-disk-cold-8": 75},
+            baseline="disk-offload-cold", model="qwen3-4b", gigabytes=13, prompt_tokens=64, new_tokens=3,
+            check_tokens=2, rounds=2, one_by_one=True, ceiling="disk read, direct", moves="disk",
+        ),
+        Suite(
+            "score-qwen3-4b", "score", "Qwen3-4B, losses of 32 batches of 512 tokens, its layers from a cold disk",
+            arms={"disk-offload-cold": 60, "pio-layer-major": 60},
+            baseline="disk-offload-cold", model="qwen3-4b", gigabytes=16, prompt_tokens=512, rows=32, rounds=2,
+            one_by_one=True, ceiling="disk read, direct",
+        ),
+        Suite(
             "offload-qwen3-30b-a3b", "decode", "Qwen3-30B-A3B with weights on the host, decode at batch 1",
             arms={"cpu-offload": 230, "pio-16gb": 110, "pio-memory-efficient-12gb": 150},
             baseline="cpu-offload", model="qwen3-30b-a3b", gigabytes=68, prompt_tokens=64, new_tokens=4,
@@ -243,7 +257,9 @@ SUITES = {
         ),
         Suite(
             "prefill-qwen3-4b-pieces", "prefill", "Qwen3-4B, forward of a prompt of 32K tokens in pieces",
-            arms={"plain": 30, "pio-flash": 30, "pio-pieces": 35},
+            arms={
+                "plain": 30, "pio-flash": 30, "pio-pieces": 35, "pio-pieces-4096": 35, "pio-pieces-triton": 35,
+            },
             model="qwen3-4b", gigabytes=26, lengths=(32768,),
         ),
         Suite(

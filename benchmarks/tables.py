@@ -30,8 +30,8 @@ def ordered(found: Iterable[Results]) -> list[Results]:
 
 def table(found: Results) -> str:
     """One suite: a title, what it ran on, and its rows, ours in bold."""
-    write = {"decode": _decode, "prefill": _lengths, "kernels": _kernels, "load": _loads}[found["kind"]]
-    head, rows = write(found)
+    kinds = {"decode": _decode, "prefill": _lengths, "kernels": _kernels, "load": _loads, "score": _scores}
+    head, rows = kinds[found["kind"]](found)
     lines = [f"**{found['title']}** ({_device(found)})", "", _row(head), _row(["---"] * len(head))]
     return "\n".join(lines + [_row(row) for row in rows])
 
@@ -69,6 +69,22 @@ def _loads(found: Results) -> tuple[list[str], list[list[str]]]:
             _name(name, arm), f"{took['median']:.1f} ({took['low']:.1f}-{took['high']:.1f})",
             f"{took['median'] / base:.2f}x" if base else "", f"{row['median']:.2f}", _share(row),
             _size(arm["bytes"]["weights"]), _size(arm["bytes"]["peak"]),
+        ])  # fmt: skip
+    return head, rows
+
+
+def _scores(found: Results) -> tuple[list[str], list[list[str]]]:
+    base = _median(found, found["baseline"], "batches")
+    head = ["system", "batches/s", f"against {found['baseline']}", "set-up", "peak"]
+    rows = []
+    for name, arm in found["arms"].items():
+        if arm["status"] != "ok":
+            rows.append([_name(name, arm), _why(arm), *[""] * (len(head) - 2)])
+            continue
+        row = arm["cases"]["batches"]
+        rows.append([
+            _name(name, arm), f"{row['median']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
+            f"{row['median'] / base:.1f}x" if base else "", f"{arm['set_up_s']:.0f} s", _size(arm["bytes"]["peak"]),
         ])  # fmt: skip
     return head, rows
 

@@ -13,9 +13,9 @@ def read_per_token(model: nn.Module) -> int:
     config = model.config.get_text_config()
     experts = getattr(config, "num_experts", None) or getattr(config, "n_routed_experts", None) or 0
     share = config.num_experts_per_tok / experts if experts else 1.0
-    head = model.get_output_embeddings()
-    tied = head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
-    embeddings = set() if tied else {id(tensor) for tensor in model.get_input_embeddings().parameters()}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    of_head = set() if head is None else {id(tensor) for _, tensor in _tensors(head)}
+    embeddings = {id(tensor) for _, tensor in _tensors(embedding)} - of_head
     total = 0.0
     for name, tensor in _tensors(model):
         if "visual" in name.split(".") or id(tensor) in embeddings:

@@ -33,10 +33,11 @@ class Decoded:
 class Decoder(ABC):
     """One system, ready to run. `forced` [n] gives the tokens to go along with, whatever the logits say.
 
-    `stays` is the share of keys and values that no step brings over a link.
+    `stays` is the share of keys and values that no step brings over a link, `brought` what a step has from a disk.
     """
 
     stays = 0.0
+    brought = 0
 
     @abstractmethod
     def decode(

@@ -47,9 +47,7 @@ def within(budget: str, name: str | None = None) -> Callable[[nn.Module, Room], 
         manager, on_gpu = inference_pio.get_optimization_manager(), next(model.parameters()).is_cuda
         if name is not None:
             inference_pio.optimize(model, name)
-        given: dict[str, Any] = (
-            {"gpu_budget": budget, "expert_slots": True} if on_gpu else {"host_budget": "80%", "threads": 1}
-        )
+        given: dict[str, Any] = {"gpu_budget": budget} if on_gpu else {"host_budget": "80%", "threads": 1}
         manager.apply_optimizations(model, ["disk_offloading"], parameters={"disk_offloading": given})
         receipt = next(one for one in manager.get_receipts(model) if one.name == "disk_offloading")
         room.notes += [*_said(model), *receipt.notes]

@@ -124,10 +124,11 @@ def _named(*names: str, **given: dict[str, Any]) -> Callable[[nn.Module, Room], 
     """Optimizations by name; where a smoke run's prompts are short, in pieces of a few tokens."""
 
     def make(model: nn.Module, room: Room) -> Forward:
-        parameters = dict.fromkeys(given, SMOKE_PIECES) if room.smoke else given
+        parameters = given | {PIECES: SMOKE_PIECES} if room.smoke and PIECES in given else given
         manager = inference_pio.get_optimization_manager()
         manager.apply_optimizations(model, list(names), parameters=parameters)
-        room.notes += [note for receipt in manager.get_receipts(model) for note in receipt.notes]
+        for receipt in manager.get_receipts(model):
+            room.notes += [f"{receipt.name}: {receipt.backend}"] * bool(receipt.backend) + list(receipt.notes)
         room.notes.append(
             f"weights and the cache of {room.tokens} tokens take {_standing(model, room) / 1e9:.3f} GB: what the peak "
             "has beyond them is activations"
@@ -141,8 +142,13 @@ def _standing(model: nn.Module, room: Room) -> float:
     return weight_bytes(model) + room.tokens * weights.cache_bytes_per_token(model, room.prompt[:, :CACHE_TOKENS])
 
 
+PIECES = "activation_offloading"
 SMOKE_PIECES = {"prefill_chunk_size": 8, "mlp_chunk_tokens": 4}
 CACHE_TOKENS = 64
+
+
+def _within(budget: str) -> dict[str, Any]:
+    return {"max_activation_bytes": budget, "text_tokens": 32768}
 
 
 def _sparse(name: str, **settings: Any) -> Callable[[nn.Module, Room], Forward]:
@@ -198,11 +204,15 @@ ARMS: dict[str, PrefillArm] = {
     "pio-flash": PrefillArm("inference-pio flash_attention", _named("flash_attention")),
     "pio-pieces": PrefillArm(
         "inference-pio flash_attention, activation_offloading in 640 MB",
-        _named(
-            "flash_attention",
-            "activation_offloading",
-            activation_offloading={"max_activation_bytes": "640MB", "text_tokens": 32768},
-        ),
+        _named("flash_attention", PIECES, activation_offloading=_within("640MB")),
+    ),
+    "pio-pieces-4096": PrefillArm(
+        "the same in 720 MB, which are pieces of 4096 tokens",
+        _named("flash_attention", PIECES, activation_offloading=_within("720MB")),
+    ),
+    "pio-pieces-triton": PrefillArm(
+        "inference-pio flash_attention by the Triton kernel, activation_offloading in 640 MB",
+        _named("flash_attention", PIECES, flash_attention={"use_triton": True}, activation_offloading=_within("640MB")),
     ),
     "pio-int4": PrefillArm("inference-pio int4 weights in groups of 128", _compressed(format="int4"), "int4"),
     "pio-int8-activations": PrefillArm(

@@ -28,6 +28,8 @@ MODEL = Path(__file__).parents[2] / "tests" / "models" / "qwen3"
 DENSITY = 0.125
 SINKS, WINDOW = 128, 2048
 COVERAGE = 0.95
+FLOORS = {"selected": COVERAGE, "mean": 0.875}
+"""What rows must keep, all but one of twenty: by default, and so that 95% of the attention is kept on average."""
 KEY_BLOCK, QUERY_BLOCK = 128, 128
 RECORDED_TOKENS = 8192
 LOOKED_AT, STEPS = 12, 501
@@ -128,7 +130,7 @@ def _lists_of(kind: str, problem: Problem, inputs: Inputs) -> BlockList:
     block = _query_block(device, query.shape[-1])
     if kind == "built":
         return built_lists(length, heads, DENSITY, device, block)
-    return window_lists(length, heads, device, block) if kind == "window" else select.last(query, key, COVERAGE)
+    return window_lists(length, heads, device, block) if kind == "window" else select.last(query, key, FLOORS[kind])
 
 
 def _query_block(device: torch.device, width: int) -> int:
@@ -140,8 +142,9 @@ def _sparse(kind: str) -> Make:
     def make(problem: Problem, device: torch.device, smoke: bool) -> Run:
         from inference_pio.kernels.triton.flash import flash_attention
 
-        if kind == "selected":
-            return lambda query, key, value: flash_attention(query, key, value, lists=select(query, key, COVERAGE))
+        if kind in FLOORS:
+            floor = FLOORS[kind]
+            return lambda query, key, value: flash_attention(query, key, value, lists=select(query, key, floor))
         lists = _lists_of(kind, problem, problem.draw(device))
         return lambda query, key, value: flash_attention(query, key, value, lists=lists)
 
@@ -191,15 +194,15 @@ def _facts(kind: str) -> Any:
     def facts(problem: Problem, inputs: Inputs) -> Mapping[str, Any]:
         lists = _lists_of(kind, problem, inputs)
         told = {"density": density_of(lists, problem["length"]), "coverage": coverage_of(lists, *inputs[:2])}
-        if kind == "selected":
-            told["least density"] = least_density(*inputs[:2], COVERAGE, lists.query_block, lists.key_block)
+        if kind in FLOORS:
+            told["least density"] = least_density(*inputs[:2], FLOORS[kind], lists.query_block, lists.key_block)
         return told
 
     return facts
 
 
 def _arm(label: str, kind: str) -> KernelArm:
-    ahead = kind == "selected"
+    ahead = kind in FLOORS
     return KernelArm(label, _sparse(kind), triton=True, error=_error(kind), facts=_facts(kind), ahead=ahead)
 
 
@@ -210,6 +213,7 @@ ARMS: dict[str, KernelArm] = {
     "pio-built": _arm(f"inference-pio, lists of {DENSITY:.1%} of the blocks", "built"),
     "pio-window": _arm(f"inference-pio, {SINKS} sinks and a window of {WINDOW}", "window"),
     "pio-selected": _arm(f"inference-pio, blocks selected for {COVERAGE:.0%} of the attention", "selected"),
+    "pio-selected-mean": _arm(f"the same for {CoverageTarget(FLOORS['mean']).mean:.0%} on average", "mean"),
     "pio-selection": KernelArm(
         "the same, the selection alone",
         _selection,

@@ -100,6 +100,11 @@ ARMS: dict[str, Arm] = {
     "liger": Arm("Liger kernels, generate", _liger, package="liger_kernel", gpu_only=True),
     "cpu-offload": Arm("accelerate cpu_offload", offload.cpu_offload, package="accelerate"),
     "disk-offload": Arm("accelerate disk_offload", offload.disk_offload, package="accelerate"),
+    "disk-offload-cold": Arm(
+        "accelerate disk_offload, from a cold disk", offload.disk_offload_cold, package="accelerate"
+    ),
+    "pio-disk-cold": Arm("inference-pio disk_offloading, from a cold disk", offload.from_disk()),
+    "pio-disk-cold-8": Arm("the same by 8 threads", offload.from_disk(8)),
     "pio-disk-offloading": Arm("inference-pio disk_offloading", ours.streamed),
     "pio-16gb": Arm("inference-pio disk_offloading, 16 GB of the GPU", ours.within("16GB")),
     "pio-memory-efficient-12gb": Arm(
@@ -130,6 +135,22 @@ ARMS: dict[str, Arm] = {
     "pio-int8": Arm("inference-pio graph over int8 weights", ours.compressed(format="int8"), "int8"),
     "pio-fp8": Arm("inference-pio graph over fp8 weights", ours.compressed(format="fp8"), "fp8"),
     "pio-int4": Arm("inference-pio graph over int4 weights in groups of 128", ours.compressed(format="int4"), "int4"),
+    "pio-int8-head": Arm(
+        "inference-pio graph over int8 weights, the head's and the embedding's too",
+        ours.compressed(format="int8", head="int8"),
+        "int8",
+    ),
+    "pio-fp8-head": Arm(
+        "inference-pio graph over fp8 weights, the head's and the embedding's too",
+        ours.compressed(format="fp8", head="fp8"),
+        "fp8",
+    ),
+    "pio-int4-head": Arm(
+        "inference-pio graph over int4 weights in groups of 128, head and embedding in int8",
+        ours.compressed(format="int4", head="int8"),
+        "int4",
+    ),
+    "pio-exponent12": Arm("inference-pio graph over exponent12 weights", ours.compressed(format="exponent12")),
     "pio-kv-int8": Arm(
         "inference-pio graph over a cache in int8", ours.compressed(kv_cache="int8", targets=[]), "int8"
     ),

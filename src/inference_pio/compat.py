@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -301,6 +301,23 @@ def wanted_ties(model: Any) -> dict[str, str]:
 def forget_tie(model: Any, name: str) -> None:
     """The checkpoint has other values for a tied parameter: it is one of its own, as the library has it then."""
     model.all_tied_weights_keys.pop(name, None)
+
+
+def ties_of_codes(model: Any, head: str, embedding: str, names: Any) -> Iterator[tuple[Any, str, dict[str, str]]]:
+    """What a model, and the models within it, are to hold where the weight of a head is that of an embedding and both
+    become codes of `names`: holder, attribute, and its ties, by which `tie_weights` finds the codes."""
+    for path, part in model.named_modules():
+        inside = f"{path}." if path else ""
+        if not (head.startswith(inside) and embedding.startswith(inside)):
+            continue
+        one, other = head.removeprefix(inside), embedding.removeprefix(inside)
+        for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+            ties = getattr(part, attribute, None)
+            if not isinstance(ties, Mapping):  # none, or names as the library once listed them, which tell no pairs
+                continue
+            if ties.get(f"{one}.weight") == f"{other}.weight":
+                kept = {name: tied for name, tied in ties.items() if name != f"{one}.weight"}
+                yield part, attribute, {**kept, **{f"{one}.{name}": f"{other}.{name}" for name in names}}
 
 
 def hub_tensors(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:

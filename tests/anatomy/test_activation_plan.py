@@ -17,7 +17,7 @@ SHAPES = ActivationShapes(
 def test_without_a_budget_the_usual_sizes_are_taken() -> None:
     plan = plan_activations(SHAPES)
     assert (plan.prompt_tokens, plan.mlp_tokens, plan.logits_tokens) == (USUAL, USUAL, USUAL_LOGITS)
-    assert plan.layer_bytes == 2048 * (3 * 5120 + 58368) + 3 * 2048 * 262144
+    assert plan.layer_bytes == 4096 * (3 * 5120 + 58368) + 3 * 4096 * 262144
     assert plan.whole_bytes == 262144 * (3 * 5120 + 58368)
     assert (plan.loss_bytes, plan.whole_loss_bytes) == (512 * 1823232, 262144 * 1823232)
 

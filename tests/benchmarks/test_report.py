@@ -93,7 +93,8 @@ def test_kernels_have_a_row_a_size_and_a_column_a_system() -> None:
 
 def test_the_block_is_renewed_and_the_rest_stays(tmp_path: Path) -> None:
     readme = tmp_path / "TOP.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    opening = f"{report.OPENING}\nold\n{report.END_OF_OPENING}"
+    readme.write_text(f"before\n{opening}\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     results.write(example(), tmp_path / "decode-x-some-gpu.json")
     report.main(["--write", "--results", str(tmp_path), "--readme", str(readme)])
     text = readme.read_text()

@@ -14,7 +14,8 @@ from benchmarks import results, run, waves
 
 NEED_A_GPU = {
     "cudnn", "efficient", "flash-only", "liger", "plain-flash-only", "plain-no-cudnn", "torchao-fp8", "torchao-int4",
-    "torchao-int8-tuned", "triton", "triton-best", "pio-built", "pio-window", "pio-selected", "pio-selection",
+    "torchao-int8-tuned", "triton", "triton-best", "pio-built", "pio-window", "pio-selected",
+    "pio-selected-mean", "pio-selection",
     "pio-budget", "pio-pages",
     "pio-graph-waiting", "pio-graph-two", "pio-graph-products",
     "library-kv-offload", "pio-kv-host", "pio-kv-host-third",

@@ -76,6 +76,9 @@ def test_bytes_are_those_of_the_tokens() -> None:
     cache.reserve(500)
     walk(model, cache, prompt(1, 500), (), new=0)
     assert cache.report()["bytes_host"] == 2 * 768 * (32 + 8) * 4
+    assert cache.report()["bytes_staging"] == 3 * 768 * (32 + 8) * 4
+    cache = HostCache.of(model, ahead=1)
+    walk(model, cache, prompt(1, 500), (), new=0)
     assert cache.report()["bytes_staging"] == 2 * 768 * (32 + 8) * 4
 
 

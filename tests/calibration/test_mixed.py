@@ -89,7 +89,7 @@ def test_one_format_alike_is_taken_where_it_loses_less(monkeypatch: pytest.Monke
     choices = choices_in(model)
     alone = alike(choices, "int4", 32)
     monkeypatch.setattr(mixed, "with_losses", lambda model, choices, *_: choices)
-    monkeypatch.setattr(mixed, "_divergence", lambda _, chosen, __: 1.0 if chosen == alone else 2.0)
+    monkeypatch.setattr(mixed, "_divergence", lambda _, chosen, *__: 1.0 if chosen == alone else 2.0)
     found = mix_formats(model, choices, round(1.1 * bytes_of(alone)), source())
     assert (found.name, found.chosen) == ("int4 in groups of 32", alone)
 

@@ -15,8 +15,11 @@ from inference_pio import get_optimization_manager
 from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.compat import has_triton
+from inference_pio.decoding.takeover import engine_of
 from inference_pio.formats.compressed_module import CompressedModule
+from inference_pio.formats.exponent12 import Exponent12Linear
 from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
+from inference_pio.formats.int8 import Int8Embedding
 from tests import tiny
 from tests.decoding.conftest import COMPOSED, in_words
 from tests.decoding.test_step import both
@@ -64,6 +67,101 @@ def near_over_codes(name: str, form: str, device: str = "cpu") -> None:
     tolerance = 2e-2 if device == "cpu" else 4e-3  # the library's products with codes are bfloat16 on a CPU
     assert (found - expected).abs().max().item() <= tolerance * expected.abs().max().item()
     assert "gemv" in used
+
+
+def near_over_a_table(head: str, dtype: torch.dtype, device: str = "cpu") -> None:
+    """One table of codes is looked up and multiplied by our kernels, and gives what the library computes on it."""
+    from inference_pio.decoding.fused import FusedOperations
+
+    config = copy.deepcopy(tiny.build("qwen3").config)
+    config.num_hidden_layers, config.layer_types = 1, config.layer_types[:1]
+    model: Any = tiny.build("qwen3", dtype=dtype, config=config).to(device)
+    asked = {"tensor_compression": {"head": head, "targets": ["head"]}}
+    get_optimization_manager().apply_optimizations(model, ["tensor_compression"], parameters=asked)
+    used, operations = set[str](), FusedOperations()
+    operations.launches.listen()
+    with listening(used):
+        found, expected = both("qwen3", dtype, 0, operations, device, model=model)
+    assert (found - expected).abs().max().item() <= 0.04 * expected.abs().max().item()
+    heard = operations.launches._heard or {}
+    sought = [problem.outputs for problem in heard if problem.int8 or problem.fp8]
+    assert sought == [(128,)]
+    assert {"gemv", "row_lookup"} <= used
+
+
+def looked_up(dtype: torch.dtype) -> None:
+    from inference_pio.decoding.fused import FusedOperations
+
+    table, used = Int8Embedding.from_embedding(nn.Embedding(48, 64, dtype=dtype)), set[str]()
+    ids = torch.tensor([3, 47])
+    with listening(used):
+        found = FusedOperations().embed(table, ids)
+    assert torch.equal(found, table(ids))
+    assert used == {"row_lookup"}
+
+
+def projected_exactly() -> int:
+    """Products over exponent12, merged, gated and added, have the bits of those over plain weights; how many did."""
+    from inference_pio.decoding.fused import FusedOperations
+
+    chance, same = torch.Generator().manual_seed(0), 0
+    module = nn.RMSNorm(272, dtype=torch.bfloat16)
+    norm = Norm(module, 1e-6)
+
+    def linears(width: int, *outs: int, bias: bool = False) -> list[nn.Linear]:
+        made = [nn.Linear(width, out, bias, dtype=torch.bfloat16) for out in outs]
+        for linear in made:
+            weight = torch.randn(linear.weight.shape, generator=chance) / 16
+            weight[0, :3], weight[-1, -2:] = 2.0**-40, 0.0
+            linear.weight = nn.Parameter(weight.bfloat16())
+        return made
+
+    for taken, rows, how in (
+        (linears(272, 5, 3, 2, bias=True), 1, {"norm": norm}), (linears(272, 4, 4), 1, {"norm": norm, "gated": True}),
+        (linears(144, 6), 2, {"residual": torch.randn(2, 6, generator=chance).bfloat16()}), (linears(144, 3), 3, {}),
+    ):  # fmt: skip
+        x = torch.randn(rows, taken[0].in_features, generator=chance).bfloat16()
+        packed = [Exponent12Linear.from_linear(linear) for linear in taken]
+        with torch.no_grad():
+            found, expected = (FusedOperations().project(x, layers, **how) for layers in (packed, taken))
+        assert torch.equal(found, expected), how
+        same += 1
+    return same
+
+
+def forced(device: str) -> Any:
+    """A model of odd sizes, some of whose weights have no index: zeros, tiny, subnormal, large ones, everywhere."""
+    config: Any = copy.deepcopy(tiny.build("qwen3").config)
+    config.num_hidden_layers, config.layer_types = 3, config.layer_types[:1] * 3
+    config.hidden_size, config.intermediate_size = 272, 1040
+    model = tiny.build("qwen3", dtype=torch.bfloat16, config=config).to(device)
+    for number, layer in enumerate(model.modules()):
+        if isinstance(layer, nn.Linear):
+            with torch.no_grad():
+                weight = layer.weight
+                weight[0, 0], weight[0, -1], weight[-1, 0], weight[-1, -1] = 2.0**-60, 0.0, -0.0, 1e-40
+                weight[number % len(weight), 5:12] = 2.0**-50
+                weight[1, number % weight.shape[1]] = 4.0
+                weight[2] = 0.0
+    return model
+
+
+def generated(model: Any, rows: int, **compression: Any) -> torch.Tensor:
+    """Logits of some dozens of tokens that the engine decodes, perhaps over compressed weights."""
+    names = [*(["tensor_compression"] if compression else []), "kernel_fusion"]
+    parameters = {"kernel_fusion": {"level": "graph"}, **({"tensor_compression": compression} if compression else {})}
+    get_optimization_manager().apply_optimizations(model, names, parameters=parameters)
+    held = sum(isinstance(layer, Exponent12Linear) for layer in model.modules())
+    assert held == (7 * 3 if compression else 0)
+    tokens = torch.randint(1, 120, (rows, 9), generator=torch.Generator().manual_seed(1)).to(model.device)
+    out = model.generate(
+        tokens, max_new_tokens=48, min_new_tokens=48, do_sample=False, pad_token_id=0, output_logits=True,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    engine = engine_of(model)
+    assert engine is not None
+    assert not engine.counts.left, engine.counts.left
+    return torch.stack(out.logits)
 
 
 def factored(name: str, form: str, device: str = "cpu", **more: Any) -> Any:
@@ -137,10 +235,11 @@ def near_in_factors(name: str, form: str, device: str = "cpu", **more: Any) -> i
 @contextlib.contextmanager
 def listening(used: set[str]) -> Iterator[None]:
     """Which kernels of ours are launched."""
-    from inference_pio.kernels.triton import experts, gemv, routing
+    from inference_pio.kernels.triton import experts, gemv, routing, row_lookup
 
     kept = [(module, function, getattr(module, function)) for module, function in (
         (gemv, "gemv"), (routing, "route"), (experts, "expert_gate_up"), (experts, "expert_down"),
+        (row_lookup, "row_lookup"),
     )]  # fmt: skip
     for module, function, original in kept:
         setattr(module, function, lambda *given, f=function, o=original, **how: used.add(f) or o(*given, **how))
@@ -196,6 +295,37 @@ def dependent_by_rule() -> list[bool]:
     return [launch.dependent for launch in launches]
 
 
+def wide_heads() -> Any:
+    """A model whose heads the kernels of attention read."""
+    config: Any = copy.deepcopy(tiny.build("qwen3").config)
+    config.head_dim, config.num_hidden_layers, config.layer_types = 64, 1, config.layer_types[:1]
+    return tiny.build("qwen3", config=config, dtype=torch.bfloat16)
+
+
+def turned_within_attention(padded: int, device: str = "cpu") -> list[float]:
+    """How far a step's logits lie from the library's, by one launch and by two, of the largest of them."""
+    from inference_pio.decoding.fused import FusedOperations
+    from inference_pio.decoding.operations import PlainOperations
+    from inference_pio.kernels.triton import rotated_decode as module
+
+    class BesideTorch(FusedOperations):
+        """The interpreter takes seconds for the products of a step, which are not meant here."""
+
+        project, logits = PlainOperations.project, PlainOperations.logits
+
+    kind = FusedOperations if device == "cuda" else BesideTorch
+    launched, original, model, far = [], module.rotated_decode, wide_heads().to(device), []
+    module.rotated_decode = lambda *given, **how: launched.append(1) or original(*given, **how)
+    try:
+        for rotated in (True, False):
+            found, expected = both("qwen3", torch.bfloat16, padded, kind(rotated=rotated), device, model=model)
+            far.append(((found - expected).abs().max() / expected.abs().max()).item())
+            assert len(launched) == 1, "one launch where it is asked for, none where it is not"
+    finally:
+        module.rotated_decode = original
+    return far
+
+
 ONE_OF_EACH_KIND = ("glm4_moe", "glm4_moe_lite")
 IN_TURN = [pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND else pytest.mark.slow) for name in COMPOSED]
 """The interpreter takes seconds a step; models of like parts are left to `make verify`."""
@@ -207,6 +337,18 @@ IN_TURN = [pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND else pytest.m
 @pytest.mark.parametrize("name", IN_TURN)
 def test_it_is_near_the_library_in_the_interpreter(name: str, padded: int, interpreted: Callable[..., Any]) -> None:
     interpreted(near, name, torch.float32, padded)
+
+
+@needs_triton
+@pytest.mark.parametrize("padded", [0, 3])
+def test_attention_rotates_by_itself_in_the_interpreter(padded: int, interpreted: Callable[..., Any]) -> None:
+    assert max(interpreted(turned_within_attention, padded)) < 0.04
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("padded", [0, 3])
+def test_gpu_attention_rotates_by_itself(padded: int) -> None:
+    assert max(turned_within_attention(padded, "cuda")) < 0.02
 
 
 @needs_triton
@@ -245,6 +387,36 @@ def test_it_is_near_the_library_over_codes_in_the_interpreter(form: str, interpr
 
 
 @needs_triton
+def test_rows_of_a_table_are_looked_up_by_one_kernel(interpreted: Callable[..., Any]) -> None:
+    interpreted(looked_up, torch.bfloat16)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["int8", "fp8"])
+def test_it_looks_up_and_multiplies_one_table_in_the_interpreter(head: str, interpreted: Callable[..., Any]) -> None:
+    interpreted(near_over_a_table, head, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head", ["int8", "fp8"])
+def test_it_looks_up_and_multiplies_one_table_on_a_gpu(head: str, dtype: torch.dtype) -> None:
+    near_over_a_table(head, dtype, "cuda")
+
+
+@needs_triton
+def test_over_exponent12_products_have_the_bits_of_plain_ones(interpreted: Callable[..., Any]) -> None:
+    assert interpreted(projected_exactly) == 4
+
+
+def test_over_exponent12_generate_has_the_bits_of_plain_weights() -> None:
+    plain, packed = generated(forced("cpu"), 1), generated(forced("cpu"), 1, format="exponent12", least_share=0.3)
+    assert plain.isfinite().all()
+    assert torch.equal(plain, packed)
+
+
+@needs_triton
 @pytest.mark.parametrize("pivots", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_layers_in_two_factors_are_projected_as_torch_does(pivots: bool, interpreted: Callable[..., Any]) -> None:
     assert interpreted(projected_in_factors, pivots) == [2, 2, 2]
@@ -277,3 +449,12 @@ def test_it_is_near_the_library_over_codes_on_a_gpu(name: str, form: str) -> Non
 @pytest.mark.parametrize("name", COMPOSED)
 def test_it_is_near_the_library_on_a_gpu(name: str, dtype: torch.dtype, padded: int) -> None:
     near(name, dtype, padded, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 2, 4, 12])
+def test_over_exponent12_the_engine_has_the_bits_of_plain_weights_on_a_gpu(rows: int) -> None:
+    plain = generated(forced("cuda"), rows)
+    packed = generated(forced("cuda"), rows, format="exponent12", least_share=0.3)
+    assert plain.isfinite().all()
+    assert torch.equal(plain, packed)

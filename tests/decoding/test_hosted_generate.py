@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from typing import Any
@@ -27,11 +28,11 @@ from tests.cache.walks import prompt
 GPU = torch.device("cuda")
 
 
-def hosted(model: Any, resident: int = 0) -> Journal:
+def hosted(model: Any, resident: int = 0, ahead: int = 2) -> Journal:
     journal = Journal(model)
     sites = [site for site in placement_sites(model, GPU, resident) if site.acts]
     with journal.step("host"):
-        host_the_cache(journal, model, placement_decision(model, sites))
+        host_the_cache(journal, model, placement_decision(model, sites, ahead))
     return journal
 
 
@@ -63,6 +64,13 @@ def test_tokens_are_the_same_and_undo_is_exact(name: str, resident: int, monkeyp
     assert before.differences(fingerprint(model)) == []
 
 
+def test_layers_come_as_far_ahead_as_was_asked_for_in_a_copy_too() -> None:
+    model: Any = tiny.build("llama")
+    hosted(model, ahead=3)
+    for one in (model, copy.deepcopy(model)):
+        assert say(one, prompt(1, 30)).past_key_values.staging.ahead == 3
+
+
 @pytest.mark.parametrize(
     "options",
     [{"num_beams": 2}, {"prompt_lookup_num_tokens": 3}, {"num_return_sequences": 2, "num_beams": 2}],
@@ -88,7 +96,14 @@ def test_sites_claim_the_placement_and_tell_what_stays() -> None:
     sites = placement_sites(tiny.build("qwen3"), GPU, 1)
     assert [site.path for site in sites] == [f"model.layers.{number}.self_attn" for number in range(3)]
     assert all(site.claims == {"kv.placement"} and site.role == "kv_cache" for site in sites)
-    assert [site.skip for site in sites] == ["the first 1 layers stay on the device (resident_layers)", None, None]
+    stays = "it is one of the 1 layers that stay on the device (resident_layers)"
+    assert [site.skip for site in sites] == [stays, None, None]
+    assert [site.acts for site in placement_sites(tiny.build("qwen3"), GPU, 2)] == [False, False, True]
+    assert [site.acts for site in placement_sites(tiny.build("qwen3"), GPU, 9)] == [False] * 3
+    config: Any = tiny.CONFIGS["qwen3"]()
+    config.num_hidden_layers, config.layer_types = 6, ["full_attention"] * 6
+    even = placement_sites(tiny.build("qwen3", config=config), GPU, 2)
+    assert [site.acts for site in even] == [False, True, True, False, True, True]
     sites = placement_sites(tiny.build("qwen3"), torch.device("cpu"), 0)
     assert {site.skip for site in sites} == {"the model is on the host itself, and so is its cache"}
     assert len(sites) == 3
@@ -102,10 +117,13 @@ def test_where_a_latent_is_kept_its_bytes_are_told() -> None:
     decision = placement_decision(model, sites)
     assert decision == {
         "layers": {"model.layers.1.self_attn": 1}, "bytes_a_token_host": 80, "bytes_a_token_device": 80,
-        "bytes_a_token_staging": 160,
+        "bytes_a_token_staging": 160, "layers_ahead": 2,
     }  # fmt: skip
     said = said_of_placement(decision)
     assert "of 1 layers on the host, 80 bytes a token and row; 80 bytes stay on the device" in said
+    assert "160 bytes are buffers, in which layers come back 2 ahead" in said
+    sites = [site for site in placement_sites(model, GPU, 0) if site.acts]
+    assert [placement_decision(model, sites, ahead)["bytes_a_token_staging"] for ahead in (1, 2, 3)] == [160, 240, 240]
 
 
 def addresses(model: Any) -> dict[int, int]:

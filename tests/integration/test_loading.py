@@ -287,7 +287,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*given: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(Arrivals, "_copied", read)
+    monkeypatch.setattr(Arrivals, "_landed", read)
 
 
 @pytest.mark.usefixtures("unread")

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from inference_pio.configuration import (
     ConfigManager,
@@ -15,6 +19,7 @@ from inference_pio.errors import InvalidSetting, UnknownName
 from inference_pio.integration import targets
 from inference_pio.integration.targets import Changes, check_profile, family_target, named_target, profile_target
 from inference_pio.manager import get_optimization_manager
+from inference_pio.plan.rehearse import rehearse
 
 
 @pytest.fixture
@@ -124,6 +129,28 @@ def test_a_name_cannot_be_switched_on_and_off_at_once() -> None:
 def test_unknown_names_are_told(changes: Changes) -> None:
     with pytest.raises(UnknownName, match=r"flash_attention|use_triton"):
         profile_target("balanced", ModelFamily.OTHER, changes)
+
+
+@functools.cache
+def like_qwen3_4b() -> Any:
+    """Its shapes without bytes, of layers one in twelve."""
+    sizes = {"hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_key_value_heads": 8}
+    config = Qwen3Config(vocab_size=151936, num_hidden_layers=3, head_dim=128, tie_word_embeddings=True, **sizes)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("hardware", ["hopper", "ampere_ada", "small_gpu"])
+@pytest.mark.parametrize("profile", ["balanced", "performance"])
+def test_on_gpus_a_tied_head_is_held_in_a_byte_a_weight_with_its_embedding(profile: str, hardware: str) -> None:
+    model = like_qwen3_4b()
+    target = {one.name: one for one in profile_target(profile, ModelFamily.QWEN, hardware=hardware)}
+    name, registry = "tensor_compression", get_optimization_manager().registry
+    (step,), _ = rehearse(model, [name], target, registry, torch.device("cpu"))
+    assert step.decision["tied"] == {"lm_head": "model.embed_tokens"}
+    fast = (profile, hardware) == ("performance", "hopper")
+    assert step.decision["formats"] == {"lm_head": "fp8" if fast else "int8"}
+    assert step.weight_bytes_after <= 0.51 * sum(one.nbytes for one in model.parameters())
 
 
 def test_a_family_config_makes_wishes_of_its_enabled_members() -> None:

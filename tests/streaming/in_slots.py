@@ -22,7 +22,7 @@ def cpu_beside_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def put(model: Any, budget: str = "70%", host_budget: str = "100%") -> ModularOptimizationManager:
     manager = ModularOptimizationManager()
-    parameters = {NAME: {"gpu_budget": budget, "host_budget": host_budget, "expert_slots": True}}
+    parameters = {NAME: {"gpu_budget": budget, "host_budget": host_budget}}
     manager.apply_optimizations(model, [NAME], parameters=parameters)
     return manager
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from torch import nn
 from inference_pio.errors import CorruptFile
 from inference_pio.streaming import arrival
 from inference_pio.streaming.arrival import Arrivals, arrivals_of, arriving
+from inference_pio.streaming.open_file import Bytes, OpenFile
 from inference_pio.streaming.pieces import cut
+from inference_pio.streaming.reader import Reading
 from inference_pio.undo.awaited import awaited_of, origin_of
 from inference_pio.undo.checkpoint import read_header
 from inference_pio.undo.stored_bytes import stored_bytes
@@ -98,6 +102,83 @@ def test_chunks_reach_a_gpu_through_slabs_that_take_turns(
         mark = origin_of(tensor)
         assert mark is not None
         assert mark.checksum == zlib.crc32(mark.again().numpy().tobytes())
+
+
+class SlowStore:
+    """Each read takes a while, as one of a disk; counts bytes that are on their way, and the most at one time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.seconds, self.reads, self.at_once, self.most = seconds, 0, 0, 0
+        self._counting, self._read = threading.Lock(), OpenFile.read
+        monkeypatch.setattr(OpenFile, "read", lambda *given: self.read(*given))
+        monkeypatch.setattr("os.cpu_count", lambda: 8)
+
+    def read(self, file: OpenFile, offset: int, target: Bytes, slab: Bytes) -> None:
+        with self._counting:
+            self.reads, self.at_once = self.reads + 1, self.at_once + 1
+            self.most = max(self.most, self.at_once)
+        try:
+            time.sleep(self.seconds)
+            self._read(file, offset, target, slab)
+        finally:
+            with self._counting:
+                self.at_once -= 1
+
+
+def test_small_tensors_are_read_side_by_side_and_landing_hides_behind_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """48 tensors, a read each: by eight threads six turns of 20 ms, in which what lands of each, 2 ms, is hidden."""
+    store = SlowStore(monkeypatch, 0.02)
+    parts = [torch.randn(3, 11) for _ in range(48)]
+    file = stored(tmp_path, *parts)
+    arrivals = Arrivals(CPU, lambda nbytes: time.sleep(0.002))
+    waiting = [
+        arrivals.await_tensor(nn.Parameter(torch.empty(3, 11, device="meta")), ((0, one),))
+        for _, one in sorted(read_header(file).items(), key=lambda item: int(item[0]))
+    ]
+    start = time.perf_counter()
+    arrivals.bring(waiting)
+    took = time.perf_counter() - start
+    arrivals.close()
+    assert store.reads == 48
+    assert 6 <= store.most <= 8
+    assert all(torch.equal(one, part) for one, part in zip(waiting, parts, strict=True))
+    reading, landing = 6 * 0.02, 48 * 0.002
+    assert took < max(reading, landing) + 0.2 * min(reading, landing) + 0.05, "one by one it would be a second"
+
+
+def test_at_most_ten_chunks_are_on_their_way_and_none_is_written_when_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrival, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(arrival, "PIECE_BYTES", 128)
+    store = SlowStore(monkeypatch, 0.001)
+    file = stored(tmp_path, *(torch.randn(64, 8) for _ in range(4)))
+    arrivals = Arrivals(CPU)
+    start, begun, ended = arrivals._reader.start, [0], [0]
+
+    def counted(pieces: Any, target: torch.Tensor) -> Reading:
+        reading, begun[0] = start(pieces, target), begun[0] + len(target)
+        return reading
+
+    def told(nbytes: int) -> None:
+        ended[0] = nbytes
+        assert begun[0] - ended[0] <= arrival.CHUNKS * arrival.CHUNK_BYTES
+
+    monkeypatch.setattr(arrivals._reader, "start", counted)
+    arrivals._told = told
+    one, other = (waiting_for(file, arrivals, (4, 64, 8), torch.float32) for _ in range(2))
+    arrivals.bring([one])
+    assert ended[0] == one.nbytes
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+    arrivals._told = lambda nbytes: None
+    with pytest.raises(CorruptFile, match="cannot be read to their end"):
+        arrivals.bring([other])
+    assert store.at_once == 0
+    assert arrivals._reader._work.tasks.empty()
+    arrivals.close()
 
 
 def test_another_dtype_is_made_as_it_comes(tmp_path: Path) -> None:

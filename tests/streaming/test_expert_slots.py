@@ -136,12 +136,16 @@ def test_memory_is_what_was_planned() -> None:
 
 
 @on_cpu
-@pytest.mark.parametrize(("budget", "host_budget", "why"), [
-    ("70%", "20%", "must wait on the host"), ("25%", "100%", "one slot a layer and room for one layer's experts")
+@pytest.mark.parametrize(("budget", "host_budget", "more", "why"), [
+    ("70%", "20%", {}, "must wait on the host"),
+    ("70%", "100%", {"expert_slots": False}, "expert_slots=false was asked"),
+    ("25%", "100%", {}, "one slot a layer and room for one layer's experts"),
 ])  # fmt: skip
-def test_where_experts_cannot_come_one_by_one_the_plan_says_why(budget: str, host_budget: str, why: str) -> None:
+def test_where_experts_cannot_come_one_by_one_the_plan_says_why(
+    budget: str, host_budget: str, more: dict[str, bool], why: str
+) -> None:
     manager = ModularOptimizationManager()
-    parameters = {"gpu_budget": budget, "host_budget": host_budget, "expert_slots": True}
+    parameters = {"gpu_budget": budget, "host_budget": host_budget, **more}
     plan = manager.plan(mixture(layers=8), [manager.wanted(NAME, parameters, order=True, source="a test")])
     assert why in plan.steps[0].decision["experts_whole"]
     assert {site.role for site in plan.steps[0].acting} == {"decoder_layer"}
@@ -204,7 +208,7 @@ def test_recorded_steps_step_aside() -> None:
     said = tiny.generate(model, "qwen3_moe")
     manager = ModularOptimizationManager()
     parameters: dict[str, Any] = {
-        NAME: {"gpu_budget": "60%", "expert_slots": True},
+        NAME: {"gpu_budget": "60%"},
         "kernel_fusion": {"level": "graph"},
     }
     manager.apply_optimizations(model, [NAME, "kernel_fusion"], parameters=parameters)

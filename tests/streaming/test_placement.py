@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_pio.streaming.placement import Placement, Speeds, place, spread
+from inference_pio.streaming.placement import Placement, Speeds, place
 
 SIZES = st.lists(st.integers(1, 1000), min_size=2, max_size=40)
 
@@ -37,14 +36,6 @@ def test_of_like_layers_the_most_that_fit_stay(layers: int, size: int, fixed: in
     slots = 2 if layers > 2 else 1
     assert len(found.resident) == layers - 1 - slots if layers > 2 else not found.resident
     assert found.slots == slots
-
-
-@given(st.integers(0, 50), st.integers(1, 50))
-def test_what_is_spread_lies_even(count: int, total: int) -> None:
-    found = spread(min(count, total), total)
-    gaps = [right - left for left, right in itertools.pairwise(found)]
-    assert len(set(found)) == min(count, total)
-    assert not gaps or max(gaps) - min(gaps) <= 1
 
 
 def test_where_all_fits_nothing_streams() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import nn
 
 from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads, attention_parts
@@ -47,6 +48,21 @@ class Decoder:
     rotary: nn.Module
     position_rows: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of what goes from layer to layer; an embedding that holds codes tells which rows it makes of them."""
+        found: torch.dtype = self._rows.dtype
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = self._rows.device
+        return found
+
+    @property
+    def _rows(self) -> Any:
+        return self.embedding._parameters.get("weight", self.embedding)
+
     def modules(self) -> Iterator[nn.Module]:
         """Every module whose work a step does in its place."""
         for whole in (self.embedding, self.norm.module, self.head, *(layer.module for layer in self.layers)):
@@ -74,7 +90,8 @@ def _decoder(model: nn.Module) -> Decoder:
     if not attentions:
         raise NotComposed("it has no attention that goes through the library's attention interface")
     embedding, head = (_end(model, call) for call in ("get_input_embeddings", "get_output_embeddings"))
-    if type(embedding) is not nn.Embedding:
+    coded = callable(getattr(type(embedding), "dequantize", None))
+    if embedding is None or (type(embedding) is not nn.Embedding and not coded):
         raise NotComposed("its embedding is none of torch's own, or it has none")
     if head is None:
         raise NotComposed("it has no head that leads to its vocabulary")

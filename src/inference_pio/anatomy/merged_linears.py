@@ -36,6 +36,8 @@ class Sharing:
 
 def why_separate(layers: Sequence[nn.Module], sharing: Sharing) -> str | None:
     """Why layers of one input keep tensors of their own, or None."""
+    if _all_exact(layers):
+        return None
     for layer in layers:
         if is_adapted(layer):
             return "an adapter is wrapped around one of its layers"
@@ -60,8 +62,11 @@ def why_separate(layers: Sequence[nn.Module], sharing: Sharing) -> str | None:
 def merge(journal: Journal, layers: Sequence[nn.Module]) -> None:
     """Put the weights (and biases) of layers side by side in one tensor; the Parameters become views of it.
 
-    The old memory is let go with each call, so no more than one merged tensor is held twice at a time.
+    The old memory is let go with each call, so no more than one merged tensor is held twice at a time. Codes of exact
+    weights stay where they are: these are made side by side in each call.
     """
+    if _all_exact(layers):
+        return
     for name in ("weight", "bias"):
         tensors = [layer._parameters[name] for layer in layers]
         if None not in tensors:
@@ -91,6 +96,10 @@ def merged_linear(
     layers: Sequence[nn.Module], x: torch.Tensor, multiply: Multiply = F.linear
 ) -> torch.Tensor | None:  # fmt: skip
     """What all layers make of `x`, side by side in one product; None where each must be called."""
+    if _all_exact(layers):
+        biases = [layer._parameters["bias"] for layer in layers]
+        whole = torch.cat([layer.dequantize(x.dtype) for layer in layers])  # type: ignore[operator]
+        return multiply(x, whole, None if None in biases else torch.cat(biases))  # type: ignore[arg-type]
     if any(type(layer) is not nn.Linear or is_watched(layer) or "forward" in layer.__dict__ for layer in layers):
         return None
     weight = together(layers)
@@ -100,3 +109,12 @@ def merged_linear(
         return multiply(x, weight, None)
     bias = together(layers, "bias")
     return None if bias is None else multiply(x, weight, bias)
+
+
+def _all_exact(layers: Sequence[nn.Module]) -> bool:
+    """Whether layers hold codes from which every bit of their weights comes back: merged, they give the bits of merged
+    plain ones."""
+    biases = {layer._parameters.get("bias") is None for layer in layers}
+    return len(biases) == 1 and all(
+        getattr(layer, "exact", False) and not is_watched(layer) and "forward" not in layer.__dict__ for layer in layers
+    )

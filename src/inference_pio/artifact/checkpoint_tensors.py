@@ -15,6 +15,7 @@ from inference_pio.anatomy.parts import is_experts
 from inference_pio.artifact.layout import Int4As, Scheme, whole_codes
 from inference_pio.compat import hub_tensors
 from inference_pio.errors import ArtifactError
+from inference_pio.formats.compressed_embedding import CompressedEmbedding
 from inference_pio.formats.compressed_linear import CompressedLinear
 from inference_pio.formats.compressed_module import CompressedModule
 
@@ -63,6 +64,13 @@ class CheckpointTensors:
         return {name: tensor for name, tensor in self._model.state_dict(keep_vars=True).items() if name not in codes}
 
     def _check_structure(self) -> None:
+        for path, module in self._compressed.items():
+            if isinstance(module, CompressedEmbedding):
+                raise ArtifactError(
+                    f"{path} is held as {module.format} codes, one table for it and the head that is tied to it, and "
+                    "what reads the compressed-tensors layout looks rows up in plain weights alone: compress with "
+                    "head=false to export, or keep this model with inference_pio.save(model, folder)."
+                )
         coded = {f"{path}.{name}" for path, module in self._compressed.items() for name in module.original_weights}
         differing = sorted((coded | self._plain.keys()) ^ self._twin.state_dict().keys())
         if differing:

@@ -10,7 +10,7 @@ from transformers import Cache, DynamicCache, DynamicLayer
 
 from inference_pio.cache.host_layer import HostLayer
 from inference_pio.cache.host_slab import HostSlab
-from inference_pio.cache.staging import Staging
+from inference_pio.cache.staging import AHEAD, Staging
 from inference_pio.compat import is_config
 from inference_pio.errors import InvalidModel
 
@@ -18,16 +18,17 @@ from inference_pio.errors import InvalidModel
 class HostCache(Cache):
     """A `HostLayer` for every layer with full attention; sliding windows and the like keep the library's own.
 
-    `but` are numbers of layers that stay on the device, too. `rooms` are slabs that layers take over where they fit,
-    and leave there: for a cache that comes after another that nobody holds any more.
+    `but` are numbers of layers that stay on the device, too; `ahead` layers are on their way while one is read.
+    `rooms` are slabs that layers take over where they fit, and leave there: for a cache that comes after another that
+    nobody holds any more.
     """
 
     def __init__(
-        self, config: Any, *, but: tuple[int, ...] = (), rooms: dict[int, HostSlab] | None = None
+        self, config: Any, *, but: tuple[int, ...] = (), ahead: int = AHEAD, rooms: dict[int, HostSlab] | None = None
     ) -> None:  # fmt: skip
         if getattr(config, "is_encoder_decoder", False):
             raise InvalidModel(f"{type(config).__name__}: a HostCache serves decoders, and no encoder-decoder.")
-        self.staging = Staging()
+        self.staging = Staging(ahead)
         layers = DynamicCache(config=config).layers
         for number, layer in enumerate(layers):
             if type(layer) is DynamicLayer and number not in but:
@@ -35,12 +36,12 @@ class HostCache(Cache):
         super().__init__(layers=layers)
 
     @classmethod
-    def of(cls, model: nn.Module, *, but: tuple[int, ...] = ()) -> HostCache:
+    def of(cls, model: nn.Module, *, but: tuple[int, ...] = (), ahead: int = AHEAD) -> HostCache:
         """An empty cache for a model, by its configuration."""
         config = getattr(model, "config", None)
         if not is_config(config):
             raise InvalidModel(f"{type(model).__name__} has no transformers configuration to tell its layers by.")
-        return cls(config, but=but)
+        return cls(config, but=but, ahead=ahead)
 
     @property
     def host_layers(self) -> list[HostLayer]:

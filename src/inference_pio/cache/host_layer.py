@@ -17,7 +17,7 @@ from inference_pio.errors import InvalidSetting
 class HostLayer(DynamicLayer):
     """Keys and values of one layer with full attention; a token's lie side by side, a latent's as they are.
 
-    What `update` hands out lies in a buffer that the layer after the next will take: read it before.
+    What `update` hands out lies in a buffer that is free for others once the next layer updates: read it before.
     """
 
     def __init__(self, staging: Staging, number: int, rooms: dict[int, HostSlab] | None = None) -> None:
@@ -35,7 +35,7 @@ class HostLayer(DynamicLayer):
                 setattr(other, name, value.__deepcopy__(memo) if isinstance(value, HostSlab) else value)
         staging = memo.get(id(self.staging))
         if staging is None:
-            staging = memo[id(self.staging)] = Staging()
+            staging = memo[id(self.staging)] = Staging(self.staging.ahead)
         other.staging, other.rooms, other.place = staging, {}, staging.enter(other)
         if other.kind is not None:
             other.slab.lane = staging.lane(other.kind.device)

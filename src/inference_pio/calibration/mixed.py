@@ -55,10 +55,13 @@ class Mixed:
     sensitivity: dict[str, float]
     """What each layer's coarsest form alone loses."""
     source: dict[str, Any] = field(default_factory=dict)
+    settled: tuple[str, ...] = ()
+    """What stood already, beside the layers that were chosen for."""
 
     def to_json(self, model: nn.Module) -> dict[str, Any]:
         """What a decision records beside the forms themselves."""
         roles, by_role = roles_of(model), dict[str, Counter[str]]()
+        smaller = [path for path, one in self.chosen.items() if one.format != KEPT]
         for path, one in self.chosen.items():
             by_role.setdefault(roles[path], Counter())[str(one)] += 1
         return {
@@ -67,19 +70,19 @@ class Mixed:
             "by_role": {role: dict(count) for role, count in by_role.items()},
             "held_out": {name: {"bytes": size, "divergence": lost} for name, (size, lost) in self.divergences.items()},
             "sensitivity": self.sensitivity,
-            "coverage": coverage_of(model, [path for path, one in self.chosen.items() if one.format != KEPT]).to_json(),
+            "coverage": coverage_of(model, {*self.settled, *smaller}).to_json(),
         }  # fmt: skip
 
 
 def mix_formats(
     model: nn.Module, choices: Choices, budget: int, source: CalibrationSource, progress: Progress | None = None,
-    budget_bytes: int = BUDGET_BYTES,
+    budget_bytes: int = BUDGET_BYTES, settled: Mapping[str, nn.Module] | None = None,
 ) -> Mixed:  # fmt: skip
     """A form for every layer, at most `budget` bytes in all; nothing of the model is edited.
 
     What layers lose is measured on a part of the text that is learned from. On the held-out part the choice is set
     beside all layers in int4 and in int8; if the finest of the formats alike that fits the budget loses less there, it
-    is taken.
+    is taken. `settled` are forms that stand already, of layers without a choice and of what is no layer.
     """
     learned, judged = parted(source)
     measured = parted(learned)[1] if len(learned.batches) > 1 else learned
@@ -89,10 +92,13 @@ def mix_formats(
     fitting = [name for name in names if bytes_of(ladder[name]) <= budget][-1:]
     compared = {"mixed": allocate(losing, budget), **{name: ladder[name] for name in (names[0], *fitting, names[-1])}}
     held_out = HeldOut(model, judged)
-    divergences = {name: (bytes_of(one), _divergence(model, one, held_out)) for name, one in compared.items()}
+    divergences = {
+        name: (bytes_of(one), _divergence(model, one, held_out, settled or {})) for name, one in compared.items()
+    }
     best = min(("mixed", *fitting), key=lambda name: divergences[name][1])
     told = {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest}
-    return Mixed(compared[best], best, divergences, {path: one[0].loss for path, one in losing.items()}, told)
+    losses = {path: one[0].loss for path, one in losing.items()}
+    return Mixed(compared[best], best, divergences, losses, told, tuple(settled or ()))
 
 
 def foretold(choices: Choices, budget: int) -> dict[str, Any]:
@@ -119,9 +125,15 @@ def _counted(count: Mapping[str, int]) -> str:
     return " and ".join(f"{form.replace(', ', ' in groups of ')} ({number})" for form, number in count.items())
 
 
-def _divergence(model: nn.Module, chosen: Mapping[str, Choice], held_out: HeldOut) -> float:
+def _divergence(
+    model: nn.Module, chosen: Mapping[str, Choice], held_out: HeldOut, settled: Mapping[str, nn.Module]
+) -> float:
     """Of the model with all of these forms in it."""
     there = {path: (one, model.get_submodule(path)) for path, one in chosen.items() if one.format != KEPT}
-    forms = {path: form_of(one.format, one.group, module).nearest(module) for path, (one, module) in there.items()}
-    with stood_in(model, forms):
+    forms = {
+        path: form_of(one.format, one.group, module).nearest(module)
+        for path, (one, module) in there.items()
+        if path not in settled
+    }
+    with stood_in(model, {**settled, **forms}):
         return held_out.divergence(model)

@@ -82,17 +82,18 @@ def check_length(model: nn.Module, source: CalibrationSource, paths: Sequence[st
 
 def round_calibrated(
     model: nn.Module, forms: Mapping[str, Form], source: CalibrationSource, progress: Progress | None = None,
-    budget_bytes: int = BUDGET_BYTES,
+    budget_bytes: int = BUDGET_BYTES, settled: Mapping[str, CompressedModule] | None = None,
 ) -> Rounded:  # fmt: skip
     """Round every layer of `forms` by the Gram matrices of its inputs; nothing of the model is edited.
 
     A layer group (a decoder layer, most often) keeps that only if the divergence on held-out text falls by it, given
-    what was kept before; else it is rounded to nearest.
+    what was kept before; else it is rounded to nearest. `settled` are forms that stand already.
     """
     check_length(model, source, list(forms))
     learned, judged = parted(source)
     told = {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest}
-    found = Rounded({path: form.nearest(model.get_submodule(path)) for path, form in forms.items()}, source=told)
+    nearest = {path: form.nearest(model.get_submodule(path)) for path, form in forms.items()}
+    found = Rounded({**(settled or {}), **nearest}, source=told)
     candidates: dict[str, CompressedModule] = {}
     watched = list(groups_within(watched_layers(model, list(forms)), True, budget_bytes))
     for number, group in enumerate(watched):

@@ -22,6 +22,7 @@ from inference_pio.calibration.scaled_layer import held_scales, scaled
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
 from inference_pio.errors import InvalidSetting
+from inference_pio.formats.compressed_module import CompressedModule
 
 SAME = 0.01
 """Answers are the same within this share of what rounding to nearest changes: products may choose their kernels by
@@ -32,18 +33,20 @@ Statistics = Mapping[str, InputStatistics]
 
 def scale_calibrated(
     model: nn.Module, forms: Mapping[str, Form], source: CalibrationSource, progress: Progress | None = None,
-    budget_bytes: int = BUDGET_BYTES,
+    budget_bytes: int = BUDGET_BYTES, settled: Mapping[str, CompressedModule] | None = None,
 ) -> Rounded:  # fmt: skip
     """Round every layer of `forms` with the scales that its inputs ask for; nothing of the model is edited.
 
     The modules that come back are the layers' compressed forms, and norms and routers that have taken scales in.
-    A decoder layer keeps its scales only if the divergence on held-out text falls by them, given those before. Raises
+    A decoder layer keeps its scales only if the divergence on held-out text falls by them, given those before;
+    `settled` are forms that stand already. Raises
     InvalidSetting for a model without channels that could be scaled.
     """
     learned, judged = parted(source)
     told = {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest}
     nearest = {path: form.nearest(model.get_submodule(path)) for path, form in forms.items()}
-    found, held_out = Rounded(nearest, source=told, method="awq"), HeldOut(model, judged)
+    found = Rounded({**(settled or {}), **nearest}, source=told, method="awq")
+    held_out = HeldOut(model, judged)
     folds = _usable(model, find_folds(model, list(forms), judged.batches[0]), held_out, judged, found)
     scales = _search(model, folds, forms, learned, found, budget_bytes, progress)
     candidates: dict[str, nn.Module] = {}

@@ -81,7 +81,7 @@ class Bucket:
     @torch.inference_mode(False)
     def furnish(self) -> None:
         """Make the stores, before any prompt comes."""
-        dtype: Any = self.decoder.embedding.weight.dtype
+        dtype = self.decoder.dtype
         for layer, parts in zip(self.cache.paged_layers, self.decoder.layers, strict=True):
             if layer.store is None:
                 shapes = (
@@ -159,6 +159,6 @@ class Bucket:
         rows = self.decoder.position_rows
         positions = torch.arange(self.capacity, device=self.device)
         shape = (rows, 1, -1) if rows > 1 else (1, -1)
-        like = torch.empty(1, 1, 1, dtype=self.decoder.embedding.weight.dtype, device=self.device)  # type: ignore[arg-type]
+        like = torch.empty(1, 1, 1, dtype=self.decoder.dtype, device=self.device)
         cos, sin = self.decoder.rotary(like, positions.view(1, -1).expand(*shape[:-1], self.capacity))
         return cos[0].contiguous(), sin[0].contiguous()

@@ -25,12 +25,12 @@ away as rounding moves it, and never under LEAST."""
 @torch.no_grad()
 def why_step_differs(model: nn.Module, decoder: Decoder, operations: Operations) -> str | None:
     """Why a composed step may not stand in for the library's forward here, or None: its logits are as good as equal."""
-    with torch.autocast(decoder.embedding.weight.device.type, enabled=False):  # type: ignore[union-attr, arg-type]
+    with torch.autocast(decoder.device.type, enabled=False):
         return _why_differs(model, decoder, operations)
 
 
 def _why_differs(model: nn.Module, decoder: Decoder, operations: Operations) -> str | None:
-    tokens = _tokens(decoder.embedding)
+    tokens = _tokens(decoder)
     positions = torch.arange(TOKENS, device=tokens.device).expand(ROWS, TOKENS)
     expected = _library_step(model, tokens, positions)
     bucket = Bucket(model, decoder, ROWS, TOKENS, ahead=1)
@@ -40,7 +40,7 @@ def _why_differs(model: nn.Module, decoder: Decoder, operations: Operations) -> 
     bucket.slots.begin(tokens[:, -1], positions[:, -1], length=TOKENS - 1, made=0)
     found = logits_of_step(decoder, operations, bucket)
     cosine = _cosine(found, expected)
-    least = NEAR.get(decoder.embedding.weight.dtype, NEAR_IN_16_BITS)  # type: ignore[arg-type]
+    least = NEAR.get(decoder.dtype, NEAR_IN_16_BITS)
     if not cosine >= least and not cosine >= _nudged(model, decoder, tokens, positions, expected):
         name = attention_name(getattr(model, "config", None)) or "its attention"
         return f"a step composed of its parts gives other logits than the library (cosine {cosine:.5f}, with {name})"
@@ -68,11 +68,11 @@ def _attentions(decoder: Decoder) -> list[Any]:
     return [layer.attention for layer in decoder.layers]
 
 
-def _tokens(embedding: Any) -> Tensor:
+def _tokens(decoder: Decoder) -> Tensor:
     """Tokens without a meaning, the same each time."""
     chance = torch.Generator().manual_seed(0)
-    most = embedding.num_embeddings
-    return torch.randint(most // 8, most // 2, (ROWS, TOKENS), generator=chance).to(embedding.weight.device)
+    most: Any = decoder.embedding.num_embeddings
+    return torch.randint(most // 8, most // 2, (ROWS, TOKENS), generator=chance).to(decoder.device)
 
 
 def _library_step(

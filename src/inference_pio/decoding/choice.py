@@ -22,4 +22,5 @@ def choose_operations(device: torch.device, dtype: torch.dtype, *, exact: bool) 
     from inference_pio.decoding.fused import FusedOperations
     from inference_pio.kernels.triton.overlap import may_overlap
 
-    return FusedOperations(dependent=may_overlap(device), overlapping=may_overlap(device))
+    overlaps = may_overlap(device)
+    return FusedOperations(dependent=overlaps, overlapping=overlaps, ahead=overlaps)

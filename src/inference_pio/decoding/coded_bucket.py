@@ -69,7 +69,7 @@ class CodedBucket(Bucket):
     def furnish(self) -> None:
         if self.stores:
             return
-        dtype: Any = self.decoder.embedding.weight.dtype
+        dtype = self.decoder.dtype
         for layer in self.decoder.layers:
             parts = layer.attention
             assert isinstance(parts, GroupedAttention)
@@ -128,7 +128,7 @@ def why_not_coded_steps(cache: CodedCache, decoder: Decoder | None, device: torc
 def _why_no_kernel(decoder: Decoder) -> str | None:
     """Why no kernel reads the codes of these layers, or None: making numbers of them would wait for the device."""
     widths = {layer.attention.head_dim for layer in decoder.layers if isinstance(layer.attention, GroupedAttention)}
-    dtype = decoder.embedding.weight.dtype
+    dtype = decoder.dtype
     if not has_triton():
         return "the package triton is not installed"
     if widths - set(HEAD_DIMS):

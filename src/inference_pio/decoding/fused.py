@@ -18,22 +18,28 @@ from inference_pio.cache.coded_store import CodedStore
 from inference_pio.cache.store import Store
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.launches import Launches
+from inference_pio.decoding.operations import norms_of
 from inference_pio.decoding.recordable import RecordableOperations, starts_of
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import (
     FactoredWeights,
     LinearWeights,
+    PackedWeights,
     expert_weights,
     factored_weights,
     linear_weights,
+    packed_weights,
 )
+from inference_pio.formats.compressed_embedding import CompressedEmbedding
+from inference_pio.kernels.exponent12 import unpack
 from inference_pio.kernels.reordered import reordered
-from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, weight_bytes
+from inference_pio.kernels.triton.gemv_launch import MOST_EXACT_ROWS, GemvLaunch, choose_gemv_launch, weight_bytes
 from inference_pio.kernels.triton.launch import (
     CodedLaunch,
     DecodeLaunch,
     choose_coded_launch,
     choose_decode_launch,
+    choose_rotated_launch,
     device_limits,
     last_joins,
 )
@@ -42,26 +48,30 @@ from inference_pio.kernels.triton.support import (
     supports_coded_decode,
     supports_decode,
     supports_latent_decode,
+    supports_rotated_decode,
+    supports_row_lookup,
 )
 
 
 class FusedOperations(RecordableOperations):
     """Our kernels for up to eight rows, torch's products and our elementwise kernels for more.
 
-    A dense layer takes six launches: queries, keys and values; rotation and cache; attention; its result; gate and up;
+    A dense layer takes five launches: queries, keys and values; rotation, cache and attention; its result; gate and up;
     down. `launches` of products are those that were found fastest here. `dependent`: products begin before the kernel
-    in front of them has ended; `overlapping`: so do routers, experts and what stands around latent attention. `joined`:
-    the last program of attention joins, where that is little, in place of a second launch.
+    in front of them has ended; `overlapping`: so do routers, experts and what stands around latent attention; `ahead`:
+    so does attention that rotates. `joined`: the last program of attention joins, where that is little, in place of a
+    second launch; `rotated`: attention rotates and stores by itself, where that serves.
     """
 
     name = "triton"
 
     def __init__(
         self, launches: Launches | None = None, *, dependent: bool = False, overlapping: bool = False,
-        joined: bool = True,
+        joined: bool = True, rotated: bool = True, ahead: bool = False,
     ) -> None:  # fmt: skip
         self.launches = launches or Launches()
         self.dependent, self.overlapping, self.joined = dependent, overlapping, joined
+        self.rotated, self.ahead = rotated, ahead
         self._routing: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
         self._attention: dict[Any, tuple[DecodeLaunch, Any]] = {}
         self._coded: dict[Any, tuple[CodedLaunch, Any]] = {}
@@ -77,6 +87,15 @@ class FusedOperations(RecordableOperations):
             logits_of_step(decoder, self, bucket)
             self.launches.tune(bucket.device)
 
+    def embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor:
+        from inference_pio.kernels.triton.row_lookup import row_lookup
+
+        if isinstance(embedding, CompressedEmbedding):
+            codes, scale = embedding.held("weight")
+            if supports_row_lookup(tokens, codes, scale, embedding.dtype):
+                return row_lookup(tokens, codes, scale, embedding.dtype)
+        return super().embed(embedding, tokens)
+
     def project(
         self, x: Tensor, linears: Sequence[nn.Module], *, norm: Norm | None = None, gated: bool = False,
         residual: Tensor | None = None,
@@ -84,6 +103,9 @@ class FusedOperations(RecordableOperations):
         factors = factored_weights(linears) if len(x) <= MOST_ROWS else None
         if factors is not None:
             return self._through_few(x, factors, norm=norm, gated=gated, residual=residual)
+        packed = packed_weights(linears) if len(x) <= MOST_ROWS and x.dtype is torch.bfloat16 else None
+        if packed is not None:
+            return self._multiply_packed(x, packed, norm=norm, gated=gated, residual=residual)
         held = [linear_weights(layer) for layer in linears]
         if len(x) > MOST_ROWS or None in held or len({layer.kind for layer in held if layer}) > 1:
             return super().project(x, linears, norm=norm, gated=gated, residual=residual)
@@ -101,6 +123,24 @@ class FusedOperations(RecordableOperations):
             few = self._multiply(put[:, rank:], into, residual=put[:, :rank])
         return self._multiply(few, factors.out_of, gated=gated, residual=residual)
 
+    def attend(self, attention: GroupedAttention, qkv: Tensor, bucket: Bucket, layer: int) -> Tensor:
+        from inference_pio.kernels.triton.rotated_decode import rotated_decode
+
+        store, slots, starts, norms = bucket.store(layer), bucket.slots, starts_of(bucket), norms_of(attention)
+        if not self.rotated or bucket.pages is not None or isinstance(store, CodedStore):
+            return super().attend(attention, qkv, bucket, layer)
+        given = (qkv, store.keys, store.values, bucket.cos, bucket.sin, slots.positions, slots.lengths, starts)
+        weights = norms.get("query_norm"), norms.get("key_norm")
+        if not supports_rotated_decode(*given, attention.heads, weights):
+            return super().attend(attention, qkv, bucket, layer)
+        sizes = (len(qkv), attention.heads, attention.key_heads, attention.head_dim)
+        launch, scratch = self._attention_of(*sizes, store.capacity, qkv.device, rotated=True)
+        out = rotated_decode(
+            *given, heads=attention.heads, key_heads=attention.key_heads, scale=attention.scale, launch=launch,
+            scratch=scratch, dependent=self.ahead, **norms,
+        )  # fmt: skip
+        return out.reshape(len(qkv), -1)
+
     def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
         from inference_pio.kernels.triton.decode import decode_attention
 
@@ -109,7 +149,9 @@ class FusedOperations(RecordableOperations):
             return self._over_codes(attention, query, store, bucket)
         if not supports_decode(query, store.keys, store.values, slots.lengths, starts):
             return super()._over(attention, query, store, bucket)
-        launch, scratch = self._attention_of(query, store.keys.shape[2], store.capacity, joins=True)
+        rows, heads, width = query.shape
+        sizes = (rows, heads, store.keys.shape[2], width)
+        launch, scratch = self._attention_of(*sizes, store.capacity, query.device)
         pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
             query, store.keys, store.values, slots.lengths, starts, pages=pages, scale=attention.scale, launch=launch,
@@ -125,16 +167,26 @@ class FusedOperations(RecordableOperations):
         launch, scratch = self._over_codes_of(query, store.kind.key_heads, view.tokens)
         return coded_decode(query, view, lengths, starts, scale=attention.scale, launch=launch, scratch=scratch)
 
-    def _attention_of(self, query: Tensor, key_heads: int, capacity: int, *, joins: bool) -> tuple[DecodeLaunch, Any]:
+    def _attention_of(
+        self,
+        rows: int,
+        heads: int,
+        key_heads: int,
+        width: int,
+        capacity: int,
+        device: torch.device,
+        *,
+        rotated: bool = False,
+    ) -> tuple[DecodeLaunch, Any]:
         """Its scratch stays: the counters are zero after each launch, and layers follow one another."""
         from inference_pio.kernels.triton.decode import DecodeScratch
 
-        rows, heads, width = query.shape
-        key = (rows, heads, key_heads, width, capacity, joins, query.device)
+        key = (rows, heads, key_heads, width, capacity, rotated, device)
         if key not in self._attention:
-            launch = choose_decode_launch(device_limits(query.device), rows, key_heads, width, capacity)
-            counted = key_heads if joins and self.joined and last_joins(launch, heads // key_heads) else 0
-            made = DecodeScratch.of(rows, heads, width, launch, query.device, counted=counted)
+            choose = choose_rotated_launch if rotated else choose_decode_launch
+            launch = choose(device_limits(device), rows, key_heads, width, capacity)
+            counted = key_heads if self.joined and last_joins(launch, heads // key_heads) else 0
+            made = DecodeScratch.of(rows, heads, width, launch, device, counted=counted)
             self._attention[key] = launch, made
         return self._attention[key]
 
@@ -199,11 +251,33 @@ class FusedOperations(RecordableOperations):
         return held[key]
 
     def logits(self, x: Tensor, norm: Norm, head: nn.Module) -> Tensor:
-        held = linear_weights(head)
-        if len(x) > MOST_ROWS or held is None:
+        held, packed = linear_weights(head), packed_weights([head])
+        if len(x) > MOST_ROWS or (held is None and (packed is None or x.dtype is not torch.bfloat16)):
             return super().logits(x, norm, head)
+        if packed is not None:
+            out = x.new_empty(len(x), len(packed.packed[0].codes), dtype=torch.float32)
+            return self._multiply_packed(x, packed, norm=norm, out=out)
+        assert held is not None
         out = x.new_empty(len(x), len(held.weight), dtype=torch.float32)
         return self._multiply(x, [held], norm=norm, out=out)
+
+    def _multiply_packed(
+        self, x: Tensor, held: PackedWeights, *, norm: Norm | None = None, gated: bool = False,
+        residual: Tensor | None = None, out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The bits that `_multiply` gives for the plain weights: by a launch of as many columns; by the very launch, on
+        weights that are unpacked first, where matrix units multiply."""
+        from inference_pio.kernels.triton.exponent12_gemv import exact_gemv
+        from inference_pio.kernels.triton.gemv import gemv
+
+        biases = held.biases if any(bias is not None for bias in held.biases) else None
+        given: dict[str, Any] = {"biases": biases, "gated": gated, "residual": residual, "out": out}
+        if norm is not None:
+            given |= {"norm_weight": norm.weight, "eps": norm.eps}
+        launch = self.launches.exact_launch_for(x, held.packed, dependent=self.dependent, **_beside(given))
+        if launch.stages or len(x) > MOST_EXACT_ROWS:
+            return gemv(x, [unpack(packed) for packed in held.packed], launch=launch, **given)
+        return exact_gemv(x, held.packed, launch=launch, **given)
 
     def _multiply(
         self, x: Tensor, held: Sequence[LinearWeights], *, norm: Norm | None = None, gated: bool = False,

@@ -1,4 +1,4 @@
-"""The tensors that a layer multiplies with, where they can be read from beside it: plain ones, or codes with scales."""
+"""The tensors that a layer multiplies with, where they can be read from beside it: plain, packed, codes with scales."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
+from inference_pio.formats.exponent12 import Exponent12Linear
 from inference_pio.formats.factored_linear import FactoredLinear
 from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
 from inference_pio.formats.int4 import Int4Experts, Int4Linear
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
+from inference_pio.kernels.exponent12 import Packed
 from inference_pio.kernels.row_codes import group_of
 
 
@@ -29,6 +31,14 @@ class LinearWeights:
     def kind(self) -> tuple[torch.dtype, int]:
         """What weights of one product have in common."""
         return self.weight.dtype, group_of(self.weight, self.scale)
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Layers of one input in exponent12, and a bias or none of each."""
+
+    packed: tuple[Packed, ...]
+    biases: tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,14 @@ def linear_weights(layer: nn.Module) -> LinearWeights | None:
         return None
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return LinearWeights(weight, None, layer._parameters["bias"])
+
+
+def packed_weights(layers: Sequence[nn.Module]) -> PackedWeights | None:
+    """What layers of one input hold that are all in exponent12; None where they are not."""
+    if not all(isinstance(layer, Exponent12Linear) for layer in layers):
+        return None
+    packed = tuple(Packed(*layer.held("weight")) for layer in layers)  # type: ignore[operator]
+    return PackedWeights(packed, tuple(layer._parameters["bias"] for layer in layers))
 
 
 def factored_weights(layers: Sequence[nn.Module]) -> FactoredWeights | None:

@@ -30,7 +30,7 @@ class CompressedModule(WeightFormat, nn.Module):
         if name in type(self).original_weights:
             raise AttributeError(
                 f"{type(self).__name__} has no {name!r}: its weights are {self.told}. "
-                "dequantize() gives the weights that they stand for."
+                "dequantize() gives the weights that they stand for, reset_model_optimizations(model) the original."
             )
         return super().__getattr__(name)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from inference_pio.formats.compressed_embedding import CompressedEmbedding
 from inference_pio.formats.compressed_experts import CompressedExperts
 from inference_pio.formats.compressed_linear import CompressedLinear
 from inference_pio.formats.weight_format import WeightFormat
@@ -60,6 +61,13 @@ class Fp8Linear(Fp8, CompressedLinear):
     >>> Fp8Linear.from_linear(torch.nn.Linear(64, 48, bias=False))(torch.zeros(5, 64)).shape
     torch.Size([5, 48])
     """
+
+    weight_fp8: Tensor
+    weight_scale: Tensor
+
+
+class Fp8Embedding(Fp8, CompressedEmbedding):
+    """An embedding in fp8."""
 
     weight_fp8: Tensor
     weight_scale: Tensor

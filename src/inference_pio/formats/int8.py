@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from inference_pio.formats.compressed_embedding import CompressedEmbedding
 from inference_pio.formats.compressed_experts import CompressedExperts
 from inference_pio.formats.compressed_linear import CompressedLinear
 from inference_pio.formats.weight_format import WeightFormat
@@ -55,6 +56,18 @@ class Int8Linear(Int8, CompressedLinear):
     Int8Linear(in_features=64, out_features=48, bias=True)
     >>> layer(torch.zeros(2, 5, 64)).shape
     torch.Size([2, 5, 48])
+    """
+
+    weight_int8: Tensor
+    weight_scale: Tensor
+
+
+class Int8Embedding(Int8, CompressedEmbedding):
+    """An embedding in int8.
+
+    >>> import torch
+    >>> Int8Embedding.from_embedding(torch.nn.Embedding(48, 64))(torch.tensor([[3, 5]])).shape
+    torch.Size([1, 2, 64])
     """
 
     weight_int8: Tensor

@@ -6,19 +6,22 @@ import functools
 import importlib
 import pkgutil
 from dataclasses import dataclass
+from typing import Any
 
 from inference_pio import formats
 from inference_pio.errors import UnknownName
+from inference_pio.formats.compressed_embedding import CompressedEmbedding
 from inference_pio.formats.compressed_experts import CompressedExperts
 from inference_pio.formats.compressed_linear import CompressedLinear
 
 
 @dataclass(frozen=True)
 class KnownFormat:
-    """The two modules of one format."""
+    """The modules of one format; `embedding` where its codes can be looked up row by row."""
 
     linear: type[CompressedLinear]
     experts: type[CompressedExperts]
+    embedding: type[CompressedEmbedding] | None
 
 
 @functools.cache
@@ -30,9 +33,12 @@ def known_formats() -> dict[str, KnownFormat]:
     """
     for module in pkgutil.iter_modules(formats.__path__):
         importlib.import_module(f"{formats.__name__}.{module.name}")
-    linear = {kind.format: kind for kind in CompressedLinear.__subclasses__() if kind.__module__.startswith(HERE)}
-    experts = {kind.format: kind for kind in CompressedExperts.__subclasses__() if kind.__module__.startswith(HERE)}
-    return {name: KnownFormat(linear[name], experts[name]) for name in sorted(linear)}
+    linear, experts, embedding = map(_by_name, (CompressedLinear, CompressedExperts, CompressedEmbedding))
+    return {name: KnownFormat(linear[name], experts[name], embedding.get(name)) for name in sorted(linear)}
+
+
+def _by_name(kind: Any) -> dict[str, Any]:
+    return {one.format: one for one in kind.__subclasses__() if one.__module__.startswith(HERE)}
 
 
 HERE = f"{formats.__name__}."

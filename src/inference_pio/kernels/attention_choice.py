@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 FUSED, FLASH, CUDNN, EFFICIENT, TRITON, FLEX = "fused", "flash", "cudnn", "efficient", "triton", "flex"
+JOINED = "joined"
 
 
 class Phase(StrEnum):
@@ -67,8 +68,9 @@ TABLE = (
     Row((Phase.PADDED_PREFILL,), (TRITON, CUDNN, EFFICIENT), HOPPER),
     Row((Phase.PADDED_PREFILL,), (TRITON, EFFICIENT), NVIDIA),
     # Measured on an H100: causal, 16K tokens, the Triton kernel 525 TFLOP/s, the built-in flash kernel 359; 32K tokens
-    # in pieces of 2048 took 1.47 times as long by the latter as whole by cuDNN, which would need a mask here.
-    Row((Phase.CHUNK,), (TRITON, FLASH, EFFICIENT), HOPPER, widths=(1, 128)),
+    # in pieces of 2048 took 1.47 times as long by the latter as whole by cuDNN, which would need a mask here, and 1.23
+    # times by the former. Predicted: cuDNN twice, over the keys before and over its own square, is faster than both.
+    Row((Phase.CHUNK,), (JOINED, TRITON, FLASH, EFFICIENT), HOPPER, widths=(1, 128)),
     # Predicted: the flash kernel's own lower-right causal form.
     Row((Phase.CHUNK,), (FLASH, TRITON, EFFICIENT), NVIDIA),
     # Both split the keys among programs; two Triton launches cost the host more than one operator, which shows until

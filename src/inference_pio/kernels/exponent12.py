@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference_pio.kernels.frozen_weights import remade_linear
+from inference_pio.kernels.triton.support import supports_device
 
 INDEXED = 15
 LISTED = 0
-"""The index of weights that are listed. It stands for less than any weight of the row that has one of its own, so that
-whoever multiplies codes without asking is off by what is small."""
+"""The index of weights that are listed."""
 COLUMNS = 16
 """A row is made of so many, so that a thread may read their codes in 16 bytes and their indices in eight."""
 PAIRS = (0, 2, 1, 3)
@@ -159,10 +159,20 @@ def _blocks(rows: Tensor) -> Iterator[Tensor]:
 
 def unpack(packed: Packed, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The weights that packed tensors stand for, [..., N, K], every bit as it was; exact in bfloat16 and wider."""
+    if packed.codes.is_cuda and packed.codes.dim() == 2 and runs_unpacking(packed):
+        from inference_pio.kernels.triton.exponent12 import exponent12_unpack
+
+        return exponent12_unpack(packed).to(dtype)
     weights = _by_codes(packed)
     if packed.places.numel():
         weights.view(-1)[_places_in_stack(packed)] = packed.values
     return weights.to(dtype)
+
+
+def runs_unpacking(packed: Packed) -> bool:
+    """Whether our kernel unpacks: not for a compiler, which sees torch's operations."""
+    whole = all(part.is_contiguous() for part in packed)
+    return whole and not torch.compiler.is_compiling() and bool(supports_device(packed.codes.device))
 
 
 def unpack_one(packed: Packed, number: int) -> Tensor:
@@ -210,36 +220,3 @@ def exponent12_linear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> 
     Gradients flow to `x` and `bias`; the weights are frozen.
     """
     return remade_linear(x, lambda dtype: unpack(packed, dtype), bias)
-
-
-def gemv_by_parts(x: Tensor, packed: Packed) -> Tensor:
-    """The same product in float32 as kernels take it: codes and indices alone, a power of two a row, what is listed.
-
-    `x` [M, K] -> [M, N]. With lowest exponents left out, an index gives powers of two from 2**-15 to 1: exponents of
-    112 and more, whose last four bits are the index, so that nothing has to be added.
-    """
-    bare = _by_codes(packed._replace(lowest=torch.full_like(packed.lowest, NEUTRAL_LOWEST)))
-    return F.linear(x.float(), bare.float()) * row_powers(packed.lowest) + listed_products(x, packed)
-
-
-NEUTRAL_LOWEST = 113
-FLOAT32_BIAS = 127
-UNLISTED = 2.0**-15
-"""What a code of 0 with an index of 0 stands for where lowest exponents are left out."""
-
-
-def row_powers(lowest: Tensor) -> Tensor:
-    """What products with codes and indices alone are multiplied by, float32 [N]."""
-    return (lowest.to(torch.int32) + (FLOAT32_BIAS - NEUTRAL_LOWEST) << 23).view(torch.float32)
-
-
-def listed_products(x: Tensor, packed: Packed) -> Tensor:
-    """What listed weights add to the products of `x` [M, K] with codes alone, float32 [M, N].
-
-    Each adds its value less what its code of 0 and its index of 0 stand for. The weights of a run of rows lie in
-    `places` from one of `starts` to the next, so that a program that makes some of these rows finds its own there.
-    """
-    rows, columns = packed.codes.shape
-    row, column = packed.places // columns, packed.places % columns
-    missing = packed.values.float() - row_powers(packed.lowest)[row] * UNLISTED
-    return x.new_zeros(len(x), rows, dtype=torch.float32).index_add_(1, row, x.float()[:, column] * missing)

@@ -7,8 +7,8 @@ import os
 import weakref
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,10 @@ from inference_pio.undo.slots import tensors_of
 
 PIECE_BYTES = 4 * 2**20
 """Read in one go by one thread."""
-CHUNK_BYTES = 16 * 2**20
-"""Summed, and on its way to a GPU, at one time; what follows it is read meanwhile."""
-CHUNKS = 3
+CHUNK_BYTES = 8 * 2**20
+"""Summed, and on its way to a GPU, at one time; what follows it is read meanwhile, of other tensors too."""
+CHUNKS = 10
+"""Read at one time: so that all threads have two pieces, also where tensors are small."""
 MOST_THREADS = 8
 Parts = Sequence[tuple[int, TensorInFile]]
 Told = Callable[[int], object]
@@ -47,6 +48,7 @@ class Arrivals:
         self.aside: Aside | None = None
         self._reader = Reader(min(MOST_THREADS, os.cpu_count() or 1), PIECE_BYTES, verify="size")
         self._slabs: list[Pinned] = []
+        self._copied: deque[torch.cuda.Event] = deque()
 
     def await_tensor(self, tensor: torch.Tensor, parts: Parts) -> torch.Tensor:
         """A tensor that will look as this one of the meta device does, on the model's own; it costs one number."""
@@ -60,14 +62,15 @@ class Arrivals:
         return waiting
 
     def bring(self, tensors: Iterable[torch.Tensor], *, summed: bool = False) -> None:
-        """Let tensors have the bytes that they wait for; `summed`: with their checksums, for the way back."""
-        for tensor in tensors:
-            mark = awaited_of(tensor)
-            if mark is not None:
-                comes = mark.parts or not mark.nbytes
-                raw = self._fetch(mark, self.device, summed) if comes else mark.read(None).to(self.device)
-                storage = raw.untyped_storage()
-                tensor.data, mark.here = mark.view.on(storage), True
+        """Let tensors have the bytes that they wait for; `summed`: with their checksums, for the way back.
+
+        The next ones are read while one lands: a disk rests neither between tensors nor for small ones.
+        """
+        waiting = {id(mark): (tensor, mark) for tensor in tensors if (mark := awaited_of(tensor)) is not None}
+        coming = (Coming(mark, self.device, summed, tensor=tensor) for tensor, mark in waiting.values())
+        for one in self._landed(coming):
+            assert one.tensor is not None
+            one.tensor.data, one.mark.here = one.mark.view.on(one.whole().untyped_storage()), True
 
     def finish(self, model: nn.Module) -> None:
         """Bring all that still waits; no tensor tells any more where it came from."""
@@ -79,78 +82,137 @@ class Arrivals:
         self._reader.close()
         self._slabs.clear()
 
-    # ------------------------------------------------------------------ one tensor
+    # ------------------------------------------------------------------ tensors on their way
 
     def _on_host(self, mark: Awaited, target: torch.Tensor | None) -> torch.Tensor:
-        return self._fetch(mark, torch.device("cpu"), summed=True, target=target, in_pieces=target is None)
+        alone = Coming(mark, torch.device("cpu"), summed=True, target=target, in_pieces=target is None)
+        (one,) = self._landed([alone])
+        return one.whole()
 
-    def _fetch(
-        self, mark: Awaited, device: torch.device, summed: bool, target: torch.Tensor | None = None,
-        *, in_pieces: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
-        """A tensor's bytes (flat uint8) on a device, in the dtype that the model has it in."""
-        kinds = {one.dtype for _, one in mark.parts}
-        cast = kinds != {mark.view.dtype}
+    def _landed(self, coming: Iterable[Coming]) -> Iterator[Coming]:
+        """Tensors in their order, each when all its bytes are there. Raises CorruptFile."""
         try:
-            if not cast:
-                return self._copied(mark, mark.parts, device, summed, target, in_pieces=in_pieces)
-            if len(kinds) == 1:
-                stored = self._copied(mark, _side_by_side([one for _, one in mark.parts]), device, summed=False)
-                raw = stored.view(kinds.pop()).to(mark.view.dtype).view(torch.uint8)
-            else:
-                raw = mark.again().to(device)
+            with closing(self._chunks(coming)) as chunks:
+                for chunk in chunks:
+                    chunk.land()
+                    if not chunk.of.on_host:
+                        self._copied.append(torch.cuda.current_stream(self.device).record_event())
+                    self.read_bytes += chunk.nbytes
+                    self._told(self.read_bytes)
+                    if chunk.last:
+                        yield chunk.of
         except StreamError as error:
             raise CorruptFile(f"the weights of the model cannot be read to their end ({error})") from error
-        if summed:
-            mark.checksum = zlib.crc32(raw.cpu().numpy().data)
-        return raw if target is None else target.copy_(raw)
+        finally:
+            while self._copied:  # what comes next goes through the same slabs
+                self._copied.popleft().synchronize()
 
-    def _copied(
-        self, mark: Awaited, parts: Parts, device: torch.device, summed: bool, target: torch.Tensor | None = None,
-        *, in_pieces: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
-        """Files' bytes side by side. They are summed in this thread while others read what comes next."""
-        total = sum(one.nbytes for _, one in parts)
-        with torch.inference_mode(False):
-            raw = torch.empty(total, dtype=torch.uint8, device=device) if target is None else target
-        checksum = 0
-        for start, pieces, chunk in self._chunks(parts, raw):
-            if summed:
-                checksum = zlib.crc32(chunk.numpy().data, checksum)
-            if in_pieces:
-                _sum_pieces(mark, start, pieces, chunk)
-            if device.type != "cpu":
-                raw[start : start + len(chunk)].copy_(chunk, non_blocking=True)
-            self.read_bytes += len(chunk)
-            self._told(self.read_bytes)
-        if summed:
-            mark.checksum = checksum
-        return raw
+    def _chunks(self, coming: Iterable[Coming]) -> Generator[Chunk]:
+        """Chunks on the host in their order, while a few more are read. They are landed in the thread that asks."""
+        begun: deque[Chunk] = deque()
+        slabs = itertools.cycle(self._slabs_for())
+        try:
+            for one in coming:
+                one.begin()
+                cut = list(_cut(one.parts)) or [(0, [])]
+                for number, (start, pieces) in enumerate(cut):
+                    if len(begun) == CHUNKS:
+                        yield _arrived(begun)
+                    if len(self._copied) + len(begun) >= CHUNKS:
+                        self._copied.popleft().synchronize()  # its slab is filled anew
+                    nbytes = sum(piece.nbytes for piece in pieces)
+                    host = one.raw[start : start + nbytes] if one.on_host else next(slabs).bytes[:nbytes]
+                    last = number == len(cut) - 1
+                    begun.append(Chunk(one, start, pieces, host, self._reader.start(pieces, host), last))
+            while begun:
+                yield _arrived(begun)
+        finally:
+            for left in begun:  # nothing is written any more to what others will use
+                left.reading.give_up()
 
-    def _chunks(self, parts: Parts, raw: torch.Tensor) -> Iterator[tuple[int, list[Piece], torch.Tensor]]:
-        """Chunks on the host in their order, each with its place; a few are read at one time."""
-        begun: deque[tuple[int, list[Piece], torch.Tensor, Reading]] = deque()
-        copied: deque[torch.cuda.Event] = deque()
-        slabs = itertools.cycle(self._slabs_for(raw)) if raw.device.type != "cpu" else None
-        for start, pieces in _cut(parts):
-            if len(begun) == CHUNKS:
-                yield _arrived(begun.popleft())
-                if slabs is not None:
-                    copied.append(torch.cuda.current_stream(raw.device).record_event())
-            nbytes = sum(piece.nbytes for piece in pieces)
-            if slabs is not None and len(copied) + len(begun) >= CHUNKS:
-                copied.popleft().synchronize()  # its slab is filled anew
-            target = raw[start : start + nbytes] if slabs is None else next(slabs).bytes[:nbytes]
-            begun.append((start, pieces, target, self._reader.start(pieces, target)))
-        while begun:
-            yield _arrived(begun.popleft())
-        if slabs is not None:
-            torch.cuda.current_stream(raw.device).synchronize()  # the next tensor's chunks go through the same slabs
-
-    def _slabs_for(self, raw: torch.Tensor) -> list[Pinned]:
-        if not self._slabs:
+    def _slabs_for(self) -> list[Pinned]:
+        if not self._slabs and self.device.type != "cpu":
             self._slabs = [Pinned(CHUNK_BYTES) for _ in range(CHUNKS)]
         return self._slabs
+
+
+@dataclass
+class Coming:
+    """A tensor on its way to a device, as bytes of its checkpoint side by side; `whole` when all of them are there."""
+
+    mark: Awaited
+    device: torch.device
+    summed: bool
+    target: torch.Tensor | None = None
+    in_pieces: bool = False
+    tensor: torch.Tensor | None = None
+    checksum: int = 0
+
+    def __post_init__(self) -> None:
+        self.kinds = {one.dtype for _, one in self.mark.parts}
+        self.cast = bool(self.mark.parts) and self.kinds != {self.mark.view.dtype}
+
+    @property
+    def parts(self) -> Parts:
+        """What is read in chunks; parts of several dtypes come in one go, when they are wanted."""
+        if not self.cast:
+            return self.mark.parts
+        return _side_by_side([one for _, one in self.mark.parts]) if len(self.kinds) == 1 else ()
+
+    @property
+    def on_host(self) -> bool:
+        return self.device.type == "cpu"
+
+    def begin(self) -> None:
+        """Room for the bytes, as late as can be."""
+        if self.target is not None and not self.cast:
+            self.raw = self.target
+            return
+        with torch.inference_mode(False):
+            total = sum(one.nbytes for _, one in self.parts)
+            self.raw = torch.empty(total, dtype=torch.uint8, device=self.device)
+
+    def whole(self) -> torch.Tensor:
+        """The bytes (flat uint8) in the dtype that the model has the tensor in."""
+        raw = self.raw
+        del self.raw  # what it is made of need not outlive it
+        if self.cast and len(self.kinds) == 1:
+            raw = raw.view(*self.kinds).to(self.mark.view.dtype).view(torch.uint8)
+        elif self.cast:
+            raw = self.mark.again().to(self.device)
+        elif self.mark.nbytes and not self.mark.parts:
+            raw = self.mark.read(None).to(self.device)
+        if self.summed and self.cast:
+            self.checksum = zlib.crc32(raw.cpu().numpy().data)
+        if self.summed and (self.mark.parts or not self.mark.nbytes):
+            self.mark.checksum = self.checksum
+        return raw if self.target is None or raw is self.target else self.target.copy_(raw)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of a tensor on its way to the host; `last` of its tensor's."""
+
+    of: Coming
+    start: int
+    pieces: list[Piece]
+    host: torch.Tensor
+    reading: Reading
+    last: bool
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.host)
+
+    def land(self) -> None:
+        """It is on the host: sum it, and send it on to a GPU. Others are read meanwhile."""
+        one = self.of
+        if one.summed and not one.cast:
+            one.checksum = zlib.crc32(self.host.numpy().data, one.checksum)
+        if one.in_pieces and not one.cast:
+            _sum_pieces(one.mark, self.start, self.pieces, self.host)
+        if not one.on_host:
+            one.raw[self.start : self.start + self.nbytes].copy_(self.host, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -185,10 +247,10 @@ def arriving(model: nn.Module, arrivals: Arrivals) -> Iterator[None]:
         arrivals.close()
 
 
-def _arrived(chunk: tuple[int, list[Piece], torch.Tensor, Reading]) -> tuple[int, list[Piece], torch.Tensor]:
-    start, pieces, target, reading = chunk
-    reading.wait()
-    return start, pieces, target
+def _arrived(begun: deque[Chunk]) -> Chunk:
+    """The first of the chunks, when it is there; while it is waited for, it is still among them."""
+    begun[0].reading.wait()
+    return begun.popleft()
 
 
 def _sum_pieces(mark: Awaited, start: int, pieces: Sequence[Piece], chunk: torch.Tensor) -> None:

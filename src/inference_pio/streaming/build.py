@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -107,7 +108,7 @@ def _device(units: Sequence[Unit], in_host: Collection[int]) -> Device | None:
     pin = partial(Pinned, registered=device.type == "cuda")
     with ThreadPoolExecutor(1) as hand:  # pinning touches every page: it is done for one unit while another is read
         coming = [hand.submit(pin, units[number].room) for number in numbers[:1]]
-        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+        for number, following in zip_longest(numbers, numbers[1:]):
             pinned = waiting[number] = coming.pop().result()
             if following is not None:
                 coming.append(hand.submit(pin, units[following].room))

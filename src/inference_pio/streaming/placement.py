@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference_pio.contract.byte_size import in_words
+from inference_pio.contract.spread import spread
 
 SLOTS = 2
 """One slot computes while the next is filled."""
@@ -62,15 +63,6 @@ class Placement:
             "slot_bytes": self.slot_bytes, "memory_bytes": self.device_bytes, "host_bytes": self.host_bytes,
             "read_bytes_per_pass": self.disk_bytes,
         }  # fmt: skip
-
-
-def spread(count: int, total: int) -> tuple[int, ...]:
-    """`count` numbers below `total`, as even as can be, so that what lies between gives time to read.
-
-    >>> spread(3, 7), spread(0, 4)
-    ((2, 4, 6), ())
-    """
-    return tuple(place for place in range(total) if (place + 1) * count // total > place * count // total)
 
 
 def place(

@@ -34,7 +34,8 @@ class Survey:
         self.users.others_hold = self._others_hold(_objects_of(model) + outside, outside)
         self._note_what_left(frames, outside)
         self.places = Places(model)
-        self.names = {id(tensor): name for name, tensor in named_tensors(model)}
+        self.names = {id(tensor): name for name, tensor in reversed(list(named_tensors(model)))}
+        """Of several names the first, as checkpoints have it of a tied weight."""
         self._slots = slots_of_tensors(frames)
         self._rehoused: dict[int, Rehouse] = {}
         for frame in frames:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
+from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.exponent12 import pack
 from inference_pio.kernels.gemv import gemv
 from inference_pio.kernels.int8 import quantize_rows
 from inference_pio.kernels.triton.gemv_candidates import GemvProblem, candidates
@@ -153,3 +155,16 @@ def test_gpu_tuning_is_no_slower_than_what_was_known(problem: GemvProblem) -> No
     print(problem.key(), tuning.launch, f"{rate:.2f} TB/s", *tuning.notes, sep="; ")
     assert 0.2 < rate < 8.0, "no GPU reads so"
     assert graph_microseconds(problem, weights, tuning.launch) > 0
+
+
+def tuned_over_packed_weights() -> int:
+    """Candidates over weights in 12 bits whose bits, by our own kernels, were those of plain ones."""
+    problem = GemvProblem(1, 256, (6, 6), normed=True, gated=True, exact_columns=256)
+    plain = weights_of(replace(problem, exact_columns=0), 1)
+    packed = [([pack(weight) for weight in weights], None) for weights, _ in plain]
+    return len(tune(problem, packed, 10.0, timed=lambda *_: 1.0).microseconds)
+
+
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
+def test_packed_weights_are_tuned_too(interpreted: Callable[..., int]) -> None:
+    assert interpreted(tuned_over_packed_weights) >= 2

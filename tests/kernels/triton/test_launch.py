@@ -16,6 +16,7 @@ from inference_pio.kernels.triton.launch import (
     choose_decode_launch,
     choose_flash_launch,
     choose_latent_launch,
+    choose_rotated_launch,
     device_limits,
     on_device,
 )
@@ -51,6 +52,17 @@ def test_small_caches_and_large_batches_get_few_splits() -> None:
     assert choose_decode_launch(HOPPER, 1, 8, 128, 1).splits == 1
     assert choose_decode_launch(HOPPER, 256, 8, 128, 2**17).splits == 1
     assert choose_decode_launch(HOPPER, 1, 1, 128, 2**20).splits == MOST_SPLITS
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("limits", [AMPERE, HOPPER, CONSUMER, LATE_CONSUMER], ids=str)
+def test_a_token_and_those_before_it_have_a_split_each_at_least(limits: Limits, head_dim: int) -> None:
+    for batch, key_heads, capacity in ((1, 8, 32768), (1, 8, PAGE), (1, 1, 2**20), (32, 8, 4096), (500, 8, 1)):
+        launch = choose_rotated_launch(limits, batch, key_heads, head_dim, capacity)
+        others = choose_decode_launch(limits, batch, key_heads, head_dim, capacity)
+        assert 2 <= launch.splits <= MOST_SPLITS
+        assert launch.splits - others.splits == (0 if others.splits == MOST_SPLITS else 1)
+        assert launch.stages == others.stages
 
 
 @pytest.mark.parametrize("limits", [HOPPER, AMPERE, CONSUMER])

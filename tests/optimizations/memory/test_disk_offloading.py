@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from inference_pio.errors import (
     StreamError,
 )
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.optimizations.memory.disk_offloading import DiskOffloading
 from inference_pio.plan.skeleton import tensor_bytes
 from inference_pio.sources.demo import demo_folder
 from inference_pio.streaming import store as store_module
@@ -38,6 +40,7 @@ from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
 from tests.quality import reference_models as reference
 from tests.streaming.help import flip, run
+from tests.streaming.mixture import mixture
 from tests.sweep import Case, rotating, turn_of_this_commit
 
 NAME = "disk_offloading"
@@ -121,6 +124,47 @@ def test_what_is_no_budget_is_told(budget: Any) -> None:
 def test_what_has_no_layers_is_told() -> None:
     with pytest.raises(NoEffect, match="no list of layers"):
         apply(tiny.build("plain"))
+
+
+@pytest.mark.parametrize(
+    ("host_budget", "told"),
+    [
+        ("100%", "6 of 8 layers stream: 3.9 MB are copied from host memory for each pass, and"),
+        (
+            "20%",
+            "6 of 8 layers stream: 643.7 kB are copied from host memory and 3.2 MB are read from disk for each pass",
+        ),
+        ("1kB", "6 of 8 layers stream: 3.9 MB are read from disk for each pass, and"),
+    ],
+)
+def test_a_plan_tells_what_a_pass_brings_from_where(
+    host_budget: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DiskOffloading, "beside_the_host", frozenset({"cpu"}))
+    manager = ModularOptimizationManager()
+    asked = {"gpu_budget": "55%", "host_budget": host_budget, "expert_slots": False}
+    plan = manager.plan(mixture(layers=8), [manager.wanted(NAME, asked, order=True, source="a test")])
+    note = plan.steps[0].notes[0]
+    assert note.startswith(told)
+    assert ("threads read" in note) == ("from disk" in note)
+
+
+@pytest.mark.parametrize(
+    ("build", "asked", "told"),
+    [
+        (lambda: tiny.build("llama"), {"gpu_budget": "1GB"}, ["gpu_budget"]),
+        (lambda: tiny.build("llama"), {"expert_slots": False}, []),
+        (mixture, {"gpu_budget": "1GB", "expert_slots": False}, ["gpu_budget", "expert_slots"]),
+    ],
+    ids=["layers", "layers and no slots", "experts"],
+)
+def test_what_is_for_a_gpu_alone_is_told_on_a_cpu(
+    build: Callable[[], nn.Module], asked: dict[str, Any], told: list[str]
+) -> None:
+    model = build()
+    receipt = receipt_of(apply(model, **asked), model)
+    found = [note.split(" is for models on a GPU")[0] for note in receipt.notes if "is for models on a GPU" in note]
+    assert found == told
 
 
 # ------------------------------------------------------------------ where weights are read from
@@ -293,6 +337,7 @@ def test_a_forked_child_is_told_and_the_parent_goes_on() -> None:
 
 LEAVE = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tests import tiny
 from tests.optimizations.memory.test_disk_offloading import apply

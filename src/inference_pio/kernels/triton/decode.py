@@ -273,7 +273,7 @@ def decode_attention(
     with on_device(query):
         decode_kernel[(launch.splits, key_heads, batch)](
             query, key, value, scratch.partial, scratch.weight, scratch.arrived, out, lengths, starts, table, counts,
-            indices, query.stride(0), query.stride(1), *_strides(key, table), *_strides(value, table),
+            indices, query.stride(0), query.stride(1), *strides(key, table), *strides(value, table),
             0 if table is None else table.stride(0), 0 if indices is None else indices.shape[-1], length_step, heads,
             width**-0.5 if scale is None else scale, out.stride(0), out.stride(1),
             ROWS=max(16, triton.next_power_of_2(group)), MEMBERS=members, AT_ONCE=at_once,
@@ -289,7 +289,7 @@ def decode_attention(
     return out
 
 
-def _strides(cache: torch.Tensor, table: torch.Tensor | None) -> tuple[int, int, int, int]:
+def strides(cache: torch.Tensor, table: torch.Tensor | None = None) -> tuple[int, int, int, int]:
     """Batch, page, token and head strides of a cache, or of a pool of pages."""
     first, token, head, _ = cache.stride()
     return (0, first, token, head) if table is not None else (first, PAGE * token, token, head)

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.kernels.gemv import GemvParts, Optionals, gemv_parts
+from inference_pio.kernels.triton.gemv_ends import finished, gated_by, read_vector
 from inference_pio.kernels.triton.gemv_launch import (
     MATRIX_COLUMNS,
     GemvLaunch,
@@ -22,152 +23,16 @@ from inference_pio.kernels.triton.gemv_launch import (
     lanes,
     weight_bytes,
 )
+from inference_pio.kernels.triton.gemv_sums import sums_by_matrix_units, sums_by_threads
 from inference_pio.kernels.triton.group_codes import sums_by_groups
 from inference_pio.kernels.triton.group_units import sums_by_group_units
 from inference_pio.kernels.triton.launch import device_limits, on_device
-from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
-from inference_pio.kernels.triton.row_codes import as_read, number, operand, row_scale
+from inference_pio.kernels.triton.overlap import overlapping
+from inference_pio.kernels.triton.row_codes import as_read
 from inference_pio.kernels.triton.support import require, supports_gemv
 
 LEAST_NARROW = 8
 """Columns of the narrow matrix that matrix units take at least."""
-
-
-@triton.jit
-def read_once(places, columns, start, inputs, EVEN: tl.constexpr):
-    """A tile of weights as it is stored, zeros behind the last input; nothing else will ask the cache for it."""
-    if EVEN:
-        return tl.load(places + start, mask=start < inputs, other=0.0, eviction_policy="evict_first")
-    return tl.load(places + start, mask=columns + start < inputs, other=0.0, eviction_policy="evict_first")
-
-
-@triton.jit
-def read_often(places, columns, start, inputs, EVEN: tl.constexpr):
-    """What every program reads, in float32."""
-    if EVEN:
-        return tl.load(places + start, eviction_policy="evict_last").to(tl.float32)
-    return tl.load(places + start, mask=columns + start < inputs, other=0, eviction_policy="evict_last").to(tl.float32)
-
-
-@triton.jit
-def halved(tile, half: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, HALVES: tl.constexpr,
-           LANE: tl.constexpr):  # fmt: skip
-    """The part of a tile that belongs to one read of `x`: 16 bytes hold 16 codes, but 8 numbers of two bytes."""
-    if HALVES == 2:
-        first, second = tl.split(tl.permute(tl.reshape(tile, [1, ROWS, GROUPS, 2, LANE]), (0, 1, 2, 4, 3)))
-        tile = first if half == 0 else second
-    return number(tile)
-
-
-@triton.jit
-def read_residual(residual_places, stored, BATCH: tl.constexpr, ROWS: tl.constexpr, ADDED: tl.constexpr):
-    """What is added to the products, asked for before they are known: at the end it would have to be waited for."""
-    if ADDED:
-        return tl.load(residual_places, mask=stored, other=0.0)
-    else:
-        return tl.zeros([BATCH, ROWS], tl.float32)
-
-
-@triton.jit
-def sums_by_threads(
-    x, norm_weight, places, up_places, residual_places, stored, x_step, inputs, COUNT: tl.constexpr,
-    BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALVES: tl.constexpr, LANE: tl.constexpr,
-    EVEN: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """Products [BATCH, ROWS] with one or two weights, sums of squares of x, residual: a tile is in use, one comes."""
-    WIDE: tl.constexpr = HALVES * LANE
-    GROUPS: tl.constexpr = COLUMNS // WIDE
-    group = tl.arange(0, GROUPS)[None, None, :, None] * WIDE
-    column = group + tl.arange(0, LANE)[None, None, None, :]
-    wide_column = group + tl.arange(0, WIDE)[None, None, None, :]
-    places = places[None, :, None, None] + wide_column
-    tile = read_once(places, wide_column, 0, inputs, EVEN)
-    if GATED:
-        up_places = up_places[None, :, None, None] + wide_column
-        up_tile = read_once(up_places, wide_column, 0, inputs, EVEN)
-    if DEPENDENT:
-        wait_for_others(INTERPRETED)
-    added = read_residual(residual_places, stored, BATCH, ROWS, ADDED)
-    member = tl.minimum(tl.arange(0, BATCH), COUNT - 1)
-    x_places = x + member[:, None, None, None] * x_step + column
-    sums = tl.zeros([BATCH, ROWS, GROUPS], tl.float32)
-    up_sums = tl.zeros([BATCH, ROWS, GROUPS], tl.float32)
-    squares = tl.zeros([BATCH, 1, GROUPS], tl.float32)
-    for start in tl.range(0, inputs, COLUMNS):
-        next_tile = read_once(places, wide_column, start + COLUMNS, inputs, EVEN)
-        if GATED:
-            next_up_tile = read_once(up_places, wide_column, start + COLUMNS, inputs, EVEN)
-        for half in tl.static_range(HALVES):
-            vector = read_often(x_places, column, start + half * LANE, inputs, EVEN)
-            if NORMED:
-                squares += tl.sum(vector * vector, 3)
-                vector = vector * read_often(norm_weight + column, column, start + half * LANE, inputs, EVEN)
-            sums += tl.sum(vector * halved(tile, half, ROWS, GROUPS, HALVES, LANE), 3)
-            if GATED:
-                up_sums += tl.sum(vector * halved(up_tile, half, ROWS, GROUPS, HALVES, LANE), 3)
-        tile = next_tile
-        if GATED:
-            up_tile = next_up_tile
-    return tl.sum(sums, 2), tl.sum(up_sums, 2), tl.sum(squares, 2), added
-
-
-@triton.jit
-def sums_by_matrix_units(
-    x, norm_weight, places, up_places, residual_places, stored, x_step, inputs, COUNT: tl.constexpr,
-    BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr, NORMED: tl.constexpr,
-    GATED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr, STAGES: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """The same, where weights are the tall matrix and x the narrow one: `STAGES` tiles are on their way."""
-    TYPE: tl.constexpr = tl.float32 if INTERPRETED else tl.bfloat16  # the interpreter multiplies the bits of bfloat16
-    column = tl.arange(0, COLUMNS)
-    places = places[:, None] + column[None, :]
-    up_places = up_places[:, None] + column[None, :]
-    member = tl.minimum(tl.arange(0, BATCH), COUNT - 1)
-    x_places = x + member[:, None] * x_step + column[None, :]
-    sums = tl.zeros([ROWS, BATCH], tl.float32)
-    up_sums = tl.zeros([ROWS, BATCH], tl.float32)
-    squares = tl.zeros([BATCH, COLUMNS], tl.float32)
-    if DEPENDENT:  # a first tile by itself, before waiting, would cost more than it hides: tiles come in a pipeline
-        wait_for_others(INTERPRETED)
-    added = read_residual(residual_places, stored, BATCH, ROWS, ADDED)
-    for start in tl.range(0, inputs, COLUMNS, num_stages=STAGES):
-        tile = read_once(places, column[None, :], start, inputs, EVEN)
-        up_tile = tile
-        if GATED:
-            up_tile = read_once(up_places, column[None, :], start, inputs, EVEN)
-        vector = read_often(x_places, column[None, :], start, inputs, EVEN)
-        if NORMED:
-            squares += vector * vector
-            vector = vector * read_often(norm_weight + column, column, start, inputs, EVEN)[None, :]
-        vector = tl.trans(vector.to(TYPE))
-        sums = tl.dot(operand(tile, TYPE), vector, sums)
-        if GATED:
-            up_sums = tl.dot(operand(up_tile, TYPE), vector, up_sums)
-    return tl.trans(sums), tl.trans(up_sums), tl.sum(squares, 1)[:, None], added
-
-
-@triton.jit
-def read_vector(places, row, meant, HELD: tl.constexpr):
-    """Scales, or biases, of rows."""
-    if HELD:
-        return tl.load(places + row, mask=meant, other=0.0)[None, :]
-    else:
-        return 0.0
-
-
-@triton.jit
-def finished(total, normal, scale, bias, CODES: tl.constexpr, NORMED: tl.constexpr, SCALED: tl.constexpr,
-             BIASED: tl.constexpr):  # fmt: skip
-    """Products, and what stands behind the sum: the norm of each row, scales, biases."""
-    if NORMED:
-        total = total * normal
-    if SCALED:
-        total = total * row_scale(scale, CODES)
-    if BIASED:
-        total = total + bias.to(tl.float32)
-    return total
 
 
 @triton.jit(
@@ -259,8 +124,7 @@ def gemv_kernel(
     CODES: tl.constexpr = weight_0.dtype.element_ty
     total = finished(total, normal, scales, biases, CODES, NORMED, ROW_SCALED, BIASED)
     if GATED:
-        up = finished(up, normal, up_scales, up_biases, CODES, NORMED, ROW_SCALED, BIASED)
-        total = total / (1.0 + tl.exp(-total)) * up
+        total = gated_by(total, finished(up, normal, up_scales, up_biases, CODES, NORMED, ROW_SCALED, BIASED))
     total += added.to(tl.float32)
     tl.store(out + batch * out_step + column, total.to(out.dtype.element_ty), mask=stored)
 
@@ -307,7 +171,7 @@ def _launch(
     residual: torch.Tensor | None, out: torch.Tensor, launch: GemvLaunch,
 ) -> None:  # fmt: skip
     weights, counts = parts.weights, [weight.shape[0] for weight in parts.weights]
-    biases, has_bias = _biases(parts.biases)
+    biases, has_bias = biases_of(parts.biases)
     halves, lane = lanes(launch, x.element_size(), weight_bytes(weights[0], parts.group))
     if parts.group and launch.stages:  # members of x, and groups of a step
         halves, lane = triton.next_power_of_2(parts.rows), launch.columns // MATRIX_COLUMNS
@@ -317,12 +181,12 @@ def _launch(
     # Matrix units take bits of fp8: numbers would not all stay in registers.
     read = list(weights) if launch.stages else [as_read(weight) for weight in weights]
     gemv_kernel[(programs,)](
-        x, norm_weight, *_three(read), *_three(scales), *_three(biases), residual,
+        x, norm_weight, *three(read), *three(scales), *three(biases), residual,
         out, x.stride(0),
-        *_three([weight.stride(0) for weight in weights], 0),
-        *_three([scale.stride(0) for scale in scales] if parts.group else (), 0),
+        *three([weight.stride(0) for weight in weights], 0),
+        *three([scale.stride(0) for scale in scales] if parts.group else (), 0),
         0 if residual is None else residual.stride(0),
-        out.stride(0), *_three(counts, 0), parts.inputs, float(eps),
+        out.stride(0), *three(counts, 0), parts.inputs, float(eps),
         COUNT=parts.rows, BATCH=max(batch, LEAST_NARROW) if launch.stages else batch, ROWS=launch.rows,
         COLUMNS=launch.columns, HALVES=halves, LANE=lane, EVEN=parts.inputs % launch.columns == 0,
         WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated, SCALED=parts.scales is not None,
@@ -336,7 +200,7 @@ def in_words(grids: torch.Tensor) -> torch.Tensor:
     return grids.view(torch.int32)[..., 0]
 
 
-def _biases(biases: Optionals | None) -> tuple[Sequence[torch.Tensor], int]:
+def biases_of(biases: Optionals | None) -> tuple[Sequence[torch.Tensor], int]:
     """A bias for every weight, and a bit for each that is meant: the others stand for none and are never read."""
     meant = [bias for bias in biases or () if bias is not None]
     if not meant:
@@ -347,5 +211,5 @@ def _biases(biases: Optionals | None) -> tuple[Sequence[torch.Tensor], int]:
     )
 
 
-def _three(given: Sequence[Any], missing: Any = None) -> Sequence[Any]:
+def three(given: Sequence[Any], missing: Any = None) -> Sequence[Any]:
     return [*given, *(missing for _ in range(3 - len(given)))]

@@ -14,6 +14,7 @@ from inference_pio.kernels.triton.gemv_launch import (
     MATRIX_ROWS,
     THREADS,
     GemvLaunch,
+    choose_exact_launch,
     choose_gemv_launch,
 )
 from inference_pio.kernels.triton.group_codes import CODES_OF_A_WORD
@@ -25,6 +26,8 @@ MOST_SUMS = 64
 """Sums that a thread may hold, of each row of x with each row of the weights: more leave no registers for loads."""
 MOST_GROUP_SUMS = 16
 """The same for codes in groups, whose words, grids and parts of x are held beside."""
+MOST_EXACT_WEIGHTS = 64
+"""Weights in 12 bits that a thread may make in one step, for each row of x."""
 MOST_READ_BYTES = 128
 """Weights that a thread may have under way in one tile."""
 
@@ -34,7 +37,8 @@ class GemvProblem:
     """What is launched again and again: `batch` rows of `inputs`, weights of `outputs` rows, what stands around them.
 
     `outputs` of a gated product are those of gate and up, two of them, even where one tensor holds both. `group`: so
-    many weights of half a byte share a grid; 0 for all others.
+    many weights of half a byte share a grid; 0 for all others. `exact_columns`: weights are bfloat16 in 12 bits, and a
+    step has as many columns as that of plain ones, whose bits come out; 0 for all others.
     """
 
     batch: int
@@ -44,6 +48,7 @@ class GemvProblem:
     int8: bool = False
     fp8: bool = False
     group: int = 0
+    exact_columns: int = 0
     normed: bool = False
     gated: bool = False
     added: bool = False
@@ -65,19 +70,40 @@ class GemvProblem:
         said = [f"{self.batch} x {self.inputs} x {'+'.join(map(str, self.outputs))}", _name(self.dtype)]
         said += [word for word in ("int8", "fp8", "normed", "gated", "added", "dependent") if getattr(self, word)]
         said += [f"int4 in groups of {self.group}"] if self.group else []
+        said += [f"exponent12 by {self.exact_columns}"] if self.exact_columns else []
         return " ".join([*said, *([f"out {_name(self.out_dtype)}"] if self.out_dtype else [])])
+
+
+def launch_by_rule(problem: GemvProblem, limits: Limits) -> GemvLaunch:
+    """The launch that is chosen without timing."""
+    if problem.exact_columns:
+        return choose_exact_launch(
+            limits, sum(problem.outputs), problem.exact_columns, gated=problem.gated, dependent=problem.dependent
+        )
+    return choose_gemv_launch(
+        limits, problem.batch, sum(problem.outputs), problem.inputs, problem.weight_bytes, gated=problem.gated,
+        group=problem.group, dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16,
+    )  # fmt: skip
 
 
 def candidates(problem: GemvProblem, limits: Limits) -> list[GemvLaunch]:
     """At most 40 launches: the one that is chosen without timing, then others, the likeliest first."""
-    first = choose_gemv_launch(
-        limits, problem.batch, sum(problem.outputs), problem.inputs, problem.weight_bytes, gated=problem.gated,
-        group=problem.group, dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16,
-    )  # fmt: skip
+    first = launch_by_rule(problem, limits)
+    if problem.exact_columns:
+        return list(dict.fromkeys([first, *_of_exact_columns(problem, first.dependent)]))
     overlaps = problem.dependent and limits.capability >= FIRST_OVERLAPPING
     by_threads = sorted(_by_threads(problem, overlaps), key=lambda launch: _unlikely(problem, launch))
     found = [first, *_by_matrix_units(problem, limits), *by_threads]
     return list(dict.fromkeys(found))[:MOST_CANDIDATES]
+
+
+def _of_exact_columns(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
+    together = 2 if problem.gated else 1
+    for rows, warps in itertools.product((2, 1, 4, 8), (1, 2, 4, 8)):
+        held = problem.exact_columns // (THREADS * warps)  # of a row, by a thread
+        fits = 8 <= held <= 32 and problem.batch * rows * together * held <= MOST_EXACT_WEIGHTS
+        if fits and rows <= max(problem.outputs):
+            yield GemvLaunch(rows, problem.exact_columns, warps, dependent=dependent)
 
 
 def _by_threads(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:

@@ -30,6 +30,11 @@ MOST_STAGES = 6
 WORD_BYTES = 4
 WARPS_WANTED = 24
 """Warps that a multiprocessor needs for unpacking codes as fast as they come, four instructions each."""
+MOST_EXACT_ROWS = 2
+"""Rows of x that weights in 12 bits are multiplied with as they are; for more they are unpacked."""
+EXACT_COLUMNS, EXACT_WEIGHTS, EXACT_WARPS, EXACT_PROGRAMS = 16, 32, 8, 8
+"""Weights in 12 bits that a thread reads of a row, and makes in one step; warps of a program, programs of a
+multiprocessor."""
 COLUMNS = (256, 512, 1024, 2048)
 
 
@@ -119,6 +124,24 @@ def choose_gemv_launch(
     launch = launch or _by_rule(limits, batch, rows, inputs, int(weight_bytes), gated)
     may = limits.capability >= FIRST_OVERLAPPING and (not launch.stages or (group > 0 and batch <= 2))
     return replace(launch, dependent=dependent and may)
+
+
+def choose_exact_launch(
+    limits: Limits, rows: int, columns: int, *, gated: bool = False, dependent: bool = False
+) -> GemvLaunch:
+    """The launch for weights in exponent12, `rows` in all, with the columns of the one by which plain ones would go.
+
+    A thread makes 32 weights of a step, half of them of a gate, where that leaves programs enough.
+
+    >>> from inference_pio.kernels.triton.launch import HOPPER
+    >>> choose_exact_launch(HOPPER, 6144, 512), choose_exact_launch(HOPPER, 2560, 1024).warps
+    (GemvLaunch(rows=2, columns=512, warps=1, stages=0, dependent=False), 2)
+    """
+    warps = max(1, min(EXACT_WARPS, columns // (EXACT_COLUMNS * THREADS)))
+    taken = max(1, EXACT_WEIGHTS * THREADS * warps // columns // (2 if gated else 1))
+    while taken > 1 and rows // taken < EXACT_PROGRAMS * limits.multiprocessors:
+        taken //= 2
+    return GemvLaunch(taken, columns, warps, dependent=dependent and limits.capability >= FIRST_OVERLAPPING)
 
 
 def weight_bytes(weight: torch.Tensor, group: int) -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.exponent12 import Packed, unpack
 from inference_pio.kernels.gemv import gemv as torch_gemv
 from inference_pio.kernels.recording import recording
 from inference_pio.kernels.triton.gemv_candidates import GemvProblem, candidates
@@ -24,8 +26,8 @@ CACHE_TIMES = 4
 """How often the weights in turn should fill the GPU's cache, so that each comes from memory."""
 REPLAYS = 5
 
-GemvWeights = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor] | None]
-"""The weights of one product, and their scales where they are int8."""
+GemvWeights = tuple[Sequence[Any], Sequence[torch.Tensor] | None]
+"""The weights of one product, tensors or packed ones, and their scales where they are int8."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def tune(
     if not weights_in_turn:
         raise InvalidSetting(f"no weights were given to tune {problem.key()} with: give those of several layers.")
     run, timed, begun = run or _run, timed or graph_microseconds, clock()
-    device = weights_in_turn[0][0][0].device
+    device = next(tensors_of(weights_in_turn[0])).device
     tried = candidates(problem, device_limits(device))
-    true = torch_gemv(**_call(problem, weights_in_turn[0])).float()
+    true = _true(problem, weights_in_turn[0]).float()
     microseconds: dict[GemvLaunch, float] = {}
     notes = _notes_of_weights(weights_in_turn, device)
     for count, launch in enumerate(tried):
@@ -82,17 +84,16 @@ def tune(
 
 def graph_microseconds(problem: GemvProblem, weights_in_turn: Sequence[GemvWeights], launch: GemvLaunch) -> float:
     """Microseconds a launch, in a recorded graph that walks through all the weights: the median of a few replays."""
-    from inference_pio.kernels.triton.gemv import gemv
-
-    device = weights_in_turn[0][0][0].device
+    product = _product(problem)
+    device = next(tensors_of(weights_in_turn[0])).device
     calls = [_call(problem, weights) for weights in weights_in_turn]
     with torch.cuda.device(device), torch.no_grad():
-        gemv(**calls[0], launch=launch)  # compiles, which no graph may do
+        product(**calls[0], launch=launch)  # compiles, which no graph may do
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with recording(graph, device):
             for call in calls:
-                gemv(**call, launch=launch)
+                product(**call, launch=launch)
         graph.replay()
         taken = []
         for _ in range(REPLAYS):
@@ -105,16 +106,31 @@ def graph_microseconds(problem: GemvProblem, weights_in_turn: Sequence[GemvWeigh
     return statistics.median(taken)
 
 
-def _run(problem: GemvProblem, weights: GemvWeights, launch: GemvLaunch) -> torch.Tensor:
+def _product(problem: GemvProblem) -> Callable[..., torch.Tensor]:
+    """The kernel that computes it."""
+    from inference_pio.kernels.triton.exponent12_gemv import exact_gemv
     from inference_pio.kernels.triton.gemv import gemv
 
+    return exact_gemv if problem.exact_columns else gemv
+
+
+def _true(problem: GemvProblem, weights: GemvWeights) -> torch.Tensor:
+    """What torch computes; for packed weights, the bits of the plain ones, in any launch of as many columns."""
+    if not problem.exact_columns:
+        return torch_gemv(**_call(problem, weights))
+    plain = replace(problem, exact_columns=0)
+    launch = GemvLaunch(1, problem.exact_columns, 1)
+    return _run(plain, ([unpack(packed) for packed in weights[0]], None), launch)
+
+
+def _run(problem: GemvProblem, weights: GemvWeights, launch: GemvLaunch) -> torch.Tensor:
     with torch.no_grad():
-        return gemv(**_call(problem, weights), launch=launch)
+        return _product(problem)(**_call(problem, weights), launch=launch)
 
 
 def _call(problem: GemvProblem, weights: GemvWeights) -> dict[str, object]:
     """Arguments for a product with these weights, all else made up."""
-    device = weights[0][0].device
+    device = next(tensors_of(weights)).device
     chance = torch.Generator(device).manual_seed(1)
     columns = problem.outputs[0] if problem.gated else sum(problem.outputs)
 
@@ -123,7 +139,9 @@ def _call(problem: GemvProblem, weights: GemvWeights) -> dict[str, object]:
 
     out = torch.empty(problem.batch, columns, device=device, dtype=problem.out_dtype or problem.dtype)
     given: dict[str, object] = {"x": numbers(problem.batch, problem.inputs), "weights": weights[0], "out": out}
-    given |= {"scales": weights[1], "gated": problem.gated}
+    given["gated"] = problem.gated
+    if weights[1] is not None:
+        given["scales"] = weights[1]
     if problem.normed:
         given |= {"norm_weight": numbers(problem.inputs), "eps": 1e-6}
     if problem.added:
@@ -140,6 +158,8 @@ def _why_wrong(
         raise
     except Exception as raised:  # whatever a compiler or a driver raises is the reason why a launch is not used
         return f"it does not run here ({(str(raised) or repr(raised)).splitlines()[0]})"
+    if problem.exact_columns:
+        return None if torch.equal(got, true) else "its bits are not those of plain weights"
     error = ((got - true).abs().max() / true.abs().max().clamp(min=1e-9)).item()
     return None if error <= TOLERANCE else f"it is off by {error:.2g} of the largest number"
 
@@ -147,9 +167,20 @@ def _why_wrong(
 def _notes_of_weights(weights_in_turn: Sequence[GemvWeights], device: torch.device) -> list[str]:
     if device.type != "cuda":
         return []
-    held = {tensor.data_ptr(): tensor.nbytes for weights, _ in weights_in_turn for tensor in weights}
-    held_bytes, cache_bytes = sum(held.values()), torch.cuda.get_device_properties(device).L2_cache_size
-    if held_bytes >= CACHE_TIMES * cache_bytes:
+    held = {tensor.data_ptr(): tensor.nbytes for weights in weights_in_turn for tensor in tensors_of(weights)}
+    held_bytes, cached = sum(held.values()), cache_bytes(device)
+    if held_bytes >= CACHE_TIMES * cached:
         return []
-    sizes = f"{held_bytes / 1e6:.0f} MB of weights in turn, and the GPU's cache holds {cache_bytes / 1e6:.0f} MB"
+    sizes = f"{held_bytes / 1e6:.0f} MB of weights in turn, and the GPU's cache holds {cached / 1e6:.0f} MB"
     return [f"the times may flatter: {sizes}"]
+
+
+def cache_bytes(device: torch.device) -> int:
+    """What a GPU's cache holds; elsewhere there is none to be wary of."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size) if device.type == "cuda" else 0
+
+
+def tensors_of(weights: GemvWeights) -> Iterator[torch.Tensor]:
+    """The weights of a product, or what packed ones are made of."""
+    for weight in weights[0]:
+        yield from weight if isinstance(weight, Packed) else (weight,)

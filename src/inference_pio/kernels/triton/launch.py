@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -191,6 +191,18 @@ def choose_decode_launch(limits: Limits, batch: int, key_heads: int, head_dim: i
     wanted = limits.multiprocessors // (batch * key_heads)
     splits = max(1, min(wanted, MOST_SPLITS, -(-capacity // PAGE)))
     return DecodeLaunch(splits, stages=stages)
+
+
+def choose_rotated_launch(limits: Limits, batch: int, key_heads: int, head_dim: int, capacity: int) -> DecodeLaunch:
+    """The launch of the kernel that rotates and attends: one split more, for the new token, and twice the warps where
+    the first page of keys and of values would leave a thread no registers.
+
+    >>> choose_rotated_launch(HOPPER, batch=1, key_heads=8, head_dim=128, capacity=32768)
+    DecodeLaunch(splits=17, warps=4, stages=3)
+    """
+    launch = choose_decode_launch(limits, batch, key_heads, head_dim, capacity)
+    splits = min(launch.splits + 1, MOST_SPLITS)  # one more would double what is joined, which is a power of two
+    return replace(launch, splits=splits, warps=launch.warps * (1 if head_dim <= 128 else 2))
 
 
 def choose_coded_launch(limits: Limits, batch: int, key_heads: int, head_dim: int, capacity: int) -> CodedLaunch:

@@ -1,7 +1,7 @@
 """Kernels that begin while the one in front of them still runs, and read what it wrote only once it has ended.
 
-CUDA calls this programmatic dependent launch. Every program of such a kernel waits, so that one which has ended vouches
-for all that stood in front of it.
+CUDA calls this programmatic dependent launch. A program of each such kernel waits at least, so that one which has ended
+vouches for all that stood in front of it.
 """
 
 from __future__ import annotations

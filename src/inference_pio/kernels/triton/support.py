@@ -22,6 +22,8 @@ ELEMENTWISE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MASK_DTYPES = (torch.bool, *ELEMENTWISE_DTYPES)
 OLDEST = 80
 MOST_SHARING = 64
+MOST_TURNED = 4096
+"""Numbers of the queries of one key head that a program turns, holds and attends with: more of them spill."""
 MOST_ROWS = 8
 """Rows that are multiplied at a time without the matrix units: from there on torch's products win."""
 
@@ -207,6 +209,21 @@ def supports_elementwise(*given: torch.Tensor | None) -> Support:
     return YES
 
 
+def supports_row_lookup(ids: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> Support:
+    """Whether the kernel looks rows up in codes `[N, K]` with scales `[N]`, for ids `[M]`."""
+    if not (machine := _machine(codes)):
+        return machine
+    if len({ids.device, codes.device, scale.device}) > 1:
+        return Support(Cause.DEVICE, "its tensors are on different devices")
+    if codes.dtype not in (torch.int8, torch.uint8) or dtype not in ELEMENTWISE_DTYPES:
+        return Support(Cause.DTYPE, f"it makes bfloat16, float16 or float32 of codes of a byte, not {dtype}")
+    if (ids.dim(), codes.dim(), scale.dim()) != (1, 2, 1) or ids.dtype not in (torch.int32, torch.int64):
+        return Support(Cause.SHAPE, f"it takes ids [M] for codes [N, K], and ids are {tuple(ids.shape)} ({ids.dtype})")
+    if codes.stride(1) != 1 or scale.stride(0) != 1 or ids.stride(0) != 1:
+        return Support(Cause.LAYOUT, "the elements of a row do not lie side by side")
+    return YES
+
+
 def supports_rotary(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -250,6 +267,30 @@ def supports_rotary_store(
     if positions.dtype != torch.int32 or lengths.dtype != torch.int32:
         return Support(Cause.DTYPE, "positions and lengths are int32")
     return supports_elementwise(qkv, keys, values, cos, sin, *norms)
+
+
+def supports_rotated_decode(
+    qkv: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    lengths: torch.Tensor,
+    starts: torch.Tensor | None,
+    heads: int,
+    norms: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+) -> Support:
+    """Whether one launch rotates, stores and attends for `[M, (heads + 2 key heads) * D]`."""
+    turns = supports_rotary_store(qkv, keys, values, cos, sin, positions, lengths, heads, norms)
+    if not turns:
+        return turns
+    query = qkv[:, : heads * keys.shape[-1]].unflatten(-1, (heads, -1))
+    attends, (key_heads, width) = supports_decode(query, keys, values, lengths, starts), keys.shape[2:]
+    if attends and heads // key_heads * width > MOST_TURNED:
+        sharing = f"{heads // key_heads} heads of {width} share a key head"
+        return Support(Cause.SHAPE, f"{sharing}, and a program turns at most {MOST_TURNED} numbers of them")
+    return attends
 
 
 def supports_rows(

@@ -21,6 +21,7 @@ from inference_pio.anatomy.prompt_in_pieces import lead_prompts_in_pieces
 from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.rows_in_pieces import compute_rows_in_pieces, row_blocks
 from inference_pio.anatomy.walk import attention_modules
+from inference_pio.cache.staging import AHEAD
 from inference_pio.compat import attention_name
 from inference_pio.contract.byte_size import bytes_in, in_words
 from inference_pio.contract.config import OptimizationType
@@ -56,7 +57,8 @@ class ActivationOffloadingParameters(Settings):
 
     Sizes of pieces, in tokens of all rows together, are planned from it, for texts of up to `text_tokens` (as many as
     the model allows); each may be given, and 0 leaves whole. `kv_placement` is where `generate` keeps keys and values:
-    on the host, those of the first `resident_layers` stay on the device.
+    on the host, those of `resident_layers` stay on the device, and others come back `layers_ahead` ahead, into one
+    buffer more.
     """
 
     max_activation_bytes: int | str | None = None
@@ -67,6 +69,7 @@ class ActivationOffloadingParameters(Settings):
     logits_chunk_tokens: int | None = Field(default=None, ge=0)
     kv_placement: Literal["device", "host"] = "device"
     resident_layers: int = Field(default=0, ge=0)
+    layers_ahead: int = Field(default=AHEAD, ge=1)
 
     @field_validator("max_activation_bytes")
     @classmethod
@@ -130,7 +133,8 @@ class ActivationOffloading(OptimizationInterface):
     def decide(self, model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         found, caches = decoder_stack(model), [site for site in sites if site.role == KV_CACHE]
         pieces = {} if isinstance(found, str) else self._plan(model, found[1]).to_json()
-        return pieces | ({"kv_cache": placement_decision(model, caches)} if caches else {})
+        placed = placement_decision(model, caches, self.parameters.layers_ahead) if caches else None
+        return pieces | ({"kv_cache": placed} if placed else {})
 
     def apply(self, model: nn.Module) -> nn.Module:
         decision = self.step.decision

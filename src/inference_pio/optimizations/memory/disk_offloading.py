@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -40,7 +40,7 @@ class DiskOffloadingParameters(Settings):
     Sizes are bytes, "4GB", "512 MiB", or a share of all weights ("40%"). Without one, `max_memory_ratio` of the memory
     that this process may take (control groups heeded) or of the GPU's is the budget. `folder` is where weights that no
     checkpoint holds are put; `verify` says when checksums are compared; `threads` read. `expert_slots`: experts of a
-    model on a GPU come one by one, those that are chosen, in place of with their layers; no GPU has run it yet.
+    model on a GPU come one by one, those that are chosen, in place of with their layers.
     """
 
     host_budget: int | str | None = None
@@ -49,7 +49,7 @@ class DiskOffloadingParameters(Settings):
     folder: str | None = None
     verify: Literal["first", "always", "size"] = "first"
     threads: int | None = Field(default=None, ge=1, le=64)
-    expert_slots: bool = False
+    expert_slots: bool = True
 
     @field_validator("host_budget", "gpu_budget")
     @classmethod
@@ -120,7 +120,7 @@ class DiskOffloading(OptimizationInterface):
             slots = next(decision[one] for one in ("slots_per_layer", "kept_per_layer", "slots") if one in decision)
             backend, note = put_on_stream(self.journal, model, units, decision.get("host", ()), slots, how)
             self.say(backend=backend, note=note)
-        for note in self._told(units, decision):
+        for note in (*self._told(units, decision), *self._without_effect(decision)):
             self.say(note=note)
         return model
 
@@ -170,7 +170,7 @@ class DiskOffloading(OptimizationInterface):
         if not experts.found or not self._beside_the_host:
             return None
         if not self.parameters.expert_slots:
-            return "expert_slots=true would bring the chosen ones alone"
+            return "expert_slots=false was asked for"
         if not experts.lie_evenly:
             return "an expert does not begin at a multiple of 16 bytes, so that another kernel might serve it elsewhere"
         waiting = self._waiting_room(experts.total_bytes) or 0
@@ -234,17 +234,33 @@ class DiskOffloading(OptimizationInterface):
                 f"{in_words(decision['budget_bytes'])}), with all experts of one layer, which a prompt may choose."
             ]
         every = len(units) + len(decision["resident"])
-        notes = [
-            f"{len(units)} of {every} layers stream: {in_words(decision['read_bytes_per_pass'])} are read from disk "
-            f"for each pass, and {in_words(decision['memory_bytes'])} of weights are in memory "
-            f"(budget {in_words(decision['budget_bytes'])}), {decision['slots']} slots of "
-            f"{in_words(decision['slot_bytes'])} among them; {self._threads} threads read through "
-            f"{in_words(self._threads * (PIECE_BYTES + 2 * BLOCK))} at most beside that.",
-        ]
+        slots = "1 slot" if decision["slots"] == 1 else f"{decision['slots']} slots"
+        told = (
+            f"{len(units)} of {every} layers stream: {_moved(decision)} for each pass, and "
+            f"{in_words(decision['memory_bytes'])} of weights are in memory (budget "
+            f"{in_words(decision['budget_bytes'])}), {slots} of {in_words(decision['slot_bytes'])} among them"
+        )
+        if decision["read_bytes_per_pass"]:
+            through = in_words(self._threads * (PIECE_BYTES + 2 * BLOCK))
+            told += f"; {self._threads} threads read through {through} at most beside that"
+        notes = [f"{told}."]
         if decision["slots"] == 1:
             notes.append("the budget has room for one slot, so that a layer is not read while another one streams by.")
         if "experts_whole" in decision:
             notes.append(f"experts stream with their layers, chosen or not: {decision['experts_whole']}.")
-        if self.parameters.gpu_budget is not None and not self._beside_the_host:
-            notes.append("gpu_budget is for models on a GPU: this one is on the CPU, where host_budget counts.")
         return notes
+
+    def _without_effect(self, decision: Mapping[str, Any]) -> Iterator[str]:
+        """What was asked for and is for models on another device."""
+        if self._beside_the_host:
+            return
+        if self.parameters.gpu_budget is not None:
+            yield "gpu_budget is for models on a GPU: this one is on the CPU, where host_budget counts."
+        if not self.parameters.expert_slots and "experts" in decision:
+            yield "expert_slots is for models on a GPU: this one is on the CPU, where experts are read one by one."
+
+
+def _moved(decision: Mapping[str, Any]) -> str:
+    """What a pass brings to where it is computed with, and from where."""
+    brought = {"copied from host memory": decision["host_bytes"], "read from disk": decision["read_bytes_per_pass"]}
+    return " and ".join(f"{in_words(size)} are {how}" for how, size in brought.items() if size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from inference_pio.anatomy.coverage import coverage_of
 from inference_pio.anatomy.parts import carries_hooks
 from inference_pio.anatomy.roles import roles_of
 from inference_pio.anatomy.shared_weights import shared_weights, why_shared
+from inference_pio.anatomy.tied_head import TiedHead, tied_head
 from inference_pio.anatomy.walk import experts, linears
 from inference_pio.cache.kv_format import NONE, kv_format_named
 from inference_pio.calibration.allocation import KEPT, Choice
@@ -24,15 +26,19 @@ from inference_pio.calibration.rounding import Form, Rounded, round_calibrated
 from inference_pio.calibration.scaled_layer import replace_parameters
 from inference_pio.calibration.scaling import scale_calibrated
 from inference_pio.calibration.source import CalibrationSource, calibration_source, token_windows
+from inference_pio.compat import ties_of_codes
+from inference_pio.contract.byte_size import in_words
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
 from inference_pio.contract.site import Site
 from inference_pio.decoding.coded_generate import KV_CACHE, code_the_cache, coded_calls, kv_decision, kv_sites, said_of
 from inference_pio.errors import InvalidModel, PlanError, UnknownName
+from inference_pio.formats.compressed_embedding import why_no_table
 from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
 from inference_pio.formats.compressed_linear import GROUP
-from inference_pio.formats.known import KnownFormat, format_named
+from inference_pio.formats.compressed_module import CompressedModule
+from inference_pio.formats.known import KnownFormat, format_named, known_formats
 from inference_pio.kernels.dynamic_linear import FEWEST_ROWS, STEP, why_not_dynamic
 from inference_pio.kernels.fp8 import FP8
 from inference_pio.measure.target import max_positions
@@ -40,7 +46,7 @@ from inference_pio.sources.progress import share_bar
 
 KEPT_ROLES = {
     "head": "the head is kept: its rounding reaches the output directly (head=true compresses it)",
-    "embedding": "embeddings are kept: a lookup gains nothing from fewer bits",
+    "embedding": "embeddings are kept: a lookup gains nothing from fewer bits (a tied one goes with its head)",
     "router": "routers are kept: a rounded router sends tokens to other experts",
     "vision": "the vision tower is kept (targets=['vision'] compresses it)",
     "adapter": "adapters are kept: they are small and may be trained",
@@ -57,14 +63,14 @@ WINDOW = 1024
 class TensorCompressionParameters(Settings):
     """`format` is how weights are stored, in groups of `group_size` inputs where it has groups.
 
-    `targets` are roles or path patterns, `skip` path patterns; `head` is compressed on request, in int8 or the format
-    named. Where less than `least_share` of the parameters can be compressed, nothing is. `calibration` rounds with
-    inputs in mind, learned from `tokens` tokens of `text`: "gptq" makes up for what is lost column by column, "awq"
-    gives large inputs finer steps by scales that norms and neighbours take in. `kv_cache` is how `generate` keeps keys
-    and values. `activations` become eight bits too, token by token, where a prompt is long enough to be faster so;
-    they go with weights of the same kind. "mixed" gives each layer a format by what it loses on that text, so that all
-    weights of the model take at most `target_bytes`, or that `compression_ratio` of the bytes of those that are
-    compressed is saved.
+    `targets` are roles or path patterns, `skip` path patterns; `head` is compressed on request, in int8 or the
+    format named, and with it an embedding that it is tied to. Where less than `least_share` of the parameters can
+    be compressed, nothing is. `calibration` rounds with inputs in mind, learned from `tokens` tokens of `text`:
+    "gptq" makes up for what is lost column by column, "awq" gives large inputs finer steps by scales that norms and
+    neighbours take in. `kv_cache` is how `generate` keeps keys and values. `activations` become eight bits too,
+    token by token, where a prompt is long enough to be faster so; they go with weights of the same kind. "mixed"
+    gives each layer a format by what it loses on that text, so that all weights of the model take at most
+    `target_bytes`, or that `compression_ratio` of the bytes of those that are compressed is saved.
     """
 
     format: str = "int8"
@@ -153,6 +159,10 @@ class TensorCompressionParameters(Settings):
         return self.head or None if isinstance(self.head, str) else HEAD if self.head and not self.mixed else None
 
     @property
+    def of_head(self) -> KnownFormat:
+        return format_named(self.head_format) if self.head_format else self.main
+
+    @property
     def formats(self) -> list[KnownFormat]:
         return [self.main, *([format_named(self.head_format)] if self.head_format else [])]
 
@@ -197,6 +207,10 @@ class TensorCompression(OptimizationInterface):
         if any(known.linear.grouped for known in asked.formats):
             decision["group_size"] = asked.group
         others = {site.path: asked.head_format for site in sites if site.role == "head" and asked.head_format}
+        tied = tied_head(model)
+        if tied is not None and any(site.path == tied.head for site in sites):
+            others[tied.head] = asked.of_head.linear.format
+            decision["tied"] = {tied.head: tied.embedding}
         if others:
             decision["formats"] = others
         if asked.activations != "none":
@@ -206,12 +220,12 @@ class TensorCompression(OptimizationInterface):
         if caches:
             decision["kv_cache"] = kv_decision(model, caches, asked.kv_cache)
         if asked.mixed and sites:
-            choices = _choices(model, sites, decision)
+            choices = _choices(model, _of_layers(sites), decision)
             decision["mixed"] = bounds_of(model, choices, asked.target_bytes, asked.compression_ratio)
         return {**decision, "coverage": covered.to_json()}
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
-        for site in _of_weights(sites):
+        for site in _of_layers(sites):
             for name, weight in model.get_submodule(site.path).named_parameters():
                 if not torch.isfinite(weight.detach().amax() - weight.detach().amin()):
                     raise InvalidModel(
@@ -220,7 +234,7 @@ class TensorCompression(OptimizationInterface):
                     )
 
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
-        self._rounded, sites = None, _of_weights(sites)
+        self._rounded, sites = None, _of_layers(sites)
         asked = self.parameters
         if not sites or (asked.calibration == "none" and not asked.mixed):
             return decision
@@ -230,11 +244,16 @@ class TensorCompression(OptimizationInterface):
             decision = self._mixed(model, sites, decision, source)
         if asked.calibration == "none":
             return decision
-        every = {site.path: _form(model.get_submodule(site.path), site.path, decision) for site in sites}
+        table = _tables(model, decision)
+        every = {
+            site.path: _form(model.get_submodule(site.path), site.path, decision)
+            for site in sites
+            if site.path not in table
+        }
         forms = {path: form for path, form in every.items() if form and not form.kind.exact}
         with share_bar("rounding weights", model_bytes(model) > LONG_BYTES) as progress:
             calibrated = scale_calibrated if asked.calibration == "awq" else round_calibrated
-            self._rounded = calibrated(model, forms, source, progress)
+            self._rounded = calibrated(model, forms, source, progress, settled=table)
         return {**decision, "rounding": self._rounded.to_json()}
 
     def _mixed(
@@ -242,7 +261,7 @@ class TensorCompression(OptimizationInterface):
     ) -> dict[str, Any]:
         with share_bar("mixing formats", model_bytes(model) > LONG_BYTES) as progress:
             choices, budget = _choices(model, sites, decision), decision["mixed"]["budget_bytes"]
-            found = mix_formats(model, choices, budget, source, progress)
+            found = mix_formats(model, choices, budget, source, progress, settled=_tables(model, decision))
         return {**decision, **forms_in(found.chosen), "mixture": found.to_json(model)}
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -250,9 +269,14 @@ class TensorCompression(OptimizationInterface):
         decision = self.step.decision
         cache = decision.get("kv_cache", {"layers": ()})
         if "mixed" in decision and "mixture" not in decision:  # on a plan
-            choices = _choices(model, _of_weights(self.step.sites), decision)
+            choices = _choices(model, _of_layers(self.step.sites), decision)
             decision = {**decision, **foretold(choices, decision["mixed"]["budget_bytes"])}
+        tied: dict[str, str] = decision.get("tied", {})
         for site in self.arriving([site for site in self.step.sites if site.path not in cache["layers"]]):
+            if site.path in tied:
+                self._put_table(model, site.path, tied[site.path], decision, made)
+            if site.path in (*tied, *tied.values()):
+                continue
             module = model.get_submodule(site.path)
             form = _form(module, site.path, decision)
             found = made.modules.pop(site.path, None) if made is not None else None
@@ -268,6 +292,19 @@ class TensorCompression(OptimizationInterface):
         if len(self.step.sites) > len(cache["layers"]):
             self._tell(model)
         return model
+
+    def _put_table(
+        self, model: nn.Module, head: str, embedding: str, decision: Mapping[str, Any], made: Rounded | None
+    ) -> None:
+        """One table of codes in the place of an embedding and the head that is tied to it; its ties are those of the
+        codes from now on."""
+        modules = made.modules if made is not None else _tables(model, decision)
+        table, layer = modules.pop(embedding), modules.pop(head)
+        layer.codes_activations = layer.activations in decision.get("activations", ())
+        for part, attribute, ties in list(ties_of_codes(model, head, embedding, table.state_dict())):
+            self.journal.set(part, attribute, ties)
+        self.journal.replace(model.get_submodule(embedding), table)
+        self.journal.replace(model.get_submodule(head), layer)
 
     def report(self, model: nn.Module) -> dict[str, Any]:
         calls = coded_calls(model)
@@ -285,6 +322,8 @@ class TensorCompression(OptimizationInterface):
             self.say(note=note)
         if kind.exact:
             self.say(note=f"{kind.format} holds every bit of the weights: what is computed with them is what it was.")
+        for head, embedding in self.step.decision.get("tied", {}).items():
+            self.say(note=_told_of_table(model, head, embedding))
         if "coverage" in self.step.decision:
             self.say(note=_told(self.step.decision.get("mixture", self.step.decision)["coverage"]))
         if lost := Chosen(self.parameters.targets, self.parameters.skip).unmatched(roles_of(model)):
@@ -310,6 +349,16 @@ def _told_of_activations(kind: str) -> str:
     )
 
 
+def _told_of_table(model: nn.Module, head: str, embedding: str) -> str:
+    table: Any = model.get_submodule(embedding)
+    plain = table.num_embeddings * table.embedding_dim * table.dtype.itemsize
+    held = sum(tensor.nbytes for tensor in table.held("weight"))
+    return (
+        f"{head} is tied to {embedding}: one table in {table.format} serves both, {in_words(held)} in the place of "
+        f"{in_words(plain)}; rows become weights as they are looked up."
+    )
+
+
 LONG_BYTES = 64 * 2**20
 """A model of more is told how far its rounding has come."""
 
@@ -331,6 +380,18 @@ def _form(module: nn.Module, path: str, decision: Mapping[str, Any]) -> Form | N
     return None if name == KEPT else form_of(name, group, module)
 
 
+def _tables(model: nn.Module, decision: Mapping[str, Any]) -> dict[str, CompressedModule]:
+    """What embeddings and the heads that are tied to them are to become, by path: rounded to the nearest, since what a
+    look-up gives has no inputs to be rounded for."""
+    found: dict[str, CompressedModule] = {}
+    for head, embedding in decision.get("tied", {}).items():
+        known = format_named(decision["formats"][head])
+        assert known.embedding is not None  # else the head was no site
+        table = known.embedding.from_embedding(model.get_submodule(embedding))
+        found |= {embedding: table, head: table.tied(known.linear, model.get_submodule(head))}
+    return found
+
+
 def _choices(model: nn.Module, sites: Sequence[Site], decision: Mapping[str, Any]) -> dict[str, list[Choice]]:
     """What each layer may become; one that is named apart, that alone."""
     apart = decision.get("formats", {})
@@ -347,20 +408,33 @@ def _of_weights(sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if site.role != KV_CACHE]
 
 
+def _of_layers(sites: Sequence[Site]) -> list[Site]:
+    """Without an embedding, which goes with the head that is tied to it."""
+    return [site for site in _of_weights(sites) if site.role != "embedding"]
+
+
 def _weight_sites(model: nn.Module, asked: TensorCompressionParameters) -> Iterator[Site]:
-    shared = shared_weights(model)
+    shared, tied = shared_weights(model), tied_head(model)
     chosen = Chosen(asked.targets, asked.skip)
-    acted = set()
+    acted, tables = set(), set()
     for path, module, role in (*linears(model), *experts(model)):
         acted.add(path)
-        skip = _why_not(path, module, role, asked, chosen) or why_shared(module.parameters(), shared)
-        yield _site(path, module, role, skip)
+        skip = _why_not(path, module, role, asked, chosen)
+        if tied is None or path != tied.head:
+            yield _site(path, module, role, skip or why_shared(module.parameters(), shared))
+        elif skip := skip or _why_not_tied(model, tied, asked):
+            yield _site(path, module, role, skip)
+        else:
+            tables.add(tied.embedding)
+            yield replace(_site(path, module, role, None), nbytes=0)  # its weight is told where it is first held
     for path, role in roles_of(model).items():
         module = model.get_submodule(path)
         if path not in acted and any(
             parameter.dim() > 1 for parameter in module._parameters.values() if parameter is not None
         ):
-            yield _site(path, module, role, KEPT_ROLES.get(role) or f"{type(module).__name__} has no compressed form")
+            kept = None if role == "head" and _wants_head(asked, chosen) else KEPT_ROLES.get(role)
+            skip = None if path in tables else kept or f"{type(module).__name__} has no compressed form"
+            yield _site(path, module, role, skip)
 
 
 def _site(path: str, module: nn.Module, role: str, skip: str | None) -> Site:
@@ -371,7 +445,7 @@ def _site(path: str, module: nn.Module, role: str, skip: str | None) -> Site:
 
 
 def _why_not(path: str, module: nn.Module, role: str, asked: TensorCompressionParameters, chosen: Chosen) -> str | None:
-    wanted = role in ON_REQUEST and (chosen.by_role(role) or (role == "head" and bool(asked.head)))
+    wanted = _wants_head(asked, chosen) if role == "head" else role in ON_REQUEST and chosen.by_role(role)
     if role in KEPT_ROLES and not wanted:
         return KEPT_ROLES[role]
     if reason := (Chosen(None, asked.skip) if role == "head" and asked.head else chosen).why_not(path, role):
@@ -387,9 +461,28 @@ def _why_not(path: str, module: nn.Module, role: str, asked: TensorCompressionPa
     return _why_not_in(module, role, asked)
 
 
+def _wants_head(asked: TensorCompressionParameters, chosen: Chosen) -> bool:
+    return bool(asked.head) or bool(chosen.by_role("head"))
+
+
+def _why_not_tied(model: nn.Module, tied: TiedHead, asked: TensorCompressionParameters) -> str | None:
+    """Why one table of codes cannot serve a head and the embedding that it is tied to, or None."""
+    if tied.left:
+        return tied.left
+    if reason := why_no_table(model.get_submodule(tied.embedding)):
+        return f"its weight is the embedding's, which is kept: {reason}"
+    if asked.of_head.embedding is None:
+        ways = " or ".join(f"head={name!r}" for name, known in known_formats().items() if known.embedding)
+        return (
+            f"its weight is the embedding's, and {asked.of_head.linear.format} codes cannot be looked up row by row "
+            f"({ways} compresses both)"
+        )
+    return Chosen(None, asked.skip).why_not(tied.embedding, "embedding")
+
+
 def _why_not_in(module: nn.Module, role: str, asked: TensorCompressionParameters) -> str | None:
     """Why the format asked for cannot hold this layer."""
-    known = format_named(asked.head_format) if role == "head" and asked.head_format else asked.main
+    known = asked.of_head if role == "head" else asked.main
     if is_one_matrix(module):
         weight: Any = module.weight
         columns = weight.shape[1 if isinstance(module, nn.Linear) else 0]
