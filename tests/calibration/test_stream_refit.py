@@ -99,3 +99,14 @@ def test_a_layer_that_norms_its_parts_before_adding_them_has_no_writers() -> Non
     layers[2].module.self_attn.register_forward_hook(lambda module, args, result: (result[0] * 2, *result[1:]))
     weights = refit_stream(model, layers, gone, never, text(8, 64))
     assert set(weights) == {f"{layers[1].path}.mlp.down_proj"}
+
+
+def test_what_a_layer_computes_beside_its_parts_may_have_another_shape() -> None:
+    model = tiny.build("llama")
+    layers = layers_of(model)
+    layer: Any = layers[2].module
+    layer.gate = nn.Linear(model.config.hidden_size, 5)
+    layer.input_layernorm.register_forward_hook(lambda module, args, out: (layer.gate(out), out)[1])
+    gone = [layers[1].path]
+    weights = refit_stream(model, layers, gone, lambda: passed_over(model, gone, {}), text(8, 64))
+    assert set(weights) == {f"{layers[2].attention_path}.o_proj", f"{layers[2].path}.mlp.down_proj"}

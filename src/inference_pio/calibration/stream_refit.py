@@ -173,10 +173,13 @@ def _ends(model: nn.Module, layer: StackLayer, batch: Batch) -> dict[Part, str]:
     seen = _Look()
     seen.watch_layer(layer.module, handles)
     _until_reached(model, batch, handles)
-    if seen.before is None or seen.stream is None or layer.attention not in given:
+    if seen.before is None or seen.stream is None:
+        return {}
+    whole = {name for name in children if name in given and given[name].shape == seen.stream.shape == seen.before.shape}
+    if layer.attention not in whole:
         return {}
     behind = seen.before + given[layer.attention]
-    others = [name for name in children if name != layer.attention and name in given]
+    others = [name for name in children if name != layer.attention and name in whole]
     mlps = [name for name in others if torch.equal(behind + given[name], seen.stream)]
     parts: list[tuple[Part, str]] = [("attention", layer.attention), *(("mlp", name) for name in mlps[:1])]
     return {
