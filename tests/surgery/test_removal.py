@@ -83,6 +83,17 @@ def test_what_lies_behind_is_fitted_again_where_that_loses_less(edits: tuple[str
     assert before.differences(fingerprint(model)) == []
 
 
+def test_what_lies_behind_and_is_skipped_keeps_its_weights() -> None:
+    model = six_layers()
+    linears = {path: one for path, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+    weights = {path: one.weight for path, one in linears.items()}
+    receipt = operate(model, "attention", text=LONG, targets=["*.layers.4"], skip=["*.layers.5.mlp"])
+    told = receipt.decision["told"]["attention"]
+    assert told["refitted"] < told["as_taken_out"]
+    changed = {path for path, one in linears.items() if one.weight is not weights[path]}
+    assert changed == {"model.layers.4.mlp.down_proj", "model.layers.5.self_attn.o_proj"}
+
+
 def test_what_lies_behind_keeps_its_weights_where_others_lose_more() -> None:
     model = tiny.build("llama")
     weights = {path: module.weight for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}

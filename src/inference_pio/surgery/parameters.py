@@ -22,8 +22,9 @@ class SurgeryParameters(Settings):
 
     Each approximate edit takes `remove` layers at most, the cheapest first, while the divergence on held-out text stays
     at `max_kl` nats a token or below. With `refit` an attention leaves a linear layer, the closest to what it said of a
-    token for itself. `keep_ids` are the tokens that `vocabulary` keeps, else those of `text`, from
-    which other edits learn as well, `tokens` of it. `targets` and `skip` are path patterns.
+    token for itself, and what lies behind all that goes, but for what `skip` names, is fitted again. `keep_ids` are the
+    tokens that `vocabulary` keeps, else those of `text`, from which other edits learn as well, `tokens` of it.
+    `targets` and `skip` are path patterns.
     """
 
     edits: list[EditName] | None = Field(default=None, min_length=1)

@@ -113,7 +113,9 @@ class RemovalEdit(Edit):
         costs, told = removal.divergences, {"as_taken_out": removal.together, "refitted": math.inf}
         alone = sorted(costs, key=lambda part: costs[part])[:TRIED]
         for taken in [[part] for part in alone] if len(removal.taken) == 1 else [removal.taken]:
-            found = refit_stream(model, _layers(model), [*before, *taken], partial(without, taken), text.learned)
+            found = refit_stream(
+                model, _layers(model), [*before, *taken], partial(without, taken), text.learned, meant=self._may_be_fit
+            )
             twins = {path: twin_of(model.get_submodule(path), {"weight": weight}) for path, weight in found.items()}
             with without(taken), stood_in(model, twins):
                 divergence = text.held_out.divergence(model)
@@ -132,6 +134,10 @@ class RemovalEdit(Edit):
             owner: Any = model.get_submodule(path)
             journal.set(owner, "weight", nn.Parameter(weight, requires_grad=owner.weight.requires_grad))
         return f"; {len(found)} linear layers behind are fitted again" if found else ""
+
+    def _may_be_fit(self, path: str) -> bool:
+        """Whether a layer behind what goes may get other weights: targets say what goes, `skip` what stays as it is."""
+        return Chosen(skip=self.asked.skip).why_not(path, "unknown") is None
 
     def _why_kept(self, model: nn.Module, layer: StackLayer) -> str | None:
         reason = Chosen(self.asked.targets, self.asked.skip).why_not(layer.path, "unknown")
