@@ -99,22 +99,23 @@ def test_experts_go_without_a_trace_on_the_text_they_were_missed_by(name: str) -
 
 
 @functools.cache
-def without(name: str, edit: str, windows: int = WINDOWS) -> tuple[Any, Receipt]:
+def without(name: str, edit: str, windows: int = WINDOWS, refit: bool = True) -> tuple[Any, Receipt]:
     model = reference_models.load(name)
-    receipt = operate(model, edit, text=calibration_tokens()[:windows])
+    receipt = operate(model, edit, text=calibration_tokens()[:windows], refit=refit)
     return model, receipt
 
 
 @pytest.mark.parametrize("edit", ["blocks", pytest.param("attention", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", in_turn("qwen3", among=["qwen3", "qwen3_vl"]))
 def test_what_is_taken_out_is_the_cheapest_there_is(name: str, edit: str) -> None:
-    """Over all draws, by the divergence, by which it is chosen; two of qwen3's blocks cost the same within 2%."""
+    """Over all draws, by the divergence, by which it is chosen; two of qwen3's blocks cost the same within 2%. What lies
+    behind blocks is not fitted again here, which is no part of what they cost and takes most of the time."""
     model = original(name)
     layers = [layer for layer in stack_layers(model) if layer.kept is None]  # type: ignore[union-attr]
     costs = {}
     for layer in layers:
         costs[layer.path] = sum(_cost(name, edit, layer, number) for number in range(DRAWS))
-    (taken,) = without(name, edit)[1].decision["learned"][edit]
+    (taken,) = without(name, edit, refit=edit == "attention")[1].decision["learned"][edit]
     others = [cost for path, cost in costs.items() if path != taken]
     assert costs[taken] <= 1.15 * min(costs.values())
     assert costs[taken] < sum(others) / len(others)
