@@ -108,8 +108,8 @@ def without(name: str, edit: str, windows: int = WINDOWS, refit: bool = True) ->
 @pytest.mark.parametrize("edit", ["blocks", pytest.param("attention", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", in_turn("qwen3", among=["qwen3", "qwen3_vl"]))
 def test_what_is_taken_out_is_the_cheapest_there_is(name: str, edit: str) -> None:
-    """Over all draws, by the divergence, by which it is chosen; two of qwen3's blocks cost the same within 2%. What lies
-    behind blocks is not fitted again here, which is no part of what they cost and takes most of the time."""
+    """Over all draws, by the divergence, by which it is chosen; two of qwen3's blocks cost the same within 2%. Behind
+    blocks nothing is fitted again here: it is no part of what they cost, and takes most of the time."""
     model = original(name)
     layers = [layer for layer in stack_layers(model) if layer.kept is None]  # type: ignore[union-attr]
     costs = {}
