@@ -139,13 +139,13 @@ def test_what_writes_to_the_stream_is_fitted_to_the_whole_models(name: str) -> N
         asked.append(path)
         return path.startswith(f"model.layers.{len(model.model.layers) - 1}.")
 
-    found = narrow(model, channels, widths, text(64, 64), stream=only_the_last)
+    found = narrow(model, channels, widths, text(24, 64), stream=only_the_last)
     assert before.differences(fingerprint(model)) == []
     assert set(found.divergences) == {UNIFORM, REFITTED}
     assert found.taken.divergence == min(found.divergences.values())
     assert asked
     assert all(path.endswith("self_attn.o_proj") for path in asked)
-    plain = narrow(model, channels, widths, text(64, 64))
+    plain = narrow(model, channels, widths, text(24, 64))
     assert plain.divergences == {UNIFORM: found.divergences[UNIFORM]}
     assert all(plain.taken.kept[path].equal(kept) for path, kept in found.taken.kept.items())
     if found.divergences[REFITTED] < found.divergences[UNIFORM]:

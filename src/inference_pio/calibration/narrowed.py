@@ -65,13 +65,15 @@ class Narrowed:
     experts: FewerExperts = field(default_factory=FewerExperts)
     outputs: str | None = None
     """Why outputs could not be weighed; None where they were."""
+    stream: str | None = None
+    """Why nothing was fitted to the whole model's stream, where that was asked; None where it was, or was not asked."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             **({"experts": self.experts.to_json()} if self.experts.kept else {}),
             "allocation": self.allocation, "widths": self.taken.widths, "held_out_divergence": self.divergences,
             "sensitivities": self.sensitivities, "source": self.source, "unseen_experts": self.unseen_experts,
-            "outputs_not_weighed": self.outputs,
+            "outputs_not_weighed": self.outputs, "stream_not_fitted": self.stream,
             "kept": {path: kept.tolist() for path, kept in self.taken.kept.items()},
         }  # fmt: skip
 
@@ -123,12 +125,12 @@ def narrow(
     name = min(found, key=lambda allocation: found[allocation].divergence)
     told = {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest}
     divergences = {allocation: candidate.divergence for allocation, candidate in found.items()}
-    if stream is not None:
-        made = _to_the_stream(model, units, found[name], learned, stream, progress)
-        if made is not None:
-            made.divergence = divergences[REFITTED] = _judged(model, units, made, held_out)
-            found[name] = min(found[name], made, key=lambda candidate: candidate.divergence)
-    return Narrowed(found[name], name, divergences, sensitivities, told, unseen, experts, outputs.why_not)
+    made = None if stream is None else _to_the_stream(model, units, found[name], learned, stream, progress)
+    if isinstance(made, Candidate):
+        made.divergence = divergences[REFITTED] = _judged(model, units, made, held_out)
+        found[name] = min(found[name], made, key=lambda candidate: candidate.divergence)
+    not_fitted = made if isinstance(made, str) else None
+    return Narrowed(found[name], name, divergences, sensitivities, told, unseen, experts, outputs.why_not, not_fitted)
 
 
 def _judged(
@@ -142,14 +144,19 @@ def _judged(
 def _to_the_stream(
     model: nn.Module, units: Mapping[str, Prunable], candidate: Candidate, learned: CalibrationSource,
     meant: Callable[[str], bool], progress: Progress | None,
-) -> Candidate | None:  # fmt: skip
-    """The same units, and what writes to the stream behind them fitted again; None for heads, or unknown layers."""
-    layers, twins = stack_layers(model), _twins(units, candidate, candidate.weights)
-    if isinstance(layers, str) or any(isinstance(one, HeadGroups) for one in units.values()):
-        return None
+) -> Candidate | str:  # fmt: skip
+    """The same units, and what writes to the stream behind them fitted again; or why nothing is."""
+    layers = stack_layers(model)
+    if isinstance(layers, str):
+        return layers
+    if any(isinstance(one, HeadGroups) for one in units.values()):
+        return "heads go, and with them inputs of the attentions' results"
+    twins = _twins(units, candidate, candidate.weights)
     found = refit_stream(
         model, layers, [], lambda: stood_in(model, twins), learned, narrowed=twins, meant=meant, progress=progress
     )
+    if not found:
+        return "behind what goes no plain linear layer that is meant ends an attention or an MLP"
     made = Candidate({path: dict(weights) for path, weights in candidate.weights.items()}, dict(candidate.kept))
     for path, weight in found.items():
         above = next((one for one in units if within(path, one)), None)

@@ -66,6 +66,23 @@ def test_what_is_saved_comes_back_without_a_text(name: str, allocation: str, tmp
     assert torch.equal(tiny.logits(again, name), tiny.logits(model, name))
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "reason"),
+    [
+        ("qwen3", {"units": ["kv_heads"]}, "heads go, and with them inputs"),
+        ("qwen3_moe", {"units": ["expert_width"], "skip": ["*self_attn*"]}, "no plain linear layer that is meant"),
+    ],
+)
+def test_where_nothing_can_be_fitted_to_the_stream_the_receipt_says_why(
+    name: str, asked: dict[str, Any], reason: str
+) -> None:
+    model = tiny.build(name)
+    receipt = prune(model, **asked, pruning_ratio=0.5, allocation="uniform", refit="stream")
+    assert list(receipt.decision["chosen"]["held_out_divergence"]) == ["uniform"]
+    (note,) = (note for note in receipt.notes if "whole model's stream" in note)
+    assert reason in note
+
+
 def test_what_is_fitted_to_the_stream_is_told_saved_and_taken_back(tmp_path: Path) -> None:
     case = Case("llama")
     chance = torch.Generator().manual_seed(0)

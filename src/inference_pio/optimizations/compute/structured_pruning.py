@@ -226,6 +226,8 @@ class StructuredPruning(OptimizationInterface):
             self.say(note=f"experts by {how}; alone: {_tried(experts['held_out_divergence'])}.")
         if reason := chosen.get("outputs_not_weighed"):
             self.say(note=f"all outputs of a layer count alike: {reason}")
+        if reason := chosen.get("stream_not_fitted"):
+            self.say(note=f"nothing is fitted to the whole model's stream: {reason}.")
         if chosen["unseen_experts"]:
             self.say(note=f"{chosen['unseen_experts']} experts saw no token: their channels go by the size of weights.")
 
