@@ -12,6 +12,7 @@ from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.operations import Operations, PlainOperations
 from inference_pio.decoding.step import logits_of_step
+from inference_pio.formats.coded_residual import CodedResidual
 from tests import tiny
 from tests.decoding.conftest import COMPOSED, prompt
 
@@ -56,5 +57,19 @@ def test_plain_operations_give_the_bits_of_layers_in_two_factors(name: str, form
     get_optimization_manager().apply_optimizations(
         model, ["tensor_decomposition"], parameters={"tensor_decomposition": asked}
     )
+    found, expected = both(name, torch.float32, 0, PlainOperations(), model=model)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "residual"), [("qwen3", "pivoted", "int4"), ("glm4_moe_lite", "plain", "int8")]
+)
+def test_plain_operations_give_the_bits_of_codes_beside_factors(name: str, form: str, residual: str) -> None:
+    model = tiny.build(name)
+    asked = {"form": form, "residual": residual, "calibration": "none", "allocation": "uniform", "refuse_slower": False}
+    get_optimization_manager().apply_optimizations(
+        model, ["tensor_decomposition"], parameters={"tensor_decomposition": {**asked, "decomposition_ratio": 0.3}}
+    )
+    assert any(isinstance(module, CodedResidual) for module in model.modules())
     found, expected = both(name, torch.float32, 0, PlainOperations(), model=model)
     assert torch.equal(found, expected)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from inference_pio.decoding.weights import expert_weights, factored_weights, linear_weights
+from inference_pio.formats.coded_residual import CodedResidual
 from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
 from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
 from inference_pio.formats.int4 import Int4Experts, Int4Linear
@@ -96,3 +97,11 @@ def test_factors_are_read_where_layers_share_the_first() -> None:
     coded = factored_weights([first, second])
     assert coded is not None
     assert coded.out_of[0].kind == (torch.int8, 0)
+
+
+def test_codes_beside_factors_are_read_neither_as_codes_nor_as_factors() -> None:
+    factors = FactoredLinear(IntoFew(nn.Linear(32, 8, bias=False)), nn.Linear(8, 5))
+    both = CodedResidual(Int8Linear.from_linear(nn.Linear(32, 5, bias=False)), factors)
+    assert linear_weights(both) is None
+    assert factored_weights([both]) is None
+    assert factored_weights([factors, both]) is None

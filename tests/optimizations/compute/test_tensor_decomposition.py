@@ -12,6 +12,7 @@ from torch import nn
 
 from inference_pio.artifact import load, save
 from inference_pio.contract.config import OptimizationConfig
+from inference_pio.decoding.takeover import engine_of
 from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError, RefusedOnOptimized
 from inference_pio.formats.coded_residual import CodedResidual
 from inference_pio.formats.factored_conv import FactoredConv
@@ -114,6 +115,28 @@ def test_codes_beside_factors_are_left_by_compression_which_takes_the_factors() 
         assert model.get_submodule(path).codes.weight_int8 is codes
         assert isinstance(model.get_submodule(path).factors.out_of, Int8Linear)
     assert tiny.logits(model, "qwen3").isfinite().all()
+
+
+def test_recorded_steps_serve_codes_beside_factors_and_tell_what_stays_separate() -> None:
+    case, manager = Case("qwen3"), ModularOptimizationManager()
+    asked = {**SETTINGS, "residual": "int8", "decomposition_ratio": 0.4}
+    manager.apply_optimizations(case.model, ["tensor_decomposition"], parameters={"tensor_decomposition": asked})
+    tokens = torch.randint(1, 96, (2, 9), generator=torch.Generator().manual_seed(0))
+    how = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    told = {"output_logits": True, "return_dict_in_generate": True}
+    wanted = torch.stack(case.model.generate(tokens, **how, **told).logits)
+    manager.apply_optimizations(case.model, ["kernel_fusion"], parameters={"kernel_fusion": {"level": "graph"}})
+    found = torch.stack(case.model.generate(tokens, **how, **told).logits)
+    engine = engine_of(case.model)
+    assert engine is not None
+    assert engine.counts.new_tokens == 12
+    assert not engine.counts.left
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    notes = manager.get_receipts(case.model)[-1].notes
+    assert any("one of its layers is a CodedResidual, and no plain Linear" in note for note in notes)
+    manager.remove_optimizations(case.model, ["tensor_decomposition"])
+    manager.remove_optimizations(case.model)
+    case.check_untouched()
 
 
 def test_codes_that_leave_no_room_for_factors_are_refused_with_the_way_out() -> None:
