@@ -87,17 +87,30 @@ def test_what_lies_behind_and_is_skipped_keeps_its_weights() -> None:
     model = six_layers()
     linears = {path: one for path, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
     weights = {path: one.weight for path, one in linears.items()}
-    receipt = operate(model, "attention", text=LONG, targets=["*.layers.4"], skip=["*.layers.5.mlp"])
+    receipt = operate(model, "attention", text=LONG[:32], targets=["*.layers.4"], skip=["*.layers.5.mlp"])
     told = receipt.decision["told"]["attention"]
     assert told["refitted"] < told["as_taken_out"]
     changed = {path for path, one in linears.items() if one.weight is not weights[path]}
     assert changed == {"model.layers.4.mlp.down_proj", "model.layers.5.self_attn.o_proj"}
 
 
+def test_what_was_fitted_for_blocks_stays_where_it_loses_least_beside_attentions_that_go() -> None:
+    model = six_layers()
+    linears = {path: one for path, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+    weights = {path: one.weight for path, one in linears.items()}
+    judge = SurgeryText(copy.deepcopy(model), SurgeryParameters(text=LONG[:16])).held_out
+    receipt = operate(model, "attention", "blocks", text=LONG[:16], targets=["*.layers.2", "*.layers.3"])
+    told = receipt.decision["told"]
+    assert told["blocks"]["refitted"] < told["blocks"]["as_taken_out"]
+    assert judge.divergence(model) == pytest.approx(told["attention"]["refitted"], rel=1e-3)
+    changed = {path.split(".")[2] for path, one in linears.items() if one.weight is not weights[path]}
+    assert changed == {"4", "5"}  # fitted behind the attention as well, layer 2 would be among them
+
+
 def test_what_lies_behind_keeps_its_weights_where_others_lose_more() -> None:
     model = tiny.build("llama")
     weights = {path: module.weight for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    receipt = operate(model, "attention", text=LONG)
+    receipt = operate(model, "attention", text=LONG[:16])
     told = receipt.decision["told"]["attention"]
     assert told["held_out_divergence"] == told["as_taken_out"] < told["refitted"]
     assert all(module.weight is weights[path] for path, module in model.named_modules() if path in weights)

@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from inference_pio.anatomy.chosen import Chosen
+from inference_pio.anatomy.parts import within
 from inference_pio.anatomy.removable_layers import StackLayer, stack_layers
 from inference_pio.anatomy.roles import hidden_width
 from inference_pio.calibration.removal import Removal, cheapest, influences, passed_over, to_judge
@@ -105,23 +106,32 @@ class RemovalEdit(Edit):
         text: SurgeryText, removal: Removal,
     ) -> dict[str, Any]:  # fmt: skip
         """Fit what lies behind all that goes anew, and keep that where held-out text loses less; what is to be told of
-        it. Where one part goes, the next cheapest are tried in its place: more may lie behind them."""
+        it. Where one part goes, the next cheapest are tried in its place: more may lie behind them. What was fitted for
+        an edit before this one is tried as it is, too."""
         self._text = text
         if not self.asked.refit or not removal.taken:
             return {}
-        text.refitted = {}
-        costs, told = removal.divergences, {"as_taken_out": removal.together, "refitted": math.inf}
-        alone = sorted(costs, key=lambda part: costs[part])[:TRIED]
-        for taken in [[part] for part in alone] if len(removal.taken) == 1 else [removal.taken]:
-            found = refit_stream(
-                model, _layers(model), [*before, *taken], partial(without, taken), text.learned, meant=self._may_be_fit
-            )
+        told = {"as_taken_out": removal.together, "refitted": math.inf}
+
+        def try_out(taken: list[str], found: dict[str, Tensor]) -> None:
             twins = {path: twin_of(model.get_submodule(path), {"weight": weight}) for path, weight in found.items()}
             with without(taken), stood_in(model, twins):
                 divergence = text.held_out.divergence(model)
             told["refitted"] = min(told["refitted"], divergence)
             if divergence < removal.together:
                 removal.taken, removal.together, text.refitted = taken, divergence, found
+
+        earlier, text.refitted = text.refitted, {}
+        alone = sorted(removal.divergences, key=lambda part: removal.divergences[part])[:TRIED]
+        ways = [[part] for part in alone] if len(removal.taken) == 1 else [removal.taken]
+        if left := {path: found for path, found in earlier.items() if not any(within(path, part) for part in ways[0])}:
+            try_out(ways[0], left)
+        for taken in ways:
+            gone = [*before, *taken]
+            found = refit_stream(
+                model, _layers(model), gone, partial(without, taken), text.learned, meant=self._may_be_fit
+            )
+            try_out(taken, found)
         return told
 
     def put_refitted(self, journal: Journal, model: nn.Module) -> str:
