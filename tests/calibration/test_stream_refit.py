@@ -110,3 +110,17 @@ def test_what_a_layer_computes_beside_its_parts_may_have_another_shape() -> None
     gone = [layers[1].path]
     weights = refit_stream(model, layers, gone, lambda: passed_over(model, gone, {}), text(8, 64))
     assert set(weights) == {f"{layers[2].attention_path}.o_proj", f"{layers[2].path}.mlp.down_proj"}
+
+
+def test_writers_may_be_given_their_input_by_its_name() -> None:
+    model = tiny.build("llama")
+    layers, gone = layers_of(model), layers_of(model)[1].path
+
+    def fitted() -> dict[str, torch.Tensor]:
+        return refit_stream(model, layers, [gone], lambda: passed_over(model, [gone], {}), text(8, 64))
+
+    wanted, mlp = fitted(), layers[2].module.mlp
+    mlp.forward = lambda x: mlp.down_proj(input=mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+    found = fitted()
+    assert set(found) == set(wanted)
+    assert all(torch.equal(found[path], weight) for path, weight in wanted.items())

@@ -52,8 +52,8 @@ class _Look:
     before: Tensor | None = None
     stream: Tensor | None = None
 
-    def note_given(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.given = args[0]
+    def note_given(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        self.given = args[0] if args else kwargs["input"]
 
     def watch_layer(self, layer: nn.Module, handles: list[Any]) -> None:
         """The stream behind the whole layer, which ends the forward."""
@@ -192,7 +192,7 @@ def _ends(model: nn.Module, layer: StackLayer, batch: Batch) -> dict[Part, str]:
 def _look(model: nn.Module, writer: Writer, end: nn.Module, batch: Batch) -> _Look:
     """What the writer is given, which is `end` now, and the stream behind its part of the layer."""
     seen, handles = _Look(), []
-    handles.append(end.register_forward_pre_hook(seen.note_given))
+    handles.append(end.register_forward_pre_hook(seen.note_given, with_kwargs=True))
     if writer.part == "attention":
         seen.watch_attention(writer.layer, model.get_submodule(writer.layer.attention_path), handles)
     else:
