@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from inference_pio.artifact import load, save
+from inference_pio.calibration.stream_refit import refit_stream
 from inference_pio.errors import InvalidModel, NoEffect, PlanError
 from inference_pio.manager import ModularOptimizationManager
+from inference_pio.surgery import removal
 from inference_pio.surgery.parameters import SurgeryParameters
 from inference_pio.surgery.text import SurgeryText
 from inference_pio.undo.fingerprint import fingerprint
@@ -105,6 +108,21 @@ def test_what_was_fitted_for_blocks_stays_where_it_loses_least_beside_attentions
     assert judge.divergence(model) == pytest.approx(told["attention"]["refitted"], rel=1e-3)
     changed = {path.split(".")[2] for path, one in linears.items() if one.weight is not weights[path]}
     assert changed == {"4", "5"}  # fitted behind the attention as well, layer 2 would be among them
+
+
+def test_a_fit_is_told_of_only_where_there_was_one_and_its_answers_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    receipt = operate(six_layers(), "blocks", text=TEXT, targets=["*.layers.5"])  # nothing lies behind the last layer
+    assert "refitted" not in receipt.decision["told"]["blocks"]
+
+    def too_large(*given: Any, **how: Any) -> dict[str, torch.Tensor]:
+        return {path: torch.full_like(weight, torch.inf) for path, weight in refit_stream(*given, **how).items()}
+
+    monkeypatch.setattr(removal, "refit_stream", too_large)
+    receipt = operate(six_layers(), "blocks", text=TEXT, targets=["*.layers.4"])
+    told = receipt.decision["told"]["blocks"]
+    assert "refitted" not in told
+    assert told["held_out_divergence"] == told["as_taken_out"]
+    json.dumps(receipt.decision, allow_nan=False)
 
 
 def test_what_lies_behind_keeps_its_weights_where_others_lose_more() -> None:

@@ -111,21 +111,24 @@ class RemovalEdit(Edit):
         self._text = text
         if not self.asked.refit or not removal.taken:
             return {}
-        told = {"as_taken_out": removal.together, "refitted": math.inf}
+        told = {"as_taken_out": removal.together}
 
         def try_out(taken: list[str], found: dict[str, Tensor]) -> None:
+            if not found:  # nothing lies behind that can be fitted
+                return
             twins = {path: twin_of(model.get_submodule(path), {"weight": weight}) for path, weight in found.items()}
             with without(taken), stood_in(model, twins):
                 divergence = text.held_out.divergence(model)
-            told["refitted"] = min(told["refitted"], divergence)
+            if math.isfinite(divergence):
+                told["refitted"] = min(told.get("refitted", math.inf), divergence)
             if divergence < removal.together:
                 removal.taken, removal.together, text.refitted = taken, divergence, found
 
         earlier, text.refitted = text.refitted, {}
         alone = sorted(removal.divergences, key=lambda part: removal.divergences[part])[:TRIED]
         ways = [[part] for part in alone] if len(removal.taken) == 1 else [removal.taken]
-        if left := {path: found for path, found in earlier.items() if not any(within(path, part) for part in ways[0])}:
-            try_out(ways[0], left)
+        left = {path: found for path, found in earlier.items() if not any(within(path, part) for part in ways[0])}
+        try_out(ways[0], left)
         for taken in ways:
             gone = [*before, *taken]
             found = refit_stream(
