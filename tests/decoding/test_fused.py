@@ -164,10 +164,10 @@ def generated(model: Any, rows: int, **compression: Any) -> torch.Tensor:
     return torch.stack(out.logits)
 
 
-def factored(name: str, form: str, device: str = "cpu", **more: Any) -> Any:
-    """A model whose layers are in two factors, codes of them where a format is named."""
+def factored(name: str, form: str, device: str = "cpu", residual: str | None = None, **more: Any) -> Any:
+    """A model whose layers are in two factors, codes of them where a format is named, or beside codes."""
     model = shallow(name).to(device)
-    asked = {"form": form, "calibration": "none", "allocation": "uniform", "refuse_slower": False}
+    asked = {"form": form, "calibration": "none", "allocation": "uniform", "refuse_slower": False, "residual": residual}
     manager = get_optimization_manager()
     manager.apply_optimizations(model, ["tensor_decomposition"], parameters={"tensor_decomposition": asked})
     if more:
@@ -215,7 +215,7 @@ def projected_in_factors(pivots: bool) -> list[int]:
     return counts
 
 
-def near_in_factors(name: str, form: str, device: str = "cpu", **more: Any) -> int:
+def near_in_factors(name: str, form: str, device: str = "cpu", residual: str | None = None, **more: Any) -> int:
     """The step over factors is the library's forward over the same; how many products our kernel computed."""
     from inference_pio.decoding.fused import FusedOperations
     from inference_pio.kernels.triton import gemv as module
@@ -223,11 +223,11 @@ def near_in_factors(name: str, form: str, device: str = "cpu", **more: Any) -> i
     launched, original = [], module.gemv
     module.gemv = lambda *given, **how: launched.append(1) or original(*given, **how)
     try:
-        model = factored(name, form, device, **more)
+        model = factored(name, form, device, residual, **more)
         found, expected = both(name, torch.float32, 0, FusedOperations(), device, model=model)
     finally:
         module.gemv = original
-    tolerance = 2e-2 if more else 2e-5 if device == "cpu" else 2e-3
+    tolerance = 2e-2 if more or residual else 2e-5 if device == "cpu" else 2e-3
     assert (found - expected).abs().max().item() <= tolerance * expected.abs().max().item()
     return len(launched)
 
@@ -429,8 +429,17 @@ def test_it_is_near_the_library_in_two_factors_in_the_interpreter(form: str, int
     assert interpreted(near_in_factors, "qwen3", form) == 4 * 2 + 1  # two of each of four products, and the head
 
 
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("residual", ["int8", "int4"])
+def test_codes_beside_factors_are_left_to_torch_in_the_interpreter(
+    residual: str, interpreted: Callable[..., Any]
+) -> None:
+    assert interpreted(near_in_factors, "qwen3", "plain", "cpu", residual) == 1  # the head
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("more", [{}, {"format": "int8"}])
+@pytest.mark.parametrize("more", [{}, {"format": "int8"}, {"residual": "int8"}, {"residual": "int4"}])
 @pytest.mark.parametrize("form", ["pivoted", "plain"])
 def test_it_is_near_the_library_in_two_factors_on_a_gpu(form: str, more: dict[str, str]) -> None:
     near_in_factors("qwen3", form, "cuda", **more)
