@@ -1,7 +1,7 @@
 """Linear layers that take one input, merged: one tensor holds their weights side by side, each still with its own name.
 
-Nothing is kept beside the weights: at each call it is seen whether they still lie side by side, so that a copy, or a
-weight that somebody gave other data, is computed as it is.
+At each call it is seen whether weights still lie side by side, so that a copy, or a weight that somebody gave other
+data, is computed as it is. Codes cannot lie so: layers that hold weights exactly, as codes, tell that they are merged.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from inference_pio.undo.slots import storage_key, tensors_of
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """`multiply(x, weight, bias)`: a linear layer's product."""
+MERGED = "_inference_pio_merged"
+"""The attribute by which layers of codes tell that they are merged: a larger product may round otherwise than the
+library's, which `exact=True` asks for."""
 
 
 class Sharing:
@@ -66,6 +69,8 @@ def merge(journal: Journal, layers: Sequence[nn.Module]) -> None:
     weights stay where they are: these are made side by side in each call.
     """
     if _all_exact(layers):
+        for layer in layers:
+            journal.set(layer, MERGED, True)
         return
     for name in ("weight", "bias"):
         tensors = [layer._parameters[name] for layer in layers]
@@ -96,7 +101,7 @@ def merged_linear(
     layers: Sequence[nn.Module], x: torch.Tensor, multiply: Multiply = F.linear
 ) -> torch.Tensor | None:  # fmt: skip
     """What all layers make of `x`, side by side in one product; None where each must be called."""
-    if _all_exact(layers):
+    if all(MERGED in layer.__dict__ for layer in layers) and _all_exact(layers):
         biases = [layer._parameters["bias"] for layer in layers]
         whole = torch.cat([layer.dequantize(x.dtype) for layer in layers])  # type: ignore[operator]
         return multiply(x, whole, None if None in biases else torch.cat(biases))  # type: ignore[arg-type]
