@@ -67,9 +67,12 @@ def in_12_bits(bias: bool = False) -> tuple[nn.ModuleList, nn.ModuleList]:
     return plain, nn.ModuleList(Exponent12Linear.from_linear(layer) for layer in copy.deepcopy(plain))
 
 
+@pytest.mark.parametrize("kept", [None, 1])
 @pytest.mark.parametrize("bias", [False, True])
-def test_exact_codes_are_one_product_only_between_merge_and_undo(bias: bool) -> None:
+def test_exact_codes_are_one_product_only_between_merge_and_undo(bias: bool, kept: int | None) -> None:
     (plain, model), x = in_12_bits(bias), torch.randn(2, 32).bfloat16()
+    if kept is not None:  # a layer that the format did not take
+        model[kept] = copy.deepcopy(plain[kept])
     assert why_separate(list(model), Sharing(model)) is None
     before = fingerprint(model)
     assert merged_linear(list(model), x) is None  # where nobody merges, each is called: with exact=True

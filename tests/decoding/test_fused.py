@@ -116,12 +116,16 @@ def projected_exactly() -> int:
             linear.weight = nn.Parameter(weight.bfloat16())
         return made
 
-    for taken, rows, how in (
-        (linears(272, 5, 3, 2, bias=True), 1, {"norm": norm}), (linears(272, 4, 4), 1, {"norm": norm, "gated": True}),
-        (linears(144, 6), 2, {"residual": torch.randn(2, 6, generator=chance).bfloat16()}), (linears(144, 3), 3, {}),
+    for taken, rows, kept, how in (
+        (linears(272, 5, 3, 2, bias=True), 1, (), {"norm": norm}),
+        (linears(272, 4, 4), 1, (), {"norm": norm, "gated": True}),
+        (linears(144, 6), 2, (), {"residual": torch.randn(2, 6, generator=chance).bfloat16()}),
+        (linears(144, 3), 3, (), {}), (linears(144, 3, 5), 1, (1,), {}),
     ):  # fmt: skip
         x = torch.randn(rows, taken[0].in_features, generator=chance).bfloat16()
-        packed = [Exponent12Linear.from_linear(linear) for linear in taken]
+        packed = [
+            linear if place in kept else Exponent12Linear.from_linear(linear) for place, linear in enumerate(taken)
+        ]
         with torch.no_grad():
             found, expected = (FusedOperations().project(x, layers, **how) for layers in (packed, taken))
         assert torch.equal(found, expected), how
@@ -407,7 +411,7 @@ def test_it_looks_up_and_multiplies_one_table_on_a_gpu(head: str, dtype: torch.d
 
 @needs_triton
 def test_over_exponent12_products_have_the_bits_of_plain_ones(interpreted: Callable[..., Any]) -> None:
-    assert interpreted(projected_exactly) == 4
+    assert interpreted(projected_exactly) == 5
 
 
 def test_over_exponent12_generate_has_the_bits_of_plain_weights() -> None:

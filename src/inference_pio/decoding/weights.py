@@ -90,6 +90,20 @@ def packed_weights(layers: Sequence[nn.Module]) -> PackedWeights | None:
     return PackedWeights(packed, tuple(layer._parameters["bias"] for layer in layers))
 
 
+def unpacked_beside_plain(layers: Sequence[nn.Module]) -> list[LinearWeights] | None:
+    """What layers of one input hold of which some are in exponent12, whose weights are made anew, and the others were
+    kept in bfloat16: one product as of plain layers. None for all others."""
+    packed = [isinstance(layer, Exponent12Linear) for layer in layers]
+    kept = [linear_weights(layer) for layer, is_packed in zip(layers, packed, strict=True) if not is_packed]
+    if not any(packed) or any(one is None or one.weight.dtype is not torch.bfloat16 for one in kept):
+        return None
+    plain = iter(kept)
+    return [
+        LinearWeights(layer.dequantize(torch.bfloat16), None, layer._parameters["bias"]) if is_packed else next(plain)  # type: ignore[operator, misc]
+        for layer, is_packed in zip(layers, packed, strict=True)
+    ]
+
+
 def factored_weights(layers: Sequence[nn.Module]) -> FactoredWeights | None:
     """What layers of one input hold that share the factor which reads it; None where they do not."""
     if not all(isinstance(layer, FactoredLinear) for layer in layers):
