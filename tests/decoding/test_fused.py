@@ -156,7 +156,7 @@ def generated(model: Any, rows: int, **compression: Any) -> torch.Tensor:
     parameters = {"kernel_fusion": {"level": "graph"}, **({"tensor_compression": compression} if compression else {})}
     get_optimization_manager().apply_optimizations(model, names, parameters=parameters)
     held = sum(isinstance(layer, Exponent12Linear) for layer in model.modules())
-    assert held == (7 * 3 if compression else 0)
+    assert held == ((7 - len(compression.get("skip", ()))) * 3 if compression else 0)
     tokens = torch.randint(1, 120, (rows, 9), generator=torch.Generator().manual_seed(1)).to(model.device)
     out = model.generate(
         tokens, max_new_tokens=48, min_new_tokens=48, do_sample=False, pad_token_id=0, output_logits=True,
@@ -462,3 +462,11 @@ def test_over_exponent12_the_engine_has_the_bits_of_plain_weights_on_a_gpu(rows:
     packed = generated(forced("cuda"), rows, format="exponent12", least_share=0.3)
     assert plain.isfinite().all()
     assert torch.equal(plain, packed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 4, 12])
+def test_layers_that_are_kept_beside_exponent12_change_no_bit_on_a_gpu(rows: int) -> None:
+    kept = ["*.v_proj", "*.up_proj"]
+    plain = generated(forced("cuda"), rows)
+    assert torch.equal(generated(forced("cuda"), rows, format="exponent12", least_share=0.3, skip=kept), plain)
