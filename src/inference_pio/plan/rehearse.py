@@ -106,6 +106,8 @@ def act(optimization: OptimizationInterface, step: Step, model: nn.Module) -> Fr
     with step.journal.step(optimization.name) as frame:
         for site in step.sites:
             frame.watch(site.path, site.whole)
+        if optimization.runs_the_model:
+            frame.watch("", whole=True)
         optimization._step = step
         try:
             optimization.apply(model)

@@ -233,6 +233,10 @@ class TensorCompression(OptimizationInterface):
                         "Check the checkpoint; nothing was touched."
                     )
 
+    @property
+    def runs_the_model(self) -> bool:
+        return bool(self.parameters.calibration != "none" or self.parameters.mixed)
+
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
         self._rounded, sites = None, _of_layers(sites)
         asked = self.parameters
