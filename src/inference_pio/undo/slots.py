@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from inference_pio.undo.key_order import KeyOrder
+from inference_pio.undo.module_walk import modules_of
 
 
 class _Absent:
@@ -157,7 +158,7 @@ def contents_of(module: nn.Module) -> Iterator[torch.Tensor | nn.Module]:
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
     """Every parameter and buffer below a module, once for each name it has."""
-    for part in module.modules():
+    for part in modules_of(module):
         yield from (value for value in contents_of(part) if isinstance(value, torch.Tensor))
 
 
