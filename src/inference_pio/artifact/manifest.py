@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from inference_pio.contract.receipt import Receipt
 from inference_pio.contract.settings import Settings
+from inference_pio.contract.verdict import Verdict
 from inference_pio.errors import ArtifactError, InvalidSetting
 
 FILE = "inference_pio.json"
@@ -43,6 +44,7 @@ class Manifest(Settings):
     steps: list[SavedStep]
     receipts: list[dict[str, Any]]
     plan: dict[str, Any]
+    verdict: dict[str, Any] | None = None
     ties: dict[str, str]
     trainable: list[str]
     tensors_sha256: str
@@ -67,6 +69,8 @@ def read_manifest(folder: Path) -> Manifest:
         found = Manifest.model_validate(json.loads(file.read_bytes()))
         for entry in found.receipts:
             Receipt.from_json(entry)
+        if found.verdict is not None:
+            Verdict.from_json(found.verdict)
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder} holds no model saved by inference-pio ({FILE} is missing). "
