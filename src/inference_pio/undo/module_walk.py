@@ -31,5 +31,11 @@ def _visit(module: nn.Module, path: str, found: Named, seen: set[int] | None) ->
     found.append((path, module))
     prefix = f"{path}." if path else ""
     for name, child in module._modules.items():
-        if child is not None:
+        if child is None:
+            continue
+        if child._modules or (seen is not None and id(child) in seen):
             _visit(child, prefix + name, found, seen)
+        else:  # most modules hold none: they are listed without a call
+            found.append((prefix + name, child))
+            if seen is not None:
+                seen.add(id(child))
