@@ -15,7 +15,6 @@ from inference_pio.contract.optimization import Stage, Step
 from inference_pio.contract.receipt import Receipt
 from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.contract.site import Site
-from inference_pio.contract.verdict import Verdict
 from inference_pio.errors import ArtifactError, InferencePioError, VaultError
 from inference_pio.files import sha256_of
 from inference_pio.formats.compressed_module import is_sized_by_data, portable_tensor
@@ -69,8 +68,8 @@ def load(
 def _judged(model: nn.Module, manifest: Manifest) -> nn.Module:
     """With what a quality guard said of it when it was saved."""
     session = session_of(model)
-    if session is not None and manifest.verdict is not None:
-        session.verdict = Verdict.from_json(manifest.verdict)
+    if session is not None:
+        session.verdict = manifest.verdict
     return model
 
 

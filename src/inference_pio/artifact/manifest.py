@@ -44,12 +44,17 @@ class Manifest(Settings):
     steps: list[SavedStep]
     receipts: list[dict[str, Any]]
     plan: dict[str, Any]
-    verdict: dict[str, Any] | None = None
     ties: dict[str, str]
     trainable: list[str]
     tensors_sha256: str
     weight_bytes: int
     files: list[str] = Field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What a quality guard said of it; it stands in the plan, which earlier versions read without it."""
+        told = self.plan.get("verdict")
+        return None if told is None else Verdict.from_json(told)
 
     def to_bytes(self) -> bytes:
         return json.dumps(self.model_dump(mode="json"), indent=1).encode()
@@ -69,8 +74,7 @@ def read_manifest(folder: Path) -> Manifest:
         found = Manifest.model_validate(json.loads(file.read_bytes()))
         for entry in found.receipts:
             Receipt.from_json(entry)
-        if found.verdict is not None:
-            Verdict.from_json(found.verdict)
+        found.verdict  # noqa: B018 - read here, so that a broken one is told as the file's
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder} holds no model saved by inference-pio ({FILE} is missing). "
