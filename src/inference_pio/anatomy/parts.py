@@ -115,10 +115,12 @@ def is_experts(module: nn.Module) -> bool:
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that hold a module's own weights: its Parameters, and the buffers of a format of ours."""
+    """The tensors that hold a module's own weights: its Parameters, and the buffers of a format of ours, be they kept
+    by the module that it is tied to.
+    """
     own: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
     if callable(getattr(type(module), "dequantize", None)):
-        own |= dict(module.named_buffers(recurse=False))
+        own |= dict(getattr(module, "holder", module).named_buffers(recurse=False))
     return own
 
 

@@ -69,10 +69,9 @@ def linear_weights(layer: nn.Module) -> LinearWeights | None:
     >>> tuple(found.weight.shape), found.scale
     ((2, 3), None)
     """
-    if isinstance(layer, Int8Linear):
-        return LinearWeights(layer.weight_int8, layer.weight_scale, layer._parameters["bias"])
-    if isinstance(layer, Fp8Linear):
-        return LinearWeights(layer.weight_fp8, layer.weight_scale, layer._parameters["bias"])
+    if isinstance(layer, Int8Linear | Fp8Linear):
+        codes, scale = layer.held("weight")
+        return LinearWeights(codes, scale, layer._parameters["bias"])
     if isinstance(layer, Int4Linear) and layer.weight_int4.dtype is torch.int32:
         return LinearWeights(layer.weight_int4, layer.weight_scale, layer._parameters["bias"])
     plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
