@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,12 +43,10 @@ class ScoreJob:
         made, before = time.perf_counter(), read_bytes()
         found = self.scorer(self.batches)
         room.notes.append(f"{(read_bytes() - before) / 1e9:.2f} GB came from the disk for {len(found)} batches")
-        off = max(abs(one - other) / abs(other) for one, other in zip(found, wanted, strict=False))
-        right = off <= TOLERANCE
+        error, reason = judge(found, wanted[: self.scorer.most])
         return {
-            "label": self.arm.label, "right": right,
-            "reason": "" if right else f"a loss lies {off:.2g} of itself off, {TOLERANCE} allowed",
-            "check": {"error": off, "tolerance": TOLERANCE, "losses": len(found)}, "warm_s": made - start,
+            "label": self.arm.label, "right": not reason, "reason": reason,
+            "check": {"error": error, "tolerance": TOLERANCE, "losses": len(found)}, "warm_s": made - start,
             "warm_rounds": 0, "notes": room.notes, "bytes": {"weights": weight_bytes(model)},
             "units": {"batches": "batches/s"}, "shares": {},
         }  # fmt: skip
@@ -64,3 +64,17 @@ class ScoreJob:
     def close(self) -> None:
         if self.scorer is not None:
             self.scorer.close()
+
+
+def judge(found: Sequence[float], wanted: Sequence[float]) -> tuple[float | None, str]:
+    """How far losses are off at most, as a share, and what is wrong with them: nothing where they may be timed.
+
+    >>> judge([2.0, 4.0], [2.0, 4.0]), judge([2.0], [2.0, 4.0])
+    ((0.0, ''), (None, '1 losses came of 2 batches'))
+    """
+    if len(found) != len(wanted):
+        return None, f"{len(found)} losses came of {len(wanted)} batches"
+    if not all(map(math.isfinite, found)):  # the largest of some numbers may be none of those that are no numbers
+        return None, "a loss is no finite number"
+    off = max(abs(one - other) / abs(other) for one, other in zip(found, wanted, strict=True))
+    return off, "" if off <= TOLERANCE else f"a loss lies {off:.2g} of itself off, {TOLERANCE} allowed"

@@ -1,55 +1,61 @@
-"""Which pairs of optimizations work together, tried on every tiny model in both orders; writes docs/compatibility.md.
+"""Which optimizations work together, tried on tiny and on trained models; writes docs/compatibility.{json,md}.
 
-`python -m tests.compatibility` tries all of them (some minutes) and renews the page; tests hold some cells in each run
-against the page, in turn, so that it cannot go stale.
+`python -m tests.compatibility` tries all of it (some 20 minutes of one core) and renews both; tests hold some cells in
+each run against them, in turn, so that they cannot go stale. `--only` tries a part and keeps the rest.
 """
 
 from __future__ import annotations
 
-import re
+import argparse
+import json
+import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 
 from inference_pio.errors import NoEffect, PlanError
+from inference_pio.files import write_atomically
 from tests import tiny
+from tests.compatibility_page import key, page_of
+from tests.quality.combinations import (
+    NOTHING,
+    REFUSED,
+    WORKS,
+    Cell,
+    Plain,
+    alone,
+    gist,
+    pair_tried,
+    together,
+    triples,
+)
+from tests.quality.reference_models import NAMES as FAMILIES
 from tests.sweep import NAMES, PAIRS, Case
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
-WORKS, REFUSED, NOTHING = "works", "refused", "no effect"
-SIGNS = {WORKS: "✓", REFUSED: "✗", NOTHING: "–"}
-LEGEND = """# Compatibility
-
-Every pair of optimizations, on a tiny model of each structure, applied in one plan and one after the other in both
-orders: the answers are the same to the bit, and undoing both gives back the model. ✓ works; ✗ is refused in the plan;
-– means that one of the two finds nothing to do there, by itself or beside the other (reasons below). Where structures
-differ, the letters tell which works: l `llama`, g `gpt2`, q `qwen3`, m `qwen3_moe`, v `qwen3_vl`, 4 `glm4_moe`,
-f `glm4_moe_lite`, p a plain net.
-
-Made by `python -m tests.compatibility`; `make test` holds some of it against the code in each run, `make verify` all.
-"""
-LETTERS = {
-    "llama": "l", "gpt2": "g", "qwen3": "q", "qwen3_moe": "m", "qwen3_vl": "v", "glm4_moe": "4", "glm4_moe_lite": "f",
-    "plain": "p",
-}  # fmt: skip
+DATA = PAGE.with_suffix(".json")
+PARTS = ("structures", "alone", "pairs", "triples")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a pair on one model, and why where it did not work."""
-
-    kind: str
-    reason: str = ""
+def recorded() -> dict[str, Any]:
+    """What was tried last."""
+    found: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8"))
+    return found
 
 
-def tried(pair: Sequence[str], model_name: str) -> Outcome:
-    """Apply a pair in all three ways. Raises AssertionError where the ways differ, or undo is not exact."""
+def tried(pair: Sequence[str], model_name: str) -> Cell:
+    """Apply a pair to a tiny model in all three ways.
+
+    Raises AssertionError where the ways differ, or undo is not exact.
+    """
     case = Case(model_name)
-    if not all(_acts(name, model_name) for name in pair):
-        return Outcome(NOTHING)
+    if not all(Case(model_name).apply(name) for name in pair):
+        return Cell(NOTHING)
     answers: list[torch.Tensor] = []
     refusals: list[PlanError] = []
     for calls in ([tuple(pair)], [(pair[0],), (pair[1],)], [(pair[1],), (pair[0],)]):
@@ -63,64 +69,74 @@ def tried(pair: Sequence[str], model_name: str) -> Outcome:
         case.check_untouched()
     if refusals and not answers:
         nothing = all(isinstance(error, NoEffect) for error in refusals)
-        return Outcome(NOTHING if nothing else REFUSED, _gist(str(refusals[0])))
+        return Cell(NOTHING if nothing else REFUSED, gist(refusals[0]))
     assert not refusals, f"{pair} on {model_name} is refused in one order alone: {refusals}"
     assert all(torch.equal(answers[0], other) for other in answers[1:]), f"{pair} on {model_name}: orders differ"
-    return Outcome(WORKS)
+    return Cell(WORKS)
 
 
-def _acts(name: str, model_name: str) -> bool:
-    return Case(model_name).apply(name)
+def plain_data(cell: Cell) -> dict[str, Any]:
+    """A cell in few letters: what is as for a plain model is left out."""
+    usual = asdict(Cell(cell.kind))
+    kept = {name: value for name, value in asdict(cell).items() if name == "kind" or value != usual[name]}
+    figures = {"kl": cell.kl, "bytes_share": cell.bytes_share} if cell.kl or cell.bytes_share != 1.0 else {}
+    return {
+        name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in (kept | figures).items()
+    }
 
 
-def _gist(said: str) -> str:
-    """A reason without what is this model's own."""
-    said = re.sub(r"\s+", " ", said).split(". ")[0].strip(" .")
-    said = re.sub(r"does not apply to this \w+", "finds nothing to do", re.sub(r" \(\d+ places\)", "", said))
-    said = re.sub(r"at [\w.]+ in one stage", "of the same layers in one stage", said)
-    return re.sub(r"the budget is .*", "what always stays is more than its budget, so small are these models", said)
+def _each(what: str, all_names: Iterable[Sequence[str]], on: Iterable[str], act: Callable[..., Cell]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    models = list(on)
+    for names in all_names:
+        found[key(names)] = {model: plain_data(act(names, model)) for model in models}
+        print(f"{what} {key(names)}: {found[key(names)]}", file=sys.stderr, flush=True)
+    return found
 
 
-def cell(outcomes: dict[str, Outcome]) -> str:
-    """What the page shows of a pair."""
-    kinds = {outcome.kind for outcome in outcomes.values()}
-    if len(kinds) == 1:
-        return SIGNS[kinds.pop()]
-    works = "".join(LETTERS[name] for name, outcome in outcomes.items() if outcome.kind == WORKS)
-    rest = sorted({SIGNS[outcome.kind] for outcome in outcomes.values() if outcome.kind != WORKS})
-    return f"{SIGNS[WORKS] + ' ' + works + ' ' if works else ''}{' '.join(rest)}"
+def tries(part: str) -> dict[str, Any]:
+    """Try one part of what is recorded."""
+    if part == "structures":
+        return {part: _each(part, PAIRS, tiny.TINY, tried)}
+    if part == "alone":
+        chance = {family: round(Plain.of(family).chance, 3) for family in FAMILIES}
+        return {
+            part: _each(part, [(n,) for n in NAMES], FAMILIES, lambda one, on: alone(one[0], on)[0]),
+            "chance": chance,
+        }
+    if part == "pairs":
+        return {part: _each(part, PAIRS, FAMILIES, pair_tried)}
+    return {part: _each(part, triples(), FAMILIES, together)}
 
 
-def page_of(found: dict[tuple[str, str], dict[str, Outcome]]) -> str:
-    """The page: one table, and the reasons of what does not work where both work alone."""
-    numbers = {name: str(place + 1) for place, name in enumerate(NAMES)}
-    lines = ["| | " + " | ".join(numbers.values()) + " |", "|---" * (len(NAMES) + 1) + "|"]
-    for row in NAMES:
-        cells = [
-            "" if row == column else cell(found[(row, column) if (row, column) in found else (column, row)])
-            for column in NAMES
-        ]
-        lines.append(f"| {numbers[row]} `{row}` | " + " | ".join(cells) + " |")
-    told = [f"- `{pair[0]}` and `{pair[1]}`: {reason}" for pair, reason in _reasons(found)]
-    return f"{LEGEND}\n" + "\n".join(lines) + "\n\n## Why not\n\n" + "\n".join(told) + "\n"
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="try this part, keep the rest")
+    asked = parser.parse_args(words).only or PARTS
+    transformers.utils.logging.disable_progress_bar()
+    found = recorded() if DATA.exists() else {}
+    for part in asked:
+        found |= tries(part)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=PAGE.parent, capture_output=True, text=True)
+    found["made"] = {
+        "commit": commit.stdout.strip(), "torch": torch.__version__, "transformers": transformers.__version__,
+        "python": sys.version.split()[0],
+    }  # fmt: skip
+    write(found)
 
 
-def _reasons(found: dict[tuple[str, str], dict[str, Outcome]]) -> Iterable[tuple[tuple[str, str], str]]:
-    for pair, outcomes in found.items():
-        reasons: dict[str, list[str]] = {}
-        for name, outcome in outcomes.items():
-            if outcome.reason:
-                reasons.setdefault(outcome.reason, []).append(name)
-        for reason, names in reasons.items():
-            yield pair, f"{reason} ({', '.join(names)})."
+def write(found: dict[str, Any]) -> None:
+    """Keep what was tried, and write the page from it once there is something of each part."""
+    lines = ",\n".join(f" {json.dumps(name)}: {_rows(value)}" for name, value in sorted(found.items()))
+    write_atomically(DATA, f"{{\n{lines}\n}}\n")
+    if set(PARTS) <= set(found):
+        write_atomically(PAGE, page_of(found))
 
 
-def main() -> None:
-    found = {}
-    for number, pair in enumerate(PAIRS):
-        found[pair] = {name: tried(pair, name) for name in tiny.TINY}
-        print(f"{number + 1}/{len(PAIRS)} {'+'.join(pair)}: {cell(found[pair])}", file=sys.stderr, flush=True)
-    PAGE.write_text(page_of(found))
+def _rows(value: dict[str, Any]) -> str:
+    """One line for each entry, so that a change shows where it is."""
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+    return f"{{\n{rows}\n }}"
 
 
 if __name__ == "__main__":

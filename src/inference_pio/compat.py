@@ -303,9 +303,9 @@ def forget_tie(model: Any, name: str) -> None:
     model.all_tied_weights_keys.pop(name, None)
 
 
-def ties_of_codes(model: Any, head: str, embedding: str, names: Any) -> Iterator[tuple[Any, str, dict[str, str]]]:
-    """What a model, and the models within it, are to hold where the weight of a head is that of an embedding and both
-    become codes of `names`: holder, attribute, and its ties, by which `tie_weights` finds the codes."""
+def ties_without(model: Any, head: str, embedding: str) -> Iterator[tuple[Any, str, dict[str, str]]]:
+    """What a model, and the models within it, are to hold where the weight of a head is that of an embedding and the
+    head is to have no tensor of it: holder, attribute, and the other ties, so that `tie_weights` gives it none."""
     for path, part in model.named_modules():
         inside = f"{path}." if path else ""
         if not (head.startswith(inside) and embedding.startswith(inside)):
@@ -316,8 +316,7 @@ def ties_of_codes(model: Any, head: str, embedding: str, names: Any) -> Iterator
             if not isinstance(ties, Mapping):  # none, or names as the library once listed them, which tell no pairs
                 continue
             if ties.get(f"{one}.weight") == f"{other}.weight":
-                kept = {name: tied for name, tied in ties.items() if name != f"{one}.weight"}
-                yield part, attribute, {**kept, **{f"{one}.{name}": f"{other}.{name}" for name in names}}
+                yield part, attribute, {name: tied for name, tied in ties.items() if name != f"{one}.weight"}
 
 
 def hub_tensors(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:

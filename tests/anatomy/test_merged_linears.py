@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from inference_pio.anatomy.merged_linears import Sharing, merge, merged_linear, together, why_separate
+from inference_pio.formats.exponent12 import Exponent12Linear
 from inference_pio.formats.int8 import Int8Linear
 from inference_pio.undo.fingerprint import fingerprint
 from inference_pio.undo.journal import Journal
@@ -55,6 +56,35 @@ def test_one_product_is_that_of_each_layer(bias: bool, dtype: torch.dtype) -> No
     torch.testing.assert_close(got, wanted, rtol=2 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
     journal.frames[0].unwind(0)
     assert len({storage_key(layer.weight) for layer in model}) == 3
+    assert before.differences(fingerprint(model)) == []
+
+
+def in_12_bits(bias: bool = False) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Plain layers, and others that hold the same weights as codes."""
+    torch.manual_seed(0)
+    plain = nn.ModuleList(nn.Linear(32, rows, bias=bias, dtype=torch.bfloat16) for rows in (8, 2, 3))
+    plain.requires_grad_(False)
+    return plain, nn.ModuleList(Exponent12Linear.from_linear(layer) for layer in copy.deepcopy(plain))
+
+
+@pytest.mark.parametrize("kept", [None, 1])
+@pytest.mark.parametrize("bias", [False, True])
+def test_exact_codes_are_one_product_only_between_merge_and_undo(bias: bool, kept: int | None) -> None:
+    (plain, model), x = in_12_bits(bias), torch.randn(2, 32).bfloat16()
+    if kept is not None:  # a layer that the format did not take
+        model[kept] = copy.deepcopy(plain[kept])
+    assert why_separate(list(model), Sharing(model)) is None
+    before = fingerprint(model)
+    assert merged_linear(list(model), x) is None  # where nobody merges, each is called: with exact=True
+    merged(plain)
+    journal = merged(model)
+    for one in (model, copy.deepcopy(model)):
+        assert torch.equal(merged_linear(list(one), x), merged_linear(list(plain), x))  # type: ignore[arg-type]
+    handle = model[1].register_forward_hook(lambda *given: None)
+    assert merged_linear(list(model), x) is None
+    handle.remove()
+    journal.frames[0].unwind(0)
+    assert merged_linear(list(model), x) is None
     assert before.differences(fingerprint(model)) == []
 
 

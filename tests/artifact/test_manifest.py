@@ -43,3 +43,12 @@ def test_a_class_name_cannot_be_a_path_to_code(saved: Path) -> None:
 def test_a_folder_that_holds_no_saved_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="from_pretrained"):
         read_manifest(tmp_path)
+
+
+def test_a_verdict_that_is_none_is_told_as_the_files_fault(saved: Path) -> None:
+    told = json.loads((saved / FILE).read_text())
+    for verdict in ({"kl": 1}, {"costs": []}, "far"):
+        told["plan"]["verdict"] = verdict
+        (saved / FILE).write_text(json.dumps(told))
+        with pytest.raises(ArtifactError, match="save the model again"):
+            read_manifest(saved)

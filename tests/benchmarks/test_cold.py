@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +88,22 @@ def test_losses_are_those_of_the_plain_model() -> None:
     assert not folder.exists()
 
 
-def test_other_losses_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        (lambda right: [9.0] * len(right), "of itself off"),
+        (lambda right: [*right[:-1], float("nan")], "no finite number"),
+        (lambda right: right[:1], "1 losses came of 32 batches"),
+    ],
+)
+def test_other_losses_are_wrong(
+    losses: Callable[[list[float]], list[float]], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(model: Any, room: Room) -> scoring.Scorer:
-        return scoring.Scorer(lambda scorer, batches: [9.0] * len(batches), "")
+        return scoring.Scorer(lambda scorer, batches: losses(scoring.one_by_one(model, batches)), "")
 
     monkeypatch.setitem(score_job.ARMS, "broken", scoring.ScoreArm("broken", broken))
     said = ScoreJob(SUITES["score-qwen3-4b"].smoked(), "broken", CPU, smoke=True).set_up()
     assert not said["right"]
-    assert "of itself off" in said["reason"]
+    assert told in said["reason"]
+    json.dumps(said, allow_nan=False)  # as results are written

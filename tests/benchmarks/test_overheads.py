@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from benchmarks.overheads import BARS_MS, RECORD, best, main, measure, shape_of
+from torch import nn
 
 from benchmarks import overheads
+from inference_pio.manager import ModularOptimizationManager
+from inference_pio.undo import module_walk
 
 
 def test_every_call_is_timed_and_the_model_is_left_as_it_was() -> None:
@@ -30,3 +34,23 @@ def test_a_missed_bar_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_what_is_recorded_is_whole() -> None:
     recorded = json.loads(RECORD.read_text())
     assert set(BARS_MS) <= set(recorded["figures"])
+
+
+def test_switching_attention_on_walks_the_model_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, manager, walks = shape_of("qwen3-4b", smoke=True), ModularOptimizationManager(), [0, 0]
+    theirs, ours = nn.Module.named_modules, module_walk._visit
+
+    def walking(module: nn.Module, *given: Any, **named: Any) -> Any:
+        walks[0] += module is model
+        return theirs(module, *given, **named)
+
+    def visiting(module: nn.Module, path: str, *more: Any) -> None:
+        walks[1] += not path
+        ours(module, path, *more)
+
+    monkeypatch.setattr(nn.Module, "named_modules", walking)
+    monkeypatch.setattr(module_walk, "_visit", visiting)
+    manager.apply_optimizations(model, ["flash_attention"])
+    manager.remove_optimizations(model)
+    assert walks[0] <= 8
+    assert walks[1] <= 40

@@ -72,6 +72,17 @@ def test_without_measuring_it_only_optimizes(llama_folder: Path, tmp_path: Path)
     assert (tmp_path / "saved" / "tokenizer.json").is_file()
 
 
+def test_within_a_budget_it_is_optimized_as_it_loads_and_not_measured(llama_folder: Path) -> None:
+    words = (str(llama_folder), "--profile", "memory_efficient", "--disable", "tensor_compression")
+    answer = optimized(*words, "--host-budget", "80%", "--no-measure", "--json")
+    assert answer.exit_code == 0, answer.output
+    assert "disk_offloading" in [receipt["name"] for receipt in json.loads(answer.stdout)["receipts"]]
+    assert "plan for" in answer.stderr
+    measured = optimized(*words, "--host-budget", "80%")
+    assert measured.exit_code == 2
+    assert "add --no-measure" in " ".join(measured.stderr.replace("│", " ").split())
+
+
 def test_the_page_and_the_terminal_tell_the_same_status(llama_folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "deep" / "report.html"
     answer = optimized(str(llama_folder), "--no-measure", "--report", str(page), "--json")

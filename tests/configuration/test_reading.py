@@ -116,3 +116,17 @@ def test_all_data_lies_inside_the_package_and_so_in_the_wheel() -> None:
     package = Path(__file__).parents[2] / "src" / "inference_pio"
     assert DATA.is_relative_to(package)
     assert len(list(DATA.rglob("*.yaml"))) >= 8
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "1.e-3", ".1e-2", "+1e-3", "0.001"])
+def test_a_number_with_an_exponent_is_a_number(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_text(f"name: mine\nmax_kl: {text}\ndefault_settings:\n  flash_attention:\n")
+    assert read_settings(path, GlobalOptimizationProfile).max_kl == 0.001
+
+
+@pytest.mark.parametrize("text", ["e3", "1e", "1e-3s", "1e-", "'1e-3'", "v1e3"])
+def test_a_word_is_a_word(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_text(f"name: {text}\n")
+    assert read_yaml(path)["name"] == text.strip("'")

@@ -51,3 +51,9 @@ def test_a_path_is_a_word_or_a_path() -> None:
     assert check_path("a.yaml") == Path("a.yaml")
     with pytest.raises(InvalidSetting, match="not 3"):
         check_path(3)
+
+
+def test_a_word_that_looks_like_a_number_stays_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    write_document(path, {"word": "1e-3", "number": 1e-3})
+    assert read_document(path) == {"word": "1e-3", "number": 0.001}

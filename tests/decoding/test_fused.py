@@ -116,12 +116,16 @@ def projected_exactly() -> int:
             linear.weight = nn.Parameter(weight.bfloat16())
         return made
 
-    for taken, rows, how in (
-        (linears(272, 5, 3, 2, bias=True), 1, {"norm": norm}), (linears(272, 4, 4), 1, {"norm": norm, "gated": True}),
-        (linears(144, 6), 2, {"residual": torch.randn(2, 6, generator=chance).bfloat16()}), (linears(144, 3), 3, {}),
+    for taken, rows, kept, how in (
+        (linears(272, 5, 3, 2, bias=True), 1, (), {"norm": norm}),
+        (linears(272, 4, 4), 1, (), {"norm": norm, "gated": True}),
+        (linears(144, 6), 2, (), {"residual": torch.randn(2, 6, generator=chance).bfloat16()}),
+        (linears(144, 3), 3, (), {}), (linears(144, 3, 5), 1, (1,), {}),
     ):  # fmt: skip
         x = torch.randn(rows, taken[0].in_features, generator=chance).bfloat16()
-        packed = [Exponent12Linear.from_linear(linear) for linear in taken]
+        packed = [
+            linear if place in kept else Exponent12Linear.from_linear(linear) for place, linear in enumerate(taken)
+        ]
         with torch.no_grad():
             found, expected = (FusedOperations().project(x, layers, **how) for layers in (packed, taken))
         assert torch.equal(found, expected), how
@@ -152,7 +156,7 @@ def generated(model: Any, rows: int, **compression: Any) -> torch.Tensor:
     parameters = {"kernel_fusion": {"level": "graph"}, **({"tensor_compression": compression} if compression else {})}
     get_optimization_manager().apply_optimizations(model, names, parameters=parameters)
     held = sum(isinstance(layer, Exponent12Linear) for layer in model.modules())
-    assert held == (7 * 3 if compression else 0)
+    assert held == ((7 - len(compression.get("skip", ()))) * 3 if compression else 0)
     tokens = torch.randint(1, 120, (rows, 9), generator=torch.Generator().manual_seed(1)).to(model.device)
     out = model.generate(
         tokens, max_new_tokens=48, min_new_tokens=48, do_sample=False, pad_token_id=0, output_logits=True,
@@ -407,7 +411,7 @@ def test_it_looks_up_and_multiplies_one_table_on_a_gpu(head: str, dtype: torch.d
 
 @needs_triton
 def test_over_exponent12_products_have_the_bits_of_plain_ones(interpreted: Callable[..., Any]) -> None:
-    assert interpreted(projected_exactly) == 4
+    assert interpreted(projected_exactly) == 5
 
 
 def test_over_exponent12_generate_has_the_bits_of_plain_weights() -> None:
@@ -467,3 +471,11 @@ def test_over_exponent12_the_engine_has_the_bits_of_plain_weights_on_a_gpu(rows:
     packed = generated(forced("cuda"), rows, format="exponent12", least_share=0.3)
     assert plain.isfinite().all()
     assert torch.equal(plain, packed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 4, 12])
+def test_layers_that_are_kept_beside_exponent12_change_no_bit_on_a_gpu(rows: int) -> None:
+    kept = ["*.v_proj", "*.up_proj"]
+    plain = generated(forced("cuda"), rows)
+    assert torch.equal(generated(forced("cuda"), rows, format="exponent12", least_share=0.3, skip=kept), plain)

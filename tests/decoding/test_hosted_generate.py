@@ -71,6 +71,17 @@ def test_layers_come_as_far_ahead_as_was_asked_for_in_a_copy_too() -> None:
         assert say(one, prompt(1, 30)).past_key_values.staging.ahead == 3
 
 
+def test_a_decision_that_was_saved_before_layers_came_further_ahead_is_kept_to() -> None:
+    model: Any = tiny.build("llama")
+    decision = placement_decision(model, placement_sites(model, GPU, 0))
+    del decision["layers_ahead"]
+    assert "come back 1 ahead" in said_of_placement(decision)
+    journal = Journal(model)
+    with journal.step("host"):
+        host_the_cache(journal, model, decision)
+    assert say(model, prompt(1, 30)).past_key_values.staging.ahead == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [{"num_beams": 2}, {"prompt_lookup_num_tokens": 3}, {"num_return_sequences": 2, "num_beams": 2}],

@@ -15,6 +15,7 @@ from inference_pio.decoding.engine import Engine
 from inference_pio.decoding.fused import FusedOperations
 from inference_pio.decoding.launches import Launches
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.exponent12 import Packed, pack, unpack
 from inference_pio.kernels.triton.gemv_candidates import GemvProblem
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch
 from inference_pio.kernels.triton.gemv_tuning import GemvWeights, Tuning
@@ -103,6 +104,53 @@ def test_a_damaged_file_is_told_and_written_anew(machine: Path) -> None:
     heard(again.launches)
     assert again.launches.tune(CPU, tuner([])) == 1
     assert "is damaged" in Engine(again).notes[0]
+
+
+def packed(rows: int = 6, inputs: int = 64) -> list[Packed]:
+    return [pack(torch.randn(rows, inputs, generator=torch.Generator().manual_seed(0)).bfloat16())]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_packed_weights_take_the_columns_of_the_plain_ones_launch(rows: int) -> None:
+    launches, x, seen = Launches(), torch.zeros(rows, 64).bfloat16(), dict[str, Any]()
+    by_rule = launches.exact_launch_for(x, packed())
+    assert not by_rule.stages or rows > 2
+    narrow, rows_of_two = GemvLaunch(1, 1024, 2), GemvLaunch(2, 1024, 1)
+
+    def tuned(problem: GemvProblem, weights: Sequence[GemvWeights], time_limit_s: float) -> Tuning:
+        seen[problem.key()] = weights[0][0][0]
+        found = rows_of_two if problem.exact_columns else narrow
+        return Tuning(found, {found: 1.0})
+
+    launches.listen()
+    launches.exact_launch_for(x, packed())
+    asked = [f"{rows} x 64 x 6 bfloat16", f"{rows} x 64 x 6 bfloat16 exponent12 by 1024"][: 2 if rows == 1 else 1]
+    assert launches.tune(CPU, tuned) == len(asked)
+    assert list(seen) == asked
+    assert torch.equal(seen[asked[0]], unpack(packed()[0])), "the plain product is tuned with plain weights"
+    assert launches.exact_launch_for(x, packed()) == (rows_of_two if rows == 1 else narrow)
+    again = Launches()
+    again.listen()
+    again.launch_for(x, [torch.zeros(6, 64).bfloat16()], None)
+    assert again.tune(CPU, tuned) == 0, "plain weights go by the launch that packed ones left in the file"
+    assert again.launch_for(x, [torch.zeros(6, 64).bfloat16()], None) == narrow
+
+
+def test_packed_weights_whose_plain_launch_is_not_found_go_by_rule_as_plain_ones_do() -> None:
+    def broken(problem: GemvProblem, weights: Sequence[GemvWeights], time_limit_s: float) -> Tuning:
+        if problem.exact_columns:
+            return Tuning(FOUND, {FOUND: 1.0})
+        raise raised
+
+    x = torch.zeros(1, 64).bfloat16()
+    for raised in (InvalidSetting("no launch gives the right result"), torch.OutOfMemoryError("no room to unpack")):
+        launches = Launches()
+        by_rule = launches.exact_launch_for(x, packed())
+        launches.listen()
+        launches.exact_launch_for(x, packed())
+        launches.tune(CPU, broken)
+        assert launches.exact_launch_for(x, packed()).columns == by_rule.columns
+        assert str(raised) in launches.notes[0]
 
 
 @pytest.mark.gpu

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from inference_pio.decoding.weights import expert_weights, factored_weights, linear_weights
+from inference_pio.decoding.weights import expert_weights, factored_weights, linear_weights, unpacked_beside_plain
 from inference_pio.formats.coded_residual import CodedResidual
+from inference_pio.formats.exponent12 import Exponent12Linear
 from inference_pio.formats.factored_linear import FactoredLinear, IntoFew
 from inference_pio.formats.fp8 import Fp8Experts, Fp8Linear
 from inference_pio.formats.int4 import Int4Experts, Int4Linear
@@ -41,6 +42,17 @@ def test_plain_and_compressed_linears_are_read() -> None:
     assert found is not None
     assert (found.weight, found.scale, found.bias) == (packed.weight_int4, packed.weight_scale, plain.bias)
     assert found.kind[1] == 32
+
+
+def test_packed_linears_are_made_anew_beside_those_that_were_kept_alone() -> None:
+    plain = [nn.Linear(32, rows, dtype=torch.bfloat16) for rows in (3, 5)]
+    packed = Exponent12Linear.from_linear(plain[0])
+    found = unpacked_beside_plain([packed, plain[1]])
+    assert found is not None
+    assert torch.equal(found[0].weight, plain[0].weight)
+    assert (found[0].bias, found[1].weight) == (plain[0].bias, plain[1].weight)
+    for others in (plain, [packed, Int8Linear.from_linear(plain[1])], [packed, nn.Linear(32, 5)]):
+        assert unpacked_beside_plain(others) is None
 
 
 def test_linears_that_compute_otherwise_are_called() -> None:

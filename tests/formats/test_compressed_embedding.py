@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from inference_pio.errors import InvalidModel, RefusedOnOptimized
 from inference_pio.formats.compressed_embedding import CompressedEmbedding, why_no_table
 from inference_pio.formats.known import known_formats
 from inference_pio.plan.skeleton import skeleton_of
+from inference_pio.undo.survey import named_tensors
 from tests.formats.help import STEP, seeded
 
 LOOKED_UP = [name for name, known in known_formats().items() if known.embedding is not None]
@@ -42,7 +44,7 @@ def pair(name: str, dtype: torch.dtype = torch.float32, bias: bool = False) -> n
 
 def are_one(model: Any) -> bool:
     embedding, head = model["embedding"], model["head"]
-    return all(one is other for one, other in zip(embedding.held("weight"), head.held("weight"), strict=True))
+    return head.table_of is embedding and not head._buffers and not head.__dict__.keys() & embedding._buffers
 
 
 def test_formats_of_one_scale_a_row_can_be_looked_up() -> None:
@@ -59,7 +61,6 @@ def test_rows_are_near_the_plain_ones_and_what_the_head_multiplies_with(name: st
     assert (found - plain).abs().max() <= STEP[name] * model["plain"].weight.abs().max() + 0.01
     assert torch.equal(found, model["head"].dequantize()[ids].to(dtype))
     assert (model["embedding"].num_embeddings, model["embedding"].embedding_dim) == (48, 64)
-    assert model["head"].is_tied
     assert are_one(model)
 
 
@@ -72,6 +73,9 @@ def test_a_move_a_cast_and_a_copy_leave_one_table(name: str) -> None:
             change(part)
             assert are_one(model)
             assert model["embedding"].held("weight")[0].dtype is codes.dtype
+    model = pair(name, bias=True)
+    model["head"].to("meta")
+    assert model["embedding"].device.type == "meta"
     model = pair(name, bias=True)
     model.bfloat16()
     assert model["embedding"](torch.tensor([1])).dtype is torch.bfloat16
@@ -89,6 +93,23 @@ def through_a_file(model: nn.Module) -> Any:
     torch.save(model, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+@EACH
+def test_a_call_with_other_tensors_computes_with_those_and_leaves_its_own(name: str) -> None:
+    model, other, ids = pair(name, bias=True), pair(name, bias=True), torch.tensor([[0, 3, 47]])
+    model.forward = lambda ids: model["head"](model["embedding"](ids))
+    other["embedding"].held("weight")[1].mul_(2)
+    own, given = dict(named_tensors(model)), dict(named_tensors(other))
+    expected = other["head"](other["embedding"](ids))
+    found = functional_call(model, given, (ids,), strict=True)
+    assert torch.equal(found, expected)
+    assert not torch.equal(model(ids), expected)
+    for key, tensor in named_tensors(model):
+        assert tensor is own[key], key
+    assert are_one(model)
+    assert functional_call(model, {"head.weight_scale": seeded(48)}, (ids,)).equal(model(ids))
+    assert not hasattr(model["head"], "weight_scale")
 
 
 @EACH

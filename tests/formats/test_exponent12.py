@@ -163,3 +163,9 @@ def test_weights_of_too_many_exponents_are_refused_with_their_share() -> None:
 def test_asked_for_calibrated_codes_it_has_none() -> None:
     with pytest.raises(NotImplementedError, match="not rounded"):
         Exponent12Linear.quantize_with_gram(torch.ones(1, 1, 16), torch.ones(1, 16, 16), [1], 128)
+
+
+def test_what_it_costs_is_told_by_device() -> None:
+    said = {name: str(Exponent12Linear.cost(torch.device(name), torch.bfloat16)) for name in ("cpu", "cuda")}
+    assert ["which read codes as they are" in one for one in said.values()] == [False, True]
+    assert all(one.endswith("memory is saved, time is not.") for one in said.values())

@@ -10,7 +10,7 @@ from torch import nn
 
 from inference_pio.configuration import QualityBounds
 from inference_pio.contract.config import OptimizationType
-from inference_pio.contract.optimization import OptimizationInterface
+from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.site import Site
 from inference_pio.errors import NoEffect, NothingApplied, QualityBroken
 from inference_pio.integration.attribution import Attribution, Found
@@ -219,3 +219,58 @@ def test_what_was_switched_off_stays_off() -> None:
     wanted = [Wanted(COMPRESSION, order=False, off="not here"), Wanted(FLASH, order=False)]
     Attribution(model, wanted, "a profile", lambda: Found(0.0, 1.0), lambda found: None).settle()
     assert manager.get_model_optimizations(model) == [FLASH]
+
+
+class Beside(OptimizationInterface):
+    """A step that applies only where attention was switched already."""
+
+    name = "beside"
+    optimization_type = OptimizationType.COMPUTE
+    stage = Stage.PLACEMENT
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        there = any(name.endswith("self_attn") and "is_fast" in vars(part) for name, part in model.named_modules())
+        return [Site("model.norm", "norm", skip=None if there else "attention is plain")]
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.journal.set(model.get_submodule("model.norm"), "beside", True)
+        return model
+
+
+class Fast(OptimizationInterface):
+    """What it applies beside."""
+
+    name = "fast"
+    optimization_type = OptimizationType.ATTENTION
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        return [Site("model.layers.0.self_attn", "attention")]
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.journal.set(model.get_submodule("model.layers.0.self_attn"), "is_fast", True)
+        return model
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_wish_that_an_order_applies_beside_stays_and_another_goes(enough: bool) -> None:
+    model, manager = tiny.build("llama"), get_optimization_manager()
+    manager.register_optimization(Beside)
+    manager.register_optimization(Fast)
+    costs = {"fast": 0.3, COMPRESSION: 0.2}
+    try:
+        wanted = [Wanted("beside"), Wanted("fast", order=False)] + [Wanted(COMPRESSION, order=False)] * enough
+        run = Attribution(
+            model, wanted, "a profile",
+            lambda: Found(sum(costs.get(name, 0.0) for name in manager.get_model_optimizations(model)), 1.0),
+            lambda found: "too much" if found.kl > 0.35 - 0.1 * (not enough) else None,
+        )  # fmt: skip
+        if enough:
+            run.settle()
+            assert list(run.taken_back) == [COMPRESSION]
+            assert manager.get_model_optimizations(model) == ["fast", "beside"]
+        else:
+            with pytest.raises(QualityBroken, match="does not apply without fast"):
+                run.settle()
+    finally:
+        manager.registry.unregister("beside")
+        manager.registry.unregister("fast")

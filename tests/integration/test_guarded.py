@@ -120,6 +120,47 @@ def test_a_verdict_is_of_what_was_asked_for_also_where_nothing_moves(monkeypatch
     assert (status(model)["applied"], status(model)["quality_guard"]) == (told["applied"], None)
 
 
+class Shifted:
+    """A tokenizer that reads the same text as other tokens."""
+
+    def __init__(self) -> None:
+        self.inner = byte_tokenizer()
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        read = self.inner(*given, **named)
+        read["input_ids"] = [1 + token % 90 for token in read["input_ids"]]
+        return read
+
+
+def test_other_weights_or_another_tokenizer_are_judged_anew() -> None:
+    model = tiny.build("llama")
+    inference_pio.optimize(model, "lossless", max_kl=0.5, tokenizer=byte_tokenizer())
+    first = session_of(model).verdict  # type: ignore[union-attr]
+    assert first is not None
+    inference_pio.optimize(model, "lossless", max_kl=0.5, tokenizer=byte_tokenizer())
+    assert session_of(model).verdict is first  # type: ignore[union-attr]
+    inference_pio.optimize(model, "lossless", max_kl=0.5, tokenizer=Shifted())
+    second = session_of(model).verdict  # type: ignore[union-attr]
+    assert second is not first
+    model.load_state_dict(model.state_dict())
+    assert status(model)["quality_guard"] is None
+    inference_pio.optimize(model, "lossless", max_kl=0.5, tokenizer=Shifted())
+    third = session_of(model).verdict  # type: ignore[union-attr]
+    assert third is not None
+    assert third is not second
+
+
+def test_a_verdict_is_saved_with_the_model(tmp_path: Any) -> None:
+    model = tiny.build("llama")
+    inference_pio.optimize(model, "balanced", max_kl=0.5, tokenizer=byte_tokenizer())
+    told = status(model)["quality_guard"]
+    assert told is not None
+    loaded = inference_pio.load(inference_pio.save(model, tmp_path / "saved"))
+    assert status(loaded)["quality_guard"] == told
+    update_model_optimization(loaded, "flash_attention", enabled=False)
+    assert status(loaded)["quality_guard"] is None
+
+
 def test_without_bounds_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Reference, "record")
     model = tiny.build("llama")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from inference_pio.contract.optimization import Stage
 from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidModel, NoEffect, NothingApplied
 from inference_pio.undo.fingerprint import fingerprint
@@ -89,3 +90,47 @@ def test_an_order_that_the_data_leave_nothing_to_do_for_raises_and_a_wish_is_lef
     assert case.manager.get_model_optimizations(case.model) == ["flash_attention"]
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
+
+
+class Learning(Marker):
+    """Learns from all that the model says, edits one place, and belongs before what computes."""
+
+    name = "learning"
+    stage = Stage.STRUCTURE
+
+    def sites(self, model: nn.Module) -> Sequence[Site]:
+        return (Site("model.norm", whole=False),)
+
+    def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
+        return {"sum": tiny.logits(model, "llama").abs().sum().item()}
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.journal.set(model.get_submodule("model.norm"), "learned", self.step.decision.get("sum"))
+        return model
+
+
+class Doubling(Marker):
+    """Changes what the model says, at a place of its own."""
+
+    name = "doubling"
+
+    def sites(self, model: nn.Module) -> Sequence[Site]:
+        return (Site("lm_head", whole=False),)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.journal.hook(model.get_submodule("lm_head"), "forward", lambda module, given, out: out * 2)
+        return model
+
+
+def test_what_learns_from_the_model_learns_the_same_whatever_of_later_stages_stood_first() -> None:
+    learned = []
+    for calls in (["learning"], ["doubling", "learning"], ["learning", "doubling"]):
+        case = Case("llama")
+        case.manager.register_optimization(Learning)
+        case.manager.register_optimization(Doubling)
+        for name in calls:
+            assert case.apply(name)
+        learned.append(case.model.model.norm.learned)
+        case.manager.remove_optimizations(case.model)
+        case.check_untouched()
+    assert learned[0] == learned[1] == learned[2]

@@ -12,7 +12,7 @@ import torch
 from inference_pio.errors import NoEffect
 from tests import tiny
 from tests.surgery.help import operate, relative, skips
-from tests.sweep import Case
+from tests.sweep import Case, small_manager
 
 NAMES = ["llama", "qwen3", "qwen3_moe", "qwen3_vl", "glm4_moe", "glm4_moe_lite"]
 TEXT = [[1 + (place * place + row) % 96 for place in range(16)] for row in range(4)]
@@ -93,6 +93,14 @@ def test_norms_that_others_see_too_are_kept_with_the_reason(change: Callable[[An
     receipt = operate(model, "norm_folding")
     assert relative(tiny.logits(model, "llama"), before) <= 1e-5
     assert {path: reason for path, reason in skips(receipt).items() if "layers.0" in path}
+
+
+def test_a_hook_of_a_later_stage_that_stood_first_keeps_no_norm_as_it_is() -> None:
+    alone, behind = tiny.build("qwen3"), tiny.build("qwen3")
+    manager = small_manager()
+    manager.apply_optimizations(behind, ["adaptive_sparse_attention"])
+    operate(behind, "norm_folding")
+    assert manager.get_receipts(behind)[0].acted == operate(alone, "norm_folding").acted
 
 
 @pytest.mark.parametrize("refit", [True, False])

@@ -124,3 +124,19 @@ def test_a_closer_that_fails_is_told_and_does_not_stop_the_others(caplog: pytest
         Frame("offload", deferred=[lambda: log.append("first"), broken]).close()
     assert log == ["first"]
     assert "offload was taken back, but something that it had opened could not be closed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("slot", "moves"),
+    [
+        (("a", "attribute", "config"), False),
+        (("a", "forward_hooks", "1"), False),
+        (("a", "parameter", "weight"), True),
+        (("a", "buffer", "scale"), True),
+        (("", "module", "a"), True),
+        (("", "attribute", "stream"), True),
+    ],
+)
+def test_settings_and_hooks_move_no_bytes(slot: tuple[str, str, str], moves: bool) -> None:
+    assert frame_of(slot).moves_bytes is moves
+    assert Frame("f", entries=[Stubborn([], "rehoused")]).moves_bytes

@@ -74,3 +74,12 @@ def test_twenty_thousand_modules_are_surveyed_in_well_under_a_second() -> None:
         seconds.append(time.process_time() - started)
     assert min(seconds) < 2.0  # 0.5 s on an idle core
     assert [others - {id(model)} for others in held] == [set()] * 3
+
+
+def test_a_step_that_parks_nothing_keeps_what_it_takes_out_in_place() -> None:
+    model = nn.Linear(4, 4)
+    journal = Journal(model)
+    with journal.step("(base)", into=journal.base):
+        journal.set(model, "weight", nn.Parameter(torch.zeros(4, 4)))
+    assert journal.base.held_bytes == 64
+    assert journal.base.parked_bytes == 0

@@ -11,6 +11,7 @@ from torch import nn
 from inference_pio.anatomy.call_guards import is_foreign
 from inference_pio.anatomy.parts import is_adapted, runs_attention, widths
 from inference_pio.compat import LATENT_EXPANSION, why_expansion_is_needed
+from inference_pio.undo.module_walk import named_modules_of
 
 INTO_LATENT, LATENT_NORM, OUT_OF_LATENT = "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj"
 RESULT = "o_proj"
@@ -39,7 +40,7 @@ def latent_sites(model: nn.Module) -> list[tuple[str, nn.Module, str | None]]:
     >>> latent_sites(nn.Linear(2, 2))
     []
     """
-    found = [(path, module) for path, module in model.named_modules() if is_latent_attention(module)]
+    found = [(path, module) for path, module in named_modules_of(model) if is_latent_attention(module)]
     return [(path, module, why_not_absorbed(module)) for path, module in found]
 
 

@@ -1,7 +1,7 @@
 """Linear layers that take one input, merged: one tensor holds their weights side by side, each still with its own name.
 
-Nothing is kept beside the weights: at each call it is seen whether they still lie side by side, so that a copy, or a
-weight that somebody gave other data, is computed as it is.
+At each call it is seen whether weights still lie side by side, so that a copy, or a weight that somebody gave other
+data, is computed as it is. Codes cannot lie so: layers that hold weights exactly, as codes, tell that they are merged.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from inference_pio.undo.slots import storage_key, tensors_of
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """`multiply(x, weight, bias)`: a linear layer's product."""
+MERGED = "_inference_pio_merged"
+"""The attribute by which layers of codes tell that they are merged: a larger product may round otherwise than the
+library's, which `exact=True` asks for."""
 
 
 class Sharing:
@@ -36,16 +39,14 @@ class Sharing:
 
 def why_separate(layers: Sequence[nn.Module], sharing: Sharing) -> str | None:
     """Why layers of one input keep tensors of their own, or None."""
-    if _all_exact(layers):
-        return None
     for layer in layers:
         if is_adapted(layer):
             return "an adapter is wrapped around one of its layers"
-        if type(layer) is not nn.Linear:
+        if type(layer) is not nn.Linear and not _is_exact(layer):
             return f"one of its layers is a {type(layer).__name__}, and no plain Linear"
         if is_watched(layer) or "forward" in layer.__dict__ or hasattr(layer, "parametrizations"):
             return "one of its layers carries hooks, a parametrization, or a forward of somebody else"
-        if type(layer.weight) is not nn.Parameter or not layer.weight.numel():
+        if not _is_exact(layer) and (type(layer.weight) is not nn.Parameter or not layer.weight.numel()):
             return "one of its weights is empty, or of a kind of its own"
     tensors = [tensor for layer in layers for tensor in layer.parameters(recurse=False)]
     if any(sharing.shares(tensor) for tensor in tensors):
@@ -62,10 +63,12 @@ def why_separate(layers: Sequence[nn.Module], sharing: Sharing) -> str | None:
 def merge(journal: Journal, layers: Sequence[nn.Module]) -> None:
     """Put the weights (and biases) of layers side by side in one tensor; the Parameters become views of it.
 
-    The old memory is let go with each call, so no more than one merged tensor is held twice at a time. Codes of exact
-    weights stay where they are: these are made side by side in each call.
+    The old memory is let go with each call, so no more than one merged tensor is held twice at a time. Where a
+    layer holds exact weights as codes, all stay where they are, and are put side by side in each call.
     """
-    if _all_exact(layers):
+    if coded := [layer for layer in layers if _is_exact(layer)]:
+        for layer in coded:
+            journal.set(layer, MERGED, True)
         return
     for name in ("weight", "bias"):
         tensors = [layer._parameters[name] for layer in layers]
@@ -96,11 +99,11 @@ def merged_linear(
     layers: Sequence[nn.Module], x: torch.Tensor, multiply: Multiply = F.linear
 ) -> torch.Tensor | None:  # fmt: skip
     """What all layers make of `x`, side by side in one product; None where each must be called."""
-    if _all_exact(layers):
-        biases = [layer._parameters["bias"] for layer in layers]
-        whole = torch.cat([layer.dequantize(x.dtype) for layer in layers])  # type: ignore[operator]
-        return multiply(x, whole, None if None in biases else torch.cat(biases))  # type: ignore[arg-type]
-    if any(type(layer) is not nn.Linear or is_watched(layer) or "forward" in layer.__dict__ for layer in layers):
+    if any(is_watched(layer) or "forward" in layer.__dict__ for layer in layers):
+        return None
+    if any(MERGED in layer.__dict__ for layer in layers):
+        return _product_with_codes(layers, x, multiply)
+    if any(type(layer) is not nn.Linear for layer in layers):
         return None
     weight = together(layers)
     if weight is None:
@@ -111,10 +114,17 @@ def merged_linear(
     return None if bias is None else multiply(x, weight, bias)
 
 
-def _all_exact(layers: Sequence[nn.Module]) -> bool:
-    """Whether layers hold codes from which every bit of their weights comes back: merged, they give the bits of merged
-    plain ones."""
-    biases = {layer._parameters.get("bias") is None for layer in layers}
-    return len(biases) == 1 and all(
-        getattr(layer, "exact", False) and not is_watched(layer) and "forward" not in layer.__dict__ for layer in layers
-    )
+def _product_with_codes(layers: Sequence[nn.Module], x: torch.Tensor, multiply: Multiply) -> torch.Tensor | None:
+    """The bits that merged plain layers give, where some hold codes from which every bit of their weights comes back,
+    and the others were kept as they are."""
+    if any(type(layer) is not nn.Linear and not _is_exact(layer) for layer in layers):
+        return None
+    biases = [layer._parameters["bias"] for layer in layers]
+    if len({bias is None for bias in biases}) > 1:
+        return None
+    weights = [layer.dequantize(x.dtype) if _is_exact(layer) else layer.weight for layer in layers]  # type: ignore[operator]
+    return multiply(x, torch.cat(weights), None if None in biases else torch.cat(biases))  # type: ignore[arg-type]
+
+
+def _is_exact(layer: nn.Module) -> bool:
+    return getattr(layer, "exact", False) is True

@@ -19,6 +19,7 @@ from inference_pio.anatomy.names import (
     VISION_CONFIGS,
     WRAPPED_BY_ADAPTER,
 )
+from inference_pio.undo.module_walk import Named, named_modules_of
 
 
 def within(path: str, above: str) -> bool:
@@ -30,9 +31,12 @@ def within(path: str, above: str) -> bool:
     return not above or path == above or path.startswith(f"{above}.")
 
 
-def vision_paths(model: nn.Module) -> list[str]:
-    """The paths of a model's vision towers: the outermost modules that are built from a vision configuration."""
-    return _tower_paths(model, VISION_CONFIGS)
+def vision_paths(model: nn.Module, named: Named | None = None) -> list[str]:
+    """The paths of a model's vision towers: the outermost modules that are built from a vision configuration.
+
+    `named` are its modules, for who has walked through it already.
+    """
+    return _tower_paths(model, VISION_CONFIGS, named)
 
 
 def other_tower_paths(model: nn.Module) -> list[str]:
@@ -40,11 +44,11 @@ def other_tower_paths(model: nn.Module) -> list[str]:
     return _tower_paths(model, OTHER_TOWER_CONFIGS)
 
 
-def _tower_paths(model: nn.Module, keys: frozenset[str]) -> list[str]:
+def _tower_paths(model: nn.Module, keys: frozenset[str], named: Named | None = None) -> list[str]:
     whole = vars(model).get("config")
     configs = {id(value) for key in keys if (value := getattr(whole, key, None)) is not None}
     found: list[str] = []
-    for path, module in model.named_modules():
+    for path, module in named or named_modules_of(model):
         own = vars(module).get("config")
         is_tower = id(own) in configs or getattr(type(own), "base_config_key", None) in keys
         if own is not None and is_tower and not any(within(path, tower) for tower in found):
@@ -111,10 +115,12 @@ def is_experts(module: nn.Module) -> bool:
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that hold a module's own weights: its Parameters, and the buffers of a format of ours."""
+    """The tensors that hold a module's own weights: its Parameters, and the buffers of a format of ours, be they kept
+    by the module that it is tied to.
+    """
     own: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
     if callable(getattr(type(module), "dequantize", None)):
-        own |= dict(module.named_buffers(recurse=False))
+        own |= dict(getattr(module, "holder", module).named_buffers(recurse=False))
     return own
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference_pio.undo.module_walk import named_modules_of
+
 ONE_DEVICE = "load it without device_map, or with device_map={'': device}, so that all of it is on one device."
 PRE_QUANTIZED = frozenset({"Int8Params", "Params4bit"})
 SHARDED = frozenset({"FullyShardedDataParallel", "FSDPModule"})
@@ -19,7 +21,7 @@ class _Parts:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.modules = list(model.named_modules())
+        self.modules = named_modules_of(model)
         tables = ("_parameters", "_buffers")
         self.tensors = list({id(one): (path, one) for table in tables for path, one in self._held(table)}.values())
 

@@ -11,6 +11,7 @@ from inference_pio.anatomy.names import ADAPTED_PARAMETER
 from inference_pio.anatomy.parts import is_adapted, is_experts, runs_attention, vision_paths, within
 from inference_pio.anatomy.roles import roles_of
 from inference_pio.errors import InvalidModel
+from inference_pio.undo.module_walk import named_modules_of
 
 Walk = Iterator[tuple[str, nn.Module, str]]
 READ_WEIGHTS_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -87,7 +88,8 @@ def _reads_weights_inside(module: nn.Module) -> bool:
 
 def attention_modules(model: nn.Module) -> Walk:
     """Every module that runs attention through the library's interface: path, module, "attention" or "vision"."""
-    towers = vision_paths(model)
-    for path, module in list(model.named_modules()):
+    named = named_modules_of(model)
+    towers = vision_paths(model, named)
+    for path, module in named:
         if runs_attention(module):
             yield path, module, "vision" if any(within(path, tower) for tower in towers) else "attention"

@@ -20,6 +20,7 @@ from inference_pio.files import sha256_of
 from inference_pio.formats.compressed_module import is_sized_by_data, portable_tensor
 from inference_pio.manager.adopt import adopt
 from inference_pio.manager.manager import ModularOptimizationManager, get_optimization_manager
+from inference_pio.manager.session import session_of
 from inference_pio.plan.make import check_model
 from inference_pio.plan.rehearse import act
 from inference_pio.plan.skeleton import skeleton_of
@@ -54,14 +55,22 @@ def load(
     manager = manager or get_optimization_manager()
     tensors = _read_tensors(folder, manifest, verify)
     if checkpoint is not None:
-        return _reload(folder, manifest, folder_named(checkpoint), tensors, target, manager)
+        return _judged(_reload(folder, manifest, folder_named(checkpoint), tensors, target, manager), manifest)
     bones = skeleton_of(model) if model is not None else _skeleton_from(folder, manifest)
     _rebuild(bones, manifest, manager.registry, target)
     _fill(bones, tensors, manifest)
     bones.train(manifest.training)
     bones.to(target)
     adopt(bones, [Receipt.from_json(entry) for entry in manifest.receipts if entry["stage"] in REBUILT], NOT_HERE)
-    return _apply_the_rest(bones, manifest, manager)
+    return _judged(_apply_the_rest(bones, manifest, manager), manifest)
+
+
+def _judged(model: nn.Module, manifest: Manifest) -> nn.Module:
+    """With what a quality guard said of it when it was saved."""
+    session = session_of(model)
+    if session is not None:
+        session.verdict = manifest.verdict
+    return model
 
 
 def _read_tensors(folder: Path, manifest: Manifest, verify: bool) -> dict[str, torch.Tensor]:

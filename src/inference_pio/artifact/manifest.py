@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from inference_pio.contract.receipt import Receipt
 from inference_pio.contract.settings import Settings
+from inference_pio.contract.verdict import Verdict
 from inference_pio.errors import ArtifactError, InvalidSetting
 
 FILE = "inference_pio.json"
@@ -49,6 +50,12 @@ class Manifest(Settings):
     weight_bytes: int
     files: list[str] = Field(default_factory=list)
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """What a quality guard said of it; it stands in the plan, which earlier versions read without it."""
+        told = self.plan.get("verdict")
+        return None if told is None else Verdict.from_json(told)
+
     def to_bytes(self) -> bytes:
         return json.dumps(self.model_dump(mode="json"), indent=1).encode()
 
@@ -67,6 +74,7 @@ def read_manifest(folder: Path) -> Manifest:
         found = Manifest.model_validate(json.loads(file.read_bytes()))
         for entry in found.receipts:
             Receipt.from_json(entry)
+        found.verdict  # noqa: B018 - read here, so that a broken one is told as the file's
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder} holds no model saved by inference-pio ({FILE} is missing). "

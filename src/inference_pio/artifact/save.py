@@ -81,7 +81,10 @@ def _manifest(model: nn.Module, session: Session, ties: dict[str, str], built: P
             for receipt in receipts
         ],
         receipts=[receipt.to_json() for receipt in receipts],
-        plan={"profile": session.profile, "skipped": [left.to_json() for left in session.left]},
+        plan={
+            "profile": session.profile, "skipped": [left.to_json() for left in session.left],
+            "verdict": session.verdict.to_json() if session.verdict is not None else None,
+        },
         ties=ties, trainable=[name for name, parameter in model.named_parameters() if parameter.requires_grad],
         tensors_sha256=sha256_of(built / TENSORS), weight_bytes=weight_bytes,
         files=sorted(path.name for path in built.iterdir()),

@@ -20,7 +20,9 @@ from inference_pio.cli.options import (
     Dtype,
     DtypeOption,
     Enable,
+    GpuBudget,
     Hardware,
+    HostBudget,
     HtmlFile,
     Json,
     Model,
@@ -37,6 +39,8 @@ from inference_pio.errors import InvalidSetting
 if TYPE_CHECKING:
     from inference_pio.integration.asked import Asked
     from inference_pio.integration.side_by_side import Outcome
+    from inference_pio.plan.plan import Plan
+    from inference_pio.sources import OpenedModel
 
 Save = Annotated[Path | None, typer.Option("--save", help="Save the optimized model to this folder.", metavar="FOLDER")]
 Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Measure before and after, which takes minutes.")]
@@ -50,8 +54,9 @@ def optimize(
     model: Model, profile: Profile = "balanced", enable: Enable = None, disable: Disable = None, assign: Assign = None,
     save: Save = None, measure: Measure = True, each_step: EachStep = False, check_targets: Check = False,
     max_kl: MostKL = None, max_perplexity_ratio: MostPerplexity = None, hardware: Hardware = None,
-    dtype: DtypeOption = Dtype.bfloat16, device: Device = None, trust_remote_code: Trust = False, json: Json = None,
-    report: HtmlFile = None, quiet: Quiet = False, debug: Debug = False,
+    dtype: DtypeOption = Dtype.bfloat16, device: Device = None, gpu_budget: GpuBudget = None,
+    host_budget: HostBudget = None, trust_remote_code: Trust = False, json: Json = None, report: HtmlFile = None,
+    quiet: Quiet = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Optimize MODEL and show what that does to speed, memory and quality on this machine."""
     output = Output(json, html_file=report, quiet=quiet)
@@ -60,6 +65,10 @@ def optimize(
                                  param_hint="--check-targets")  # fmt: skip
     if each_step and not measure:
         raise typer.BadParameter("steps are measured: leave --no-measure out.", param_hint="--each-step")
+    within = gpu_budget is not None or host_budget is not None
+    if within and measure:
+        raise typer.BadParameter("what is measured is compared with the plain model, which has no room in a budget: "
+                                 "add --no-measure.", param_hint="a budget")  # fmt: skip
     if save is not None:
         require_savable(save)
         for option, file in (("--json", json), ("--report", report)):
@@ -69,7 +78,10 @@ def optimize(
         model, profile, enable, disable, assign, dtype, device, trust_remote_code, hardware=hardware, max_kl=max_kl,
         max_perplexity_ratio=max_perplexity_ratio,
     )  # fmt: skip
-    outcome = _measured(asked, output, each_step) if measure else _unmeasured(asked, output)
+    if within:
+        outcome = _within(asked, gpu_budget, host_budget, output)
+    else:
+        outcome = _measured(asked, output, each_step) if measure else _unmeasured(asked, output)
     for receipt in outcome.report.receipts:
         output.show(_line(receipt))
     if measure:
@@ -95,17 +107,31 @@ def _measured(asked: Asked, output: Output, each_step: bool) -> Outcome:
 
 
 def _unmeasured(asked: Asked, output: Output) -> Outcome:
-    from inference_pio.integration.measured import receipts_of, status_for_report
-    from inference_pio.integration.side_by_side import Outcome
-    from inference_pio.measure import Report
-
     opened = open_shown(asked, output.quiet)
     plan = plan_shown(asked, opened, output.quiet)
     output.show(str(plan))
     apply_shown(asked, opened, output.quiet)
+    return _told(asked, opened, plan)
+
+
+def _within(asked: Asked, gpu: str | None, host: str | None, output: Output) -> Outcome:
+    """Optimized as it loads: the plain model is never in memory whole."""
+    from inference_pio.integration.loading import Budgets
+
+    opened, plan = asked.load(Budgets(gpu, host), progress=not output.quiet)
+    if plan is not None:
+        output.show(str(plan))
+    return _told(asked, opened, plan)
+
+
+def _told(asked: Asked, opened: OpenedModel, plan: Plan | None) -> Outcome:
+    from inference_pio.integration.measured import receipts_of, status_for_report
+    from inference_pio.integration.side_by_side import Outcome
+    from inference_pio.measure import Report
+
     report = Report(
-        model=opened.name, profile=asked.profile, plan=plan.to_json(), receipts=receipts_of(opened.model),
-        notes=opened.notes, status=status_for_report(opened.model),
+        model=opened.name, profile=asked.profile, plan=plan.to_json() if plan is not None else None,
+        receipts=receipts_of(opened.model), notes=opened.notes, status=status_for_report(opened.model),
     )  # fmt: skip
     return Outcome(opened, report)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +40,12 @@ class _PlainLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+FLOAT = "tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789")
+"""1e-3 is a number, as JSON and YAML 1.2 have it; by YAML 1.1 it would be a word."""
+_PlainLoader.add_implicit_resolver(*FLOAT)  # type: ignore[no-untyped-call]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from inference_pio.configuration.plain_data import Document
-from inference_pio.configuration.reading import is_json
+from inference_pio.configuration.reading import FLOAT, is_json
 from inference_pio.errors import InvalidSetting
 from inference_pio.files import write_atomically
 
@@ -40,6 +40,9 @@ class _InFull(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+_InFull.add_implicit_resolver(*FLOAT)  # type: ignore[no-untyped-call] # a word that looks like one is quoted
 
 
 def check_path(path: str | Path) -> Path:

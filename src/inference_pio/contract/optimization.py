@@ -80,6 +80,13 @@ class OptimizationInterface(ABC):
         self._step: Step | None = None
         self._remover: Callable[[nn.Module], nn.Module] | None = None
 
+    @property
+    def runs_the_model(self) -> bool:
+        """Whether it learns from what the model computes. Such a step is made before those of later stages, whatever
+        stood first: they would take part in what it learns.
+        """
+        return type(self).decide_from_data is not OptimizationInterface.decide_from_data
+
     @classmethod
     def unavailable(cls) -> str | None:
         """Why this optimization cannot work on this machine at all, or None."""

@@ -53,3 +53,8 @@ class Verdict:
         """Plain data for the status, reports and files."""
         plain = {key: value for key, value in asdict(self).items() if key != "asked"}
         return {**plain, "costs": [asdict(cost) for cost in self.costs]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        """A verdict read back. Raises TypeError or LookupError for what is none."""
+        return cls(**{**data, "costs": tuple(StepCost(**cost) for cost in data["costs"])})

@@ -29,6 +29,7 @@ from inference_pio.decoding.weights import (
     factored_weights,
     linear_weights,
     packed_weights,
+    unpacked_beside_plain,
 )
 from inference_pio.formats.compressed_embedding import CompressedEmbedding
 from inference_pio.kernels.exponent12 import unpack
@@ -103,10 +104,12 @@ class FusedOperations(RecordableOperations):
         factors = factored_weights(linears) if len(x) <= MOST_ROWS else None
         if factors is not None:
             return self._through_few(x, factors, norm=norm, gated=gated, residual=residual)
-        packed = packed_weights(linears) if len(x) <= MOST_ROWS and x.dtype is torch.bfloat16 else None
+        few = len(x) <= MOST_ROWS and x.dtype is torch.bfloat16
+        packed = packed_weights(linears) if few else None
         if packed is not None:
             return self._multiply_packed(x, packed, norm=norm, gated=gated, residual=residual)
-        held = [linear_weights(layer) for layer in linears]
+        held: Sequence[LinearWeights | None] | None = unpacked_beside_plain(linears) if few else None
+        held = held or [linear_weights(layer) for layer in linears]
         if len(x) > MOST_ROWS or None in held or len({layer.kind for layer in held if layer}) > 1:
             return super().project(x, linears, norm=norm, gated=gated, residual=residual)
         return self._multiply(x, held, norm=norm, gated=gated, residual=residual)  # type: ignore[arg-type]

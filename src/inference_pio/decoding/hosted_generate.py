@@ -28,6 +28,8 @@ KV_CACHE = "kv_cache"
 CLAIMS = frozenset({"kv.placement"})
 HOSTED = "_inference_pio_hosted_calls"
 """The attribute under which a model holds what its calls of `generate` are given."""
+ONE_AHEAD = 1
+"""What decisions that tell nothing of layers ahead were made with."""
 
 
 @dataclass
@@ -100,17 +102,19 @@ def _numbers(layer: CachedLayer) -> int:
 
 def said_of_placement(decision: Mapping[str, Any]) -> str:
     """A decision in words, for a receipt."""
+    ahead = decision.get("layers_ahead", ONE_AHEAD)
     host, stays, buffers = (in_words(decision[f"bytes_a_token_{where}"]) for where in ("host", "device", "staging"))
     return (
         f"generate keeps keys and values of {len(decision['layers'])} layers on the host, {host} a token and row; "
-        f"{stays} stay on the device, and {buffers} are buffers, in which layers come back {decision['layers_ahead']} "
-        "ahead. A call that brings a cache of its own keeps it."
+        f"{stays} stay on the device, and {buffers} are buffers, in which layers come back {ahead} ahead. "
+        "A call that brings a cache of its own keeps it."
     )
 
 
 def host_the_cache(journal: Journal, model: nn.Module, decision: Mapping[str, Any]) -> None:
     """From now on, `model.generate` makes its caches on the host; the journal gives the library's back."""
-    calls = HostedCalls({"placement": "host"}, tuple(decision["layers"].values()), ahead=decision["layers_ahead"])
+    ahead = decision.get("layers_ahead", ONE_AHEAD)
+    calls = HostedCalls({"placement": "host"}, tuple(decision["layers"].values()), ahead=ahead)
     put_caches(journal, model, HOSTED, calls)
 
 

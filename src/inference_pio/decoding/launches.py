@@ -107,6 +107,14 @@ class Launches:
                 except InferencePioError as error:
                     self.notes.append(str(error))
                     continue
+                except torch.OutOfMemoryError as error:
+                    if not made:
+                        raise
+                    self.notes.append(
+                        f"{problem.key()}: no room to unpack weights, by which the plain product's launch is found, so "
+                        f"it goes by rule; a file of launches that plain weights left has them all ({error})"
+                    )
+                    continue
                 launch, tried = tuning.launch, tried + 1
             self.found[problem.key()] = launch
         return tried

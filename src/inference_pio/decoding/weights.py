@@ -69,10 +69,9 @@ def linear_weights(layer: nn.Module) -> LinearWeights | None:
     >>> tuple(found.weight.shape), found.scale
     ((2, 3), None)
     """
-    if isinstance(layer, Int8Linear):
-        return LinearWeights(layer.weight_int8, layer.weight_scale, layer._parameters["bias"])
-    if isinstance(layer, Fp8Linear):
-        return LinearWeights(layer.weight_fp8, layer.weight_scale, layer._parameters["bias"])
+    if isinstance(layer, Int8Linear | Fp8Linear):
+        codes, scale = layer.held("weight")
+        return LinearWeights(codes, scale, layer._parameters["bias"])
     if isinstance(layer, Int4Linear) and layer.weight_int4.dtype is torch.int32:
         return LinearWeights(layer.weight_int4, layer.weight_scale, layer._parameters["bias"])
     plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
@@ -88,6 +87,20 @@ def packed_weights(layers: Sequence[nn.Module]) -> PackedWeights | None:
         return None
     packed = tuple(Packed(*layer.held("weight")) for layer in layers)  # type: ignore[operator]
     return PackedWeights(packed, tuple(layer._parameters["bias"] for layer in layers))
+
+
+def unpacked_beside_plain(layers: Sequence[nn.Module]) -> list[LinearWeights] | None:
+    """What layers of one input hold of which some are in exponent12, whose weights are made anew, and the others were
+    kept in bfloat16: one product as of plain layers. None for all others."""
+    packed = [isinstance(layer, Exponent12Linear) for layer in layers]
+    kept = [linear_weights(layer) for layer, is_packed in zip(layers, packed, strict=True) if not is_packed]
+    if not any(packed) or any(one is None or one.weight.dtype is not torch.bfloat16 for one in kept):
+        return None
+    plain = iter(kept)
+    return [
+        LinearWeights(layer.dequantize(torch.bfloat16), None, layer._parameters["bias"]) if is_packed else next(plain)  # type: ignore[operator, misc]
+        for layer, is_packed in zip(layers, packed, strict=True)
+    ]
 
 
 def factored_weights(layers: Sequence[nn.Module]) -> FactoredWeights | None:

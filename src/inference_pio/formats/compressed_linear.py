@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from inference_pio.kernels.row_codes import inputs_of
 
 GROUP = 128
 """How many weights share a scale, in formats that group them, unless another number is asked for."""
-
-OWNER = "_table_of"
-"""Where a layer without codes of its own keeps the module that has them: no child, which would be walked twice."""
 
 
 class CompressedLinear(CompressedModule):
@@ -52,15 +49,9 @@ class CompressedLinear(CompressedModule):
         return layer.train(linear.training)
 
     def read_table_of(self, owner: CompressedModule) -> None:
-        """Hold no codes but those of another module, whoever of the two is moved, cast, copied or filled."""
-        self.__dict__[OWNER] = owner
-        for table in ("_buffers", "_non_persistent_buffers_set"):
-            self.__dict__[table] = owner.__dict__[table]
-
-    @property
-    def is_tied(self) -> bool:
-        """Whether its codes are another module's."""
-        return OWNER in self.__dict__
+        """Hold no codes and ask another module for its own, which stays no child: a walk would come to it twice."""
+        self._buffers.clear()
+        self.__dict__["table_of"] = owner
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that the codes stand for, [out_features, in_features]; exact in float32."""
@@ -69,14 +60,11 @@ class CompressedLinear(CompressedModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(x, *self.held("weight"), bias=self._parameters["bias"])
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {**state, "_buffers": {}} if self.is_tied else state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.is_tied:
-            self.read_table_of(self.__dict__[OWNER])
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.table_of is not None:  # moved alone it takes the table along, as a tied Parameter would be
+            self.table_of._apply(fn, recurse)
+        return self
 
     def extra_repr(self) -> str:
         group = f", group={self.in_features // self.held('weight')[1].shape[0]}" if self.grouped else ""

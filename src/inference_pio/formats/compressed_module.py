@@ -25,6 +25,8 @@ class CompressedModule(WeightFormat, nn.Module):
     """The names under which the original module kept its weights."""
     codes_activations: bool = False
     """Whether activations are coded too, token by token, in products of many of them."""
+    table_of: CompressedModule | None = None
+    """The module that has the codes of this one, where it has none of its own."""
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).original_weights:
@@ -42,8 +44,14 @@ class CompressedModule(WeightFormat, nn.Module):
 
     def held(self, name: str) -> tuple[Tensor, ...]:
         """Codes of one weight and what stands beside them: scales, in most formats."""
-        buffers = self._buffers  # a look-up here costs 0.1 us, by attribute 0.6; a token passes hundreds of layers
+        holder = self if self.table_of is None else self.table_of
+        buffers = holder._buffers  # a look-up here costs 0.1 us, by attribute 0.6; a token passes hundreds of layers
         return buffers[f"{name}_{self.format}"], buffers[f"{name}_scale"]  # type: ignore[return-value]
+
+    @property
+    def holder(self) -> CompressedModule:
+        """The module in which its codes lie: itself, or the one whose table it reads."""
+        return self if self.table_of is None else self.table_of
 
     def multiply(self, x: Tensor, codes: Tensor, *beside: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x` [..., K] times one matrix of codes, with what stands beside it: [..., N]."""

@@ -62,6 +62,13 @@ class Exponent12(WeightFormat):
         return "dequantize"
 
     @classmethod
+    def cost(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        read = (
+            ", but in decoding steps of one or two rows, which read codes as they are" if device.type == "cuda" else ""
+        )
+        return f"{cls.format} weights are made anew at each product here{read}: memory is saved, time is not."
+
+    @classmethod
     def why_not(cls, columns: int, group: int) -> str | None:
         return None if columns % COLUMNS == 0 else f"its {columns} inputs are no multiple of {COLUMNS}"
 

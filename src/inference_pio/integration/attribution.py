@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -11,11 +12,12 @@ from torch import nn
 
 from inference_pio.configuration.quality_bounds import Quantity
 from inference_pio.contract.verdict import StepCost
-from inference_pio.errors import NothingApplied, QualityBroken
+from inference_pio.errors import NothingApplied, PlanError, QualityBroken
 from inference_pio.manager import get_optimization_manager
 from inference_pio.manager.session import session_of
 from inference_pio.plan.target import TargetSet, Wanted
 
+logger = logging.getLogger("inference_pio")
 LEAST_SHARE = 0.02
 """A step pays if its removal takes this share of what is too much away: of eleven the worst has more, unless it hides
 behind another that spoils the same."""
@@ -57,6 +59,8 @@ class Attribution:
         self._target: TargetSet = {member.name: member for member in target}
         self.costs: tuple[StepCost, ...] = ()
         self.taken_back: dict[str, str] = {}
+        self._held: set[str] = set()
+        """Wishes without which an order does not apply: they cannot go."""
 
     def settle(self) -> tuple[Found, Found]:
         """How far the model was with all steps, and how far it is now. Raises QualityBroken; the caller restores."""
@@ -71,7 +75,15 @@ class Attribution:
             if not self.costs:
                 self.costs = self._priced(bought)
                 self._hold_orders(by)
-            name, why = self._guilty(found, {name: one for name, one in bought.items() if not self._is_order(name)}, by)
+            wishes = {name: one for name, one in bought.items() if not self._is_order(name)}
+            if not wishes:
+                raise QualityBroken(
+                    f"{reason}, and no step can be taken back: what is asked for by name does not apply without "
+                    f"{', '.join(sorted(self._held))}. Leave it out, ask less of it, or raise the bound. The model is "
+                    "as before the call.",
+                    self._applied,
+                )
+            name, why = self._guilty(found, wishes, by)
             for one in sorted(self._with(name)):
                 if self._target[one].off is None and one not in self.taken_back:
                     told = f": {reason}; {why}" if one == name else f" with {name}, which it needs"
@@ -127,10 +139,21 @@ class Attribution:
         """For each step what is found where it alone, and what needs it, is away."""
         without = {}
         for name in self._applied:
-            self._stand(self._with(name))
-            without[name] = self._judge()
+            if name not in self._held and (found := self._tried(self._with(name))) is not None:
+                without[name] = found
+            else:
+                self._held.add(name)
         self._stand()
         return without
+
+    def _tried(self, away: Collection[str]) -> Found | None:
+        """What is found where these are away; None where an order that is left does not apply without them."""
+        try:
+            self._stand(away)
+        except PlanError as error:
+            logger.info("without %s another step cannot stand: %s", ", ".join(sorted(away)), error)
+            return None
+        return self._judge()
 
     def _priced(self, bought: Mapping[str, Found]) -> tuple[StepCost, ...]:
         receipts = {receipt.name: receipt for receipt in get_optimization_manager().get_receipts(self._model)}
@@ -157,16 +180,18 @@ class Attribution:
     def _alone(self, name: str) -> Found:
         """What is found where of all wishes only this one, and what it needs, stands."""
         stay = self._needs(name)
-        self._stand([one for one in self._target if one not in stay and not self._is_order(one)])
-        return self._judge()
+        found = self._tried([one for one in self._target if one not in stay and not self._is_order(one)])
+        return Found(-math.inf, -math.inf) if found is None else found
 
     def _hold_orders(self, by: Quantity) -> None:
         """Raise where orders alone break a bound: no wish that goes could help."""
         orders = [cost for cost in self.costs if cost.order]
         if not orders:
             return
-        self._stand([name for name in self._target if not self._is_order(name)])
-        broken = self._broken(self._judge())
+        found = self._tried([name for name in self._target if not self._is_order(name)])
+        if found is None:  # one of them applies only beside a wish
+            return
+        broken = self._broken(found)
         if broken is None and len(orders) < len(self.costs):
             return
         worst = max(orders, key=lambda cost: getattr(cost, f"{by}_bought"))

@@ -24,6 +24,9 @@ OTHER_SEED = 1
 """What optimizations learn from where there is no tokenizer is sampled with seed 0."""
 
 
+FEW_WORDS = "The quick brown fox jumps over the lazy dog; 1234567890 (self.x += 0.5) is naïve?\n\t"
+
+
 @dataclass(frozen=True)
 class GuardText:
     """Tokens [windows, window], and what they are in words."""
@@ -64,6 +67,12 @@ def guard_text(model: nn.Module, tokenizer: Any = None) -> GuardText:
             f"tokenizer, and the model generates none itself. Give tokenizer=..., or do without: {WAY_OUT}"
         )
     return _sampled(model, window)
+
+
+def reading_of(model: nn.Module, tokenizer: Any = None) -> str:
+    """What tells one tokenizer's text from another's: the tokens of a few words; nothing where there is none."""
+    found = tokenizer if tokenizer is not None else tokenizer_beside(model)
+    return "" if found is None else str(found(FEW_WORDS)["input_ids"])
 
 
 def _sampled(model: nn.Module, window: int) -> GuardText:

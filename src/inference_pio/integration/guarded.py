@@ -14,7 +14,7 @@ from inference_pio.configuration import QualityBounds
 from inference_pio.contract.verdict import Verdict
 from inference_pio.errors import MeasureError, PlanError
 from inference_pio.integration.attribution import BEYOND, Attribution, Found
-from inference_pio.integration.guard_text import GuardText, check_judgeable, guard_text
+from inference_pio.integration.guard_text import GuardText, check_judgeable, guard_text, reading_of
 from inference_pio.integration.standing import back_on_error
 from inference_pio.manager import get_optimization_manager
 from inference_pio.manager.session import session_of
@@ -32,16 +32,16 @@ def set_guarded_target(
 ) -> Verdict | None:
     """Give the model exactly these, less those wishes that break a bound; without bounds nothing is measured.
 
-    What was judged already, of the same target set and bounds, is not measured again. Calls in other threads wait until
-    the guard is done. Raises QualityBroken where only orders could be taken back, MeasureError where nothing can be
-    measured, NothingApplied where every member had to go; then, and after any other error or Ctrl-C, the model is as
-    before the call.
+    What was judged already, of the same target set and bounds and by the same text, is not measured again. Calls in
+    other threads wait until the guard is done. Raises QualityBroken where only orders could be taken back, MeasureError
+    where nothing can be measured, NothingApplied where every member had to go; then, and after any other error or
+    Ctrl-C, the model is as before the call.
     """
     manager = get_optimization_manager()
     if not bounds.any:
         manager.set_target(model, target, profile=profile)
         return None
-    asked = f"{profile} {bounds} {sorted(map(repr, target))}"
+    asked = f"{profile} {bounds} {reading_of(model, tokenizer)} {sorted(map(repr, target))}"
     check_judgeable(model)  # what is refused is refused before anything is taken off
     manager.plan(model, target, profile=profile)
     with manager.several_edits(model, TIMEOUT_S):

@@ -92,6 +92,8 @@ def _fill(model: nn.Module, inner: Callable[..., Any], args: tuple[Any, ...], kw
                 f"this state_dict holds original weights ({foreign[0]}, {len(foreign)} in all) that an optimization "
                 "stores in another form. Nothing was loaded: reset_model_optimizations(model) first."
             )
+    if session is not None:
+        session.verdict = None  # it was said of other weights
     return inner(model, *args, **kwargs)
 
 

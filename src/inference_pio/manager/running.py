@@ -12,6 +12,7 @@ from torch import nn
 from inference_pio.compat import codes_of_calls
 from inference_pio.errors import ModelBusy
 from inference_pio.undo.gate import INSIDE, still_computing
+from inference_pio.undo.module_walk import modules_of
 
 LOOK_AGAIN_S = 0.01
 
@@ -33,7 +34,7 @@ def wait_until_idle(model: nn.Module, timeout_s: float) -> None:
 def threads_inside(model: nn.Module) -> set[int]:
     """The threads that are computing with a model, or with a part of it."""
     codes = codes_of_calls(model)
-    parts = {id(module) for module in model.modules()}
+    parts = {id(module) for module in modules_of(model)}
     found = set()
     for thread, innermost in sys._current_frames().items():
         frame: FrameType | None = innermost

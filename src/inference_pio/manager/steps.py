@@ -53,10 +53,11 @@ def take_step(model: nn.Module, session: Session, plan: PlannedStep, optimizatio
         if arrivals is not None and one_by_one:
             step.arrive = partial(_arriving, arrivals, optimization, model, session.journal)
         frame = act(optimization, step, model)
+    after = tensor_bytes(model) if frame.moves_bytes else before
     receipt = Receipt(
         name=plan.name, type=plan.type, stage=plan.stage, parameters=shown(optimization), sites=sites,
         decision=step.decision, backend=step.backend, seconds=time.perf_counter() - started,
-        weight_bytes_before=before, weight_bytes_after=tensor_bytes(model), held_bytes=frame.held_bytes,
+        weight_bytes_before=before, weight_bytes_after=after, held_bytes=frame.held_bytes,
         parked_bytes=frame.parked_bytes, originals=originals_in(frame), notes=tuple(step.notes),
         reversible=not any(isinstance(entry, Park) and entry.parked.nbytes < 0 for entry in frame.entries),
         changes_state_dict=optimization.changes_state_dict,

@@ -22,15 +22,15 @@ def make_plan(
     model: nn.Module, wanted: Iterable[Wanted], registry: OptimizationRegistry, *, profile: str | None = None,
     standing: Sequence[Standing] = (), skeleton: nn.Module | None = None, supply: Supply = Wanted,
 ) -> tuple[Plan, Moves]:  # fmt: skip
-    """The plan for a target set, and the moves from what stands. The model is only looked at.
+    """The plan for a target set, and the moves from what stands. The model, which was checked, is only looked at.
 
-    Raises the errors of `PlanError`, `UnknownName`, `InvalidSetting` and `InvalidModel`.
+    Raises the errors of `PlanError`, `UnknownName` and `InvalidSetting`.
     """
-    check_model(model)
     target, notes = with_dependencies(wanted, registry, supply)
     names, order_notes = in_order(target, {name: registry.get(name).stage for name in target})
     bones = skeleton if skeleton is not None else skeleton_of(model)
-    steps, left = rehearse(bones, names, target, registry, device_of(model))
+    weight_bytes = tensor_bytes(bones)
+    steps, left = rehearse(bones, names, target, registry, device_of(model), weight_bytes)
     if profile is not None and not steps and target:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in left)
         raise NothingApplied(f"nothing of profile {profile!r} applies to this {type(model).__name__}: {reasons}.")
@@ -38,7 +38,7 @@ def make_plan(
     steps = [replace(step, action=_action(step.name, moves), frame=step.frame) for step in steps]
     plan = Plan(
         model=name_of(model), profile=profile, steps=tuple(steps), left=tuple(left), removed=moves.removed,
-        notes=(*notes, *order_notes), weight_bytes_before=tensor_bytes(bones),
+        notes=(*notes, *order_notes), weight_bytes_before=weight_bytes,
     )  # fmt: skip
     return plan, moves
 

@@ -29,15 +29,17 @@ def rehearse(
     target: Mapping[str, Wanted],
     registry: OptimizationRegistry,
     device: torch.device,
+    weight_bytes: int | None = None,
 ) -> tuple[list[PlannedStep], list[Left]]:
     """Play the steps in order on a copy of the skeleton; where two claim one thing, give it to the later stage.
 
-    `device` is where the live model is. Raises ConflictError for two of one stage, NoEffect for an order that applies
-    nowhere.
+    `device` is where the live model is, `weight_bytes` what the skeleton shows, if that is known. Raises ConflictError
+    for two of one stage, NoEffect for an order that applies nowhere.
     """
     lost: Losses = {}
+    nbytes = tensor_bytes(skeleton) if weight_bytes is None else weight_bytes
     while True:
-        steps, left, found = _play(twin_of(skeleton), names, target, registry, device, lost)
+        steps, left, found = _play(twin_of(skeleton), names, target, registry, device, lost, nbytes)
         if not found:
             return steps, left
         lost.update(found)
@@ -50,6 +52,7 @@ def _play(
     registry: OptimizationRegistry,
     device: torch.device,
     lost: Losses,
+    nbytes: int,
 ) -> tuple[list[PlannedStep], list[Left], Losses]:
     journal = Journal(stage, Vault("device"))
     steps: list[PlannedStep] = []
@@ -65,7 +68,8 @@ def _play(
             reason = _why_nowhere(sites)
         if reason is None:
             found |= _claim(optimization, sites, owners, registry)
-            step = _rehearse_step(optimization, member, sites, stage, journal)
+            step = _rehearse_step(optimization, member, sites, stage, journal, nbytes)
+            nbytes = step.weight_bytes_after
             reason = None if step.frame.entries else "it would change nothing on this model"
         if reason is None:
             steps.append(step)
@@ -87,8 +91,9 @@ def sites_of(optimization: OptimizationInterface, model: nn.Module, lost: Losses
 
 
 def _rehearse_step(
-    optimization: OptimizationInterface, member: Wanted, sites: tuple[Site, ...], stage: nn.Module, journal: Journal
-) -> PlannedStep:
+    optimization: OptimizationInterface, member: Wanted, sites: tuple[Site, ...], stage: nn.Module, journal: Journal,
+    before: int,
+) -> PlannedStep:  # fmt: skip
     acting = tuple(site for site in sites if site.acts)
     decision = optimization.decide(stage, acting)
     step = Step(journal, acting, decision, forecast=True)
@@ -96,8 +101,8 @@ def _rehearse_step(
     return PlannedStep(
         name=member.name, type=optimization.optimization_type.value, stage=optimization.stage.name.lower(),
         priority=member.priority, source=member.source, parameters=shown(optimization), sites=sites,
-        decision=decision, backend=step.backend, weight_bytes_after=tensor_bytes(stage), notes=tuple(step.notes),
-        frame=frame,
+        decision=decision, backend=step.backend,
+        weight_bytes_after=tensor_bytes(stage) if frame.moves_bytes else before, notes=tuple(step.notes), frame=frame,
     )  # fmt: skip
 
 
@@ -106,6 +111,8 @@ def act(optimization: OptimizationInterface, step: Step, model: nn.Module) -> Fr
     with step.journal.step(optimization.name) as frame:
         for site in step.sites:
             frame.watch(site.path, site.whole)
+        if optimization.runs_the_model:
+            frame.watch("", whole=True)
         optimization._step = step
         try:
             optimization.apply(model)

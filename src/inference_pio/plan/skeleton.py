@@ -13,6 +13,7 @@ from torch import nn
 
 from inference_pio.errors import InvalidModel
 from inference_pio.streaming.hooks import slot_bytes_of
+from inference_pio.undo.module_walk import modules_of
 from inference_pio.undo.parked import View
 from inference_pio.undo.places import SESSION
 from inference_pio.undo.slots import tensors_of
@@ -21,6 +22,7 @@ from inference_pio.undo.stored_bytes import stored_bytes
 M = TypeVar("M", bound=nn.Module)
 AS_IT_IS = frozenset({NoneType, bool, int, float, str, bytes, torch.dtype, FunctionType, BuiltinFunctionType, type})
 """What a deep copy shares with the first."""
+EMPTY = frozenset({dict, OrderedDict, set, list})
 
 
 def skeleton_of(model: M) -> M:
@@ -52,12 +54,19 @@ def twin_of(bones: M, memo: dict[int, object] | None = None) -> M:
     False
     """
     memo = {} if memo is None else memo
-    for module in reversed(list(bones.modules())):  # parts first, so that what holds them finds them copied
+    for module in reversed(modules_of(bones)):  # parts first, so that what holds them finds them copied
         kind: Any = type(module)
         if id(module) not in memo and _is_copied_plainly(kind) and "__deepcopy__" not in vars(module):
             twin = kind.__new__(kind)
             memo[id(module)] = twin
-            twin.__dict__.update((key, _copied(value, memo)) for key, value in vars(module).items())
+            table = twin.__dict__
+            for key, value in vars(module).items():
+                if (kind := type(value)) in AS_IT_IS:
+                    table[key] = value
+                elif kind in EMPTY and not value and id(value) not in memo:
+                    table[key] = memo[id(value)] = kind()
+                else:
+                    table[key] = memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
     return copy.deepcopy(bones, memo)
 
 
@@ -68,15 +77,6 @@ def _is_copied_plainly(kind: Any) -> bool:
         getattr(kind, way) is getattr(nn.Module, way)
         for way in ("__new__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
     )
-
-
-def _copied(value: object, memo: dict[int, object]) -> object:
-    kind = type(value)
-    if kind in AS_IT_IS:
-        return value
-    if kind in (dict, OrderedDict, set, list) and not value and id(value) not in memo:
-        memo[id(value)] = kind()
-    return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:

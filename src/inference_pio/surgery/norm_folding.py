@@ -71,6 +71,8 @@ class NormFolding(Edit):
         assert not isinstance(decoder, str)  # its sites are of a decoder in its parts
         for fold in list(_folds(decoder)):
             if path_of(model, fold.norm) in places:
+                for module in (*fold.readers, *((fold.through,) if fold.through is not None else ())):
+                    journal.watch(path_of(model, module), whole=False)  # hooks on it would have kept the norm as it is
                 _fold(journal, fold)
         told = f"the weights of {len(places)} norms lie in the layers that read them."
         if path_of(model, decoder.norm.module) in places:

@@ -13,7 +13,8 @@ from torch import nn
 from inference_pio.compat import is_config
 from inference_pio.undo.journal import Journal
 from inference_pio.undo.key_order import reorder
-from inference_pio.undo.places import configs_of
+from inference_pio.undo.module_walk import modules_of
+from inference_pio.undo.places import NEVER, configs_of
 from inference_pio.undo.slots import ABSENT
 
 
@@ -28,9 +29,11 @@ class OwnConfigs:
 def own_configs(journal: Journal, model: nn.Module) -> OwnConfigs:
     """Give every module that holds a configuration this model's own copy; ties between configurations stay."""
     memo: dict[int, Any] = {}
-    for module in list(model.modules()):
+    for module in modules_of(model):
+        if NEVER.issuperset(map(type, module.__dict__.values())):
+            continue
         for key, value in list(module.__dict__.items()):
-            if is_config(value):
+            if type(value) not in NEVER and is_config(value):
                 journal.set(module, key, copy.deepcopy(value, memo))
     copies = [config for _, config in configs_of(model)]
     return OwnConfigs(copies, [snapshot(config) for config in copies])

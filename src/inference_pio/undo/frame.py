@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from inference_pio.errors import VaultError
 from inference_pio.undo.interrupts import held_back
 from inference_pio.undo.places import chain
-from inference_pio.undo.slots import Slot, Write
+from inference_pio.undo.slots import MappingWrite, Slot, Write
 from inference_pio.undo.tensors import Park, PutAway, Rehouse
 
 logger = logging.getLogger("inference_pio")
+HOLD_TENSORS = frozenset({"parameter", "buffer", "module"})
 MOST_INTERRUPTIONS = 16  # nobody presses Ctrl-C that often: a write that raises it each time is put off, as others are
 
 
@@ -32,6 +33,14 @@ class Frame:
     def writes(self) -> set[Slot]:
         moved = {slot for entry in self.entries if isinstance(entry, Rehouse | PutAway) for slot in entry.others}
         return moved | {entry.slot for entry in self.entries}
+
+    @property
+    def moves_bytes(self) -> bool:
+        """Whether it may have changed which tensors the model holds, or where they lie; settings and hooks do not."""
+        return any(
+            not isinstance(entry, MappingWrite) or entry.slot.table in HOLD_TENSORS or not entry.slot.owner
+            for entry in self.entries
+        )
 
     @property
     def held_bytes(self) -> int:

@@ -58,7 +58,8 @@ class Journal:
         frame = into or Frame(name)
         mark, mark_deferred, kept_bytes = len(frame.entries), len(frame.deferred), frame.kept_in_place_bytes
         try:
-            self._open, self._seen = frame, Survey(self.model, [self.base, *self.frames])
+            parks = into is None and self.vault.keep != "device"
+            self._open, self._seen = frame, Survey(self.model, [self.base, *self.frames], parks=parks)
             yield frame
             if into is None:
                 self.frames.append(frame)
@@ -273,7 +274,7 @@ class Journal:
             self._park(unused)
 
     def _park(self, unused: Unused) -> None:
-        needed = unused.needed or self._survey.still_held(unused.tensors)
+        needed = not self._survey.parks or unused.needed or self._survey.still_held(unused.tensors)
         first = unused.tensors[0]
         if needed or self.vault.keeps_in_place(first) or not first.numel():
             if not first.is_meta:

@@ -10,13 +10,14 @@ from types import NoneType
 from torch import nn
 
 from inference_pio.compat import is_config
+from inference_pio.undo.module_walk import named_modules_of
 from inference_pio.undo.slots import Slot
 
 SESSION = "_inference_pio"
 """The one private attribute that an optimized model carries."""
 
 
-NEVER = frozenset({dict, OrderedDict, bool, int, float, str, NoneType})
+NEVER = frozenset({dict, OrderedDict, set, bool, int, float, str, NoneType})
 """What nearly all attributes of a module are, and no configuration is."""
 
 
@@ -59,7 +60,7 @@ def configs_of(root: nn.Module) -> Iterator[tuple[str, object]]:
     """The configuration objects of a model, inner ones included, each once, with a name."""
     seen: set[int] = set()
     found: list[tuple[str, object]] = []
-    for path, module in root.named_modules():
+    for path, module in named_modules_of(root):
         found += _configs_in(module, f"{path}." if path else "", seen)
     for name, config in found:  # grows while it is walked
         yield name, config
@@ -75,6 +76,8 @@ def config_at(root: nn.Module, name: str) -> object:
 
 def _configs_in(owner: object, prefix: str, seen: set[int]) -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
+    if NEVER.issuperset(map(type, vars(owner).values())):
+        return found
     for key, value in vars(owner).items():
         if type(value) not in NEVER and hasattr(value, "__dict__") and id(value) not in seen and is_config(value):
             seen.add(id(value))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, MutableSet
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from inference_pio.undo.key_order import KeyOrder
+from inference_pio.undo.module_walk import modules_of
 
 
 class _Absent:
@@ -149,16 +149,19 @@ class ModuleWrite(MappingWrite):
             self._mode = self.after.training
 
 
-def contents_of(module: nn.Module) -> Iterator[torch.Tensor | nn.Module]:
+def contents_of(module: nn.Module) -> list[torch.Tensor | nn.Module]:
     """A module's own parameters, buffers and children, once for each name they have."""
     tables = (module._parameters, module._buffers, module._modules)
-    return (value for value in chain.from_iterable(table.values() for table in tables) if value is not None)
+    return [value for table in tables for value in table.values() if value is not None]
 
 
 def tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
     """Every parameter and buffer below a module, once for each name it has."""
-    for part in module.modules():
-        yield from (value for value in contents_of(part) if isinstance(value, torch.Tensor))
+    for part in modules_of(module):
+        for table in (part._parameters, part._buffers):
+            for tensor in table.values():
+                if tensor is not None:
+                    yield tensor
 
 
 def storage_key(tensor: torch.Tensor) -> int:

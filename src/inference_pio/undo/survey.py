@@ -17,6 +17,7 @@ from inference_pio.undo.holders import (
     taken_out,
     tensors_in,
 )
+from inference_pio.undo.module_walk import modules_of, named_modules_of
 from inference_pio.undo.places import Places
 from inference_pio.undo.slots import MappingWrite, Slot, Write, contents_of, tensors_of
 from inference_pio.undo.tensors import PutAway, Rehouse
@@ -24,14 +25,19 @@ from inference_pio.undo.users import Users
 
 
 class Survey:
-    """A look at the model before a step has taken references of its own, then kept up to date by the journal."""
+    """A look at the model before a step has taken references of its own, then kept up to date by the journal.
 
-    def __init__(self, model: nn.Module, frames: Sequence[Frame]) -> None:
+    Whoever parks nothing need not know whom else its tensors belong to: without `parks` nobody is asked.
+    """
+
+    def __init__(self, model: nn.Module, frames: Sequence[Frame], *, parks: bool = True) -> None:
+        self.parks = parks
         self.users = Users(model)
         outside = taken_out(frames, self.users.knows)
         self.references = references_in(frames)
         self.references.update(id(value) for part in outside for value in contents_of(part))
-        self.users.others_hold = self._others_hold(_objects_of(model) + outside, outside)
+        if parks:
+            self.users.others_hold = self._others_hold(_objects_of(model) + outside, outside)
         self._note_what_left(frames, outside)
         self.places = Places(model)
         self.names = {id(tensor): name for name, tensor in reversed(list(named_tensors(model)))}
@@ -88,7 +94,7 @@ class Survey:
 
 def _objects_of(model: nn.Module) -> list[object]:
     """Every module and tensor of a model, once; nothing else here refers to them when it returns."""
-    objects: list[object] = list(model.modules())
+    objects: list[object] = list(modules_of(model))
     seen: set[int] = set()
     for tensor in tensors_of(model):
         if id(tensor) not in seen:
@@ -99,5 +105,9 @@ def _objects_of(model: nn.Module) -> list[object]:
 
 def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
     """Parameters and buffers with all their names, tied ones once for each."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    named = named_modules_of(model, all_names=True)
+    for table in ("_parameters", "_buffers"):
+        for path, module in named:
+            for name, tensor in module.__dict__[table].items():
+                if tensor is not None:
+                    yield (f"{path}.{name}" if path else name), tensor

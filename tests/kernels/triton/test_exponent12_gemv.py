@@ -146,7 +146,9 @@ def check_refusals() -> None:
         (x.double(), [packed], {}, "for bfloat16, float16 or float32"),
         (x, [packed], {"biases": [torch.ones(3)]}, "biases of shapes"), (x, [apart], {}, "side by side"),
         (x, [packed], {"gated": True}, "give two"),
-        (x, [packed], {"launch": GemvLaunch(32, 64, 1)}, "up to 16 rows"),
+        (x, [packed], {"launch": GemvLaunch(32, 128, 1)}, "up to 16 rows"),
+        (x, [packed], {"launch": GemvLaunch(1, 64, 1)}, "128 columns or more"),
+        (x, [packed] * 2, {"biases": [torch.ones(20), torch.ones(20).bfloat16()]}, "biases of several dtypes"),
         (x, [packed], {"launch": GemvLaunch(16, 64, 1, stages=2)}, "without `stages`"),
         (x.clone().requires_grad_(), [packed], {}, "no backward"),
     ]  # fmt: skip

@@ -41,6 +41,22 @@ def test_it_joins_as_the_plain_truth_does_in_the_interpreter(
     interpreted(check, shape, dtype)
 
 
+def check_far_apart() -> None:
+    """Heads of 2**30 numbers each, of which memory holds those that are touched."""
+    from inference_pio.kernels.triton.joined import join
+
+    room, logs = torch.empty(2**31 + 128, dtype=torch.bfloat16), torch.randn(1, 3, 2)
+    out, other = room.as_strided((1, 3, 2, 64), (0, 2**30, 64, 1)), drawn(1, 3, 2, 64, 1, torch.bfloat16)
+    out.copy_(drawn(1, 3, 2, 64, 0, torch.bfloat16))
+    wanted = naive_join(out, logs, other, -logs)
+    torch.testing.assert_close(join(out, logs, other, -logs).float(), wanted, atol=1e-2, rtol=1e-2)
+
+
+@needs_triton
+def test_heads_may_lie_further_apart_than_32_bits_count(interpreted: Callable[..., None]) -> None:
+    interpreted(check_far_apart)
+
+
 @needs_triton
 def test_what_it_cannot_serve_is_refused(compiler: Compiler) -> None:
     from inference_pio.kernels.triton import joined as room

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
 import inference_pio
+from inference_pio.anatomy.roles import roles_of
+from inference_pio.anatomy.walk import path_of
 from inference_pio.artifact import export, load, save
 from inference_pio.decoding.takeover import engine_of
 from inference_pio.errors import ArtifactError, InvalidModel
@@ -21,6 +24,7 @@ from inference_pio.manager import ModularOptimizationManager
 from inference_pio.plan.target import Wanted
 from inference_pio.undo.fingerprint import fingerprint
 from inference_pio.undo.journal import Journal
+from inference_pio.undo.survey import named_tensors
 from tests import tiny
 from tests.model_folder import write_model_folder
 from tests.quality import reference_models
@@ -45,8 +49,8 @@ def ends(model: Any) -> tuple[Any, Any]:
 
 def is_one_table(model: Any) -> bool:
     embedding, head = ends(model)
-    one = isinstance(embedding, CompressedEmbedding) and isinstance(head, CompressedLinear) and head.is_tied
-    return one and all(a is b for a, b in zip(embedding.held("weight"), head.held("weight"), strict=True))
+    both = isinstance(embedding, CompressedEmbedding) and isinstance(head, CompressedLinear)
+    return both and head.table_of is embedding and not head._buffers and not head.__dict__.keys() & embedding._buffers
 
 
 def sites_of(model: nn.Module, **asked: Any) -> dict[str, str | None]:
@@ -66,6 +70,8 @@ def test_one_table_serves_both_and_is_undone_to_the_bit(name: str, head: bool | 
     assert 0 < noise < 0.01 * case.logits.pow(2).mean()
     ids = torch.tensor([[1, 2, 127]])
     assert torch.equal(embedding(ids), layer.dequantize()[ids])
+    roles = roles_of(case.model)
+    assert {roles[path_of(case.model, one)] for one in (embedding, layer)} == {"embedding", "head"}
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
 
@@ -90,19 +96,35 @@ def test_the_original_waits_once_and_is_told_once(keep: str) -> None:
 
 
 @pytest.mark.parametrize("name", TIED)
-def test_the_library_ties_codes_as_it_tied_weights(name: str) -> None:
+def test_the_library_finds_nothing_to_tie_and_leaves_one_table(name: str) -> None:
     case = applied(name, head=True)
     logits = tiny.logits(case.model, name)
     case.model.tie_weights()
     case.model.tie_weights(recompute_mapping=False)
     assert is_one_table(case.model)
     assert case.model.config.tie_word_embeddings
-    ends(case.model)[1]._buffers = dict(ends(case.model)[1]._buffers)  # a tie that somebody broke
-    ends(case.model)[1].weight_int8 = ends(case.model)[1].weight_int8.clone()
-    case.model.tie_weights()
-    assert is_one_table(case.model)
+    assert not any("head" in key and "weight" in key for key in case.model.state_dict())
     assert torch.equal(tiny.logits(case.model, name), logits)
     assert is_one_table(copy.deepcopy(case.model))
+
+
+@EACH_HEAD
+@pytest.mark.parametrize("name", TIED)
+def test_a_call_with_other_tensors_computes_with_those_and_leaves_its_own(name: str, head: bool | str) -> None:
+    case, other = applied(name, head=head), applied(name, head=head)
+    with torch.no_grad():
+        ends(other.model)[0].held("weight")[1].mul_(2)
+    own = {**dict(case.model.named_parameters()), **dict(case.model.named_buffers())}
+    given = {**dict(other.model.named_parameters()), **dict(other.model.named_buffers())}
+    inputs = {**tiny.inputs(name, case.model), "use_cache": False}
+    with torch.no_grad():
+        found, logits = functional_call(case.model, given, kwargs=inputs).logits, case.model(**inputs).logits
+        assert torch.equal(found, other.model(**inputs).logits)
+    assert not torch.equal(found, logits)
+    assert all(tensor is own[key] for key, tensor in named_tensors(case.model) if key in own)
+    assert is_one_table(case.model)
+    case.manager.remove_optimizations(case.model)
+    case.check_untouched()
 
 
 def test_the_ends_cannot_be_resized_and_nothing_is_touched_by_the_attempt() -> None:
@@ -144,7 +166,7 @@ def test_a_failure_between_the_two_leaves_no_trace(monkeypatch: pytest.MonkeyPat
     case, replace = Case("qwen3"), Journal.replace
 
     def failing(journal: Journal, module: nn.Module, new: nn.Module) -> nn.Module:
-        if isinstance(new, CompressedLinear) and new.is_tied and not new.held("weight")[0].is_meta:
+        if isinstance(new, CompressedLinear) and new.table_of is not None and not new.held("weight")[0].is_meta:
             raise KeyboardInterrupt
         return replace(journal, module, new)
 
@@ -231,7 +253,7 @@ def test_a_head_of_its_own_is_compressed_as_ever() -> None:
     embedding, head = ends(case.model)
     assert type(embedding) is nn.Embedding
     assert isinstance(head, CompressedLinear)
-    assert not head.is_tied
+    assert head.table_of is None
     assert "tied" not in case.manager.get_receipts(case.model)[0].decision
 
 

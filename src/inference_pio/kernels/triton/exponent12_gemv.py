@@ -1,7 +1,7 @@
 """A row or two times bfloat16 weights in 12 bits, with norm, biases, gate and residual, in one launch.
 
-Every bit is what `kernels.triton.gemv.gemv` gives for the plain weights in a launch of as many columns; of so many rows
-or warps, it does not matter.
+Every bit is what `kernels.triton.gemv.gemv` gives for the plain weights in a launch of as many columns, whose threads
+have four of a row or more; of so many rows or warps, it does not matter.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from inference_pio.kernels.triton.gemv_launch import (
     choose_gemv_launch,
 )
 from inference_pio.kernels.triton.launch import device_limits, on_device
+from inference_pio.kernels.triton.ordered_sums import NEIGHBOURS
 from inference_pio.kernels.triton.overlap import overlapping
 from inference_pio.kernels.triton.support import ELEMENTWISE_DTYPES, Cause, Support, require, supports_device
 
@@ -92,13 +93,22 @@ def exact_gemv_kernel(
     tl.store(out + batch * out_step + column, total.to(out.dtype.element_ty), mask=stored)
 
 
-def supports_exact_gemv(x: torch.Tensor, packs: Sequence[Packed], *beside: torch.Tensor | None) -> Support:
+LEAST_COLUMNS = NEIGHBOURS * THREADS
+"""Of a step: with fewer, threads of the plain kernel have less than four of a row, and add them in another order."""
+
+
+def supports_exact_gemv(
+    x: torch.Tensor, packs: Sequence[Packed], *beside: torch.Tensor | None, biases: Optionals = ()
+) -> Support:
     """Whether the kernel multiplies one or two rows `x` [M, K] with packed matrices; `beside`: what else it reads and
     writes."""
-    given = [x, *(tensor for tensor in beside if tensor is not None)]
+    added = [bias for bias in biases if bias is not None]
+    given = [x, *added, *(tensor for tensor in beside if tensor is not None)]
     parts = [part for pack in packs for part in pack]
     if any(tensor.dtype not in ELEMENTWISE_DTYPES for tensor in given):
         return Support(Cause.DTYPE, f"it is for bfloat16, float16 or float32, and x is {x.dtype}")
+    if len({bias.dtype for bias in added}) > 1:
+        return Support(Cause.DTYPE, "biases of several dtypes were given")
     if not 1 <= len(x) <= MOST_EXACT_ROWS:
         return Support(Cause.SHAPE, f"it is for 1 to {MOST_EXACT_ROWS} rows, and x has {len(x)}")
     if any(tensor.stride(-1) != 1 for tensor in given) or not all(part.is_contiguous() for part in parts):
@@ -141,14 +151,16 @@ def exact_gemv(
     parts = gemv_parts(x, sizes, biases=biases, norm_weight=norm_weight, gated=gated, residual=residual, out=out)
     if gated and len(weights) != 2:
         raise InvalidSetting(f"{len(weights)} packed weights were given for gate and up: give two.")
-    require(supports_exact_gemv(x, weights, norm_weight, residual, out, *(biases or ())))
+    require(supports_exact_gemv(x, weights, norm_weight, residual, out, biases=biases or ()))
     limits, rows = device_limits(x.device), sum(len(pack.codes) for pack in weights)
     if launch is None:
         plain = choose_gemv_launch(limits, len(x), rows, x.shape[1], 2, gated=gated)
         launch = choose_exact_launch(limits, rows, plain.columns, gated=gated)
     launch.require(limits, x.dtype)
-    if launch.rows > ROWS or launch.columns < COLUMNS or launch.stages:
-        raise InvalidSetting(f"{launch} is none here: up to {ROWS} rows, {COLUMNS} columns or more, without `stages`.")
+    if launch.rows > ROWS or launch.columns < LEAST_COLUMNS or launch.stages:
+        raise InvalidSetting(
+            f"{launch} is none here: up to {ROWS} rows, {LEAST_COLUMNS} columns or more, without `stages`."
+        )
     out = x.new_empty(len(x), parts.columns) if out is None else out
     with on_device(x):
         _launch(x, weights, biases, norm_weight, eps, gated, residual, out, launch)

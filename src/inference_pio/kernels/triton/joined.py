@@ -22,7 +22,7 @@ def join_kernel(
 ):  # fmt: skip
     row_blocks = tl.cdiv(queries, ROWS)
     # Heads of a token lie side by side: programs that follow one another read on.
-    head, place = tl.program_id(0) % heads, tl.program_id(0) // heads
+    head, place = (tl.program_id(0) % heads).to(tl.int64), tl.program_id(0) // heads
     block, batch = place % row_blocks, (place // row_blocks).to(tl.int64)
     rows, columns = block * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     inside = rows < queries

@@ -2,7 +2,7 @@
 
 Four neighbours in a row of weights are added to their sum one after another, each product unrounded; a step's sums
 become one by neighbours, and those by neighbours again. So bits depend on how many columns a step has, and on nothing
-else of a launch.
+else of a launch whose threads have four of a row or more.
 """
 
 from __future__ import annotations

@@ -92,6 +92,10 @@ class SparseAttention(OptimizationInterface):
             "dense_below": asked.dense_below, "min_coverage": asked.min_coverage,
         }  # fmt: skip
 
+    @property
+    def runs_the_model(self) -> bool:
+        return self.parameters.profile is None
+
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
         asked, pattern = self.parameters, self.parameters.pattern
         if asked.profile is not None:

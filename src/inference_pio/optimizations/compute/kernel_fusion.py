@@ -110,6 +110,10 @@ class KernelFusion(OptimizationInterface):
             decision["operations"] = self._operations(model).name
         return decision
 
+    @property
+    def runs_the_model(self) -> bool:
+        return False
+
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
         if "operations" in decision and (reason := Engine(self._operations(model)).why_never(model)):
             if self.parameters.level == "graph":

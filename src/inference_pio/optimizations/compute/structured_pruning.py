@@ -139,6 +139,10 @@ class StructuredPruning(OptimizationInterface):
                         f"{path}.{name} holds NaN or infinity: check the checkpoint; nothing was touched."
                     )
 
+    @property
+    def runs_the_model(self) -> bool:
+        return bool(self.parameters.calibration != "none")
+
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
         asked, there = self.parameters, _at(model, sites)
         if asked.calibration == "none":

@@ -138,6 +138,10 @@ class TensorDecomposition(OptimizationInterface):
                         f"{site.path}.{name} holds NaN or infinity: check the checkpoint; nothing was touched."
                     )
 
+    @property
+    def runs_the_model(self) -> bool:
+        return bool(self.parameters.calibration != "none")
+
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
         asked, groups = self.parameters, _groups(model, sites)
         large = sum(parameter.nbytes for parameter in model.parameters()) > LONG_BYTES

@@ -26,7 +26,7 @@ from inference_pio.calibration.rounding import Form, Rounded, round_calibrated
 from inference_pio.calibration.scaled_layer import replace_parameters
 from inference_pio.calibration.scaling import scale_calibrated
 from inference_pio.calibration.source import CalibrationSource, calibration_source, token_windows
-from inference_pio.compat import ties_of_codes
+from inference_pio.compat import ties_without
 from inference_pio.contract.byte_size import in_words
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
@@ -233,6 +233,10 @@ class TensorCompression(OptimizationInterface):
                         "Check the checkpoint; nothing was touched."
                     )
 
+    @property
+    def runs_the_model(self) -> bool:
+        return bool(self.parameters.calibration != "none" or self.parameters.mixed)
+
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
         self._rounded, sites = None, _of_layers(sites)
         asked = self.parameters
@@ -296,12 +300,12 @@ class TensorCompression(OptimizationInterface):
     def _put_table(
         self, model: nn.Module, head: str, embedding: str, decision: Mapping[str, Any], made: Rounded | None
     ) -> None:
-        """One table of codes in the place of an embedding and the head that is tied to it; its ties are those of the
-        codes from now on."""
+        """One table of codes in the place of an embedding and the head that is tied to it, which has nothing that the
+        library could tie from now on."""
         modules = made.modules if made is not None else _tables(model, decision)
         table, layer = modules.pop(embedding), modules.pop(head)
         layer.codes_activations = layer.activations in decision.get("activations", ())
-        for part, attribute, ties in list(ties_of_codes(model, head, embedding, table.state_dict())):
+        for part, attribute, ties in list(ties_without(model, head, embedding)):
             self.journal.set(part, attribute, ties)
         self.journal.replace(model.get_submodule(embedding), table)
         self.journal.replace(model.get_submodule(head), layer)

@@ -61,6 +61,10 @@ class ModelSurgery(OptimizationInterface):
         for edit in self._edits:
             edit.preflight(model, _paths(edit, sites))
 
+    @property
+    def runs_the_model(self) -> bool:
+        return any(edit.learns for edit in self._edits)
+
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
         text = SurgeryText(model, self.parameters)
         learned: dict[str, Places] = {}
