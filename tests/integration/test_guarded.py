@@ -153,6 +153,10 @@ def test_other_weights_or_another_tokenizer_are_judged_anew() -> None:
     third = session_of(model).verdict  # type: ignore[union-attr]
     assert third is not None
     assert third is not second
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1.01)
+    inference_pio.optimize(model, "lossless", max_kl=0.5, tokenizer=Shifted())
+    assert session_of(model).verdict is not third  # type: ignore[union-attr]
 
 
 def test_a_verdict_is_saved_with_the_model(tmp_path: Any) -> None:
