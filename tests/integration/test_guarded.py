@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from inference_pio.configuration import GlobalOptimizationProfile, QualityBounds
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface
 from inference_pio.contract.site import Site
+from inference_pio.contract.verdict import StepCost
 from inference_pio.errors import MeasureError, NothingApplied, PlanError, QualityBroken
 from inference_pio.integration import (
     apply_qwen_optimizations,
@@ -28,6 +31,8 @@ from inference_pio.integration.asked import Asked
 from inference_pio.integration.attribution import Attribution
 from inference_pio.integration.targets import Changes
 from inference_pio.manager.session import session_of
+from inference_pio.measure.html.standing import quality_guard_lines
+from inference_pio.measure.measurement import plain_json
 from inference_pio.measure.reference import Reference
 from inference_pio.undo.fingerprint import fingerprint
 from tests import tiny
@@ -148,6 +153,10 @@ def test_other_weights_or_another_tokenizer_are_judged_anew() -> None:
     third = session_of(model).verdict  # type: ignore[union-attr]
     assert third is not None
     assert third is not second
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1.01)
+    inference_pio.optimize(model, "lossless", max_kl=0.5, tokenizer=Shifted())
+    assert session_of(model).verdict is not third  # type: ignore[union-attr]
 
 
 def test_a_verdict_is_saved_with_the_model(tmp_path: Any) -> None:
@@ -159,6 +168,21 @@ def test_a_verdict_is_saved_with_the_model(tmp_path: Any) -> None:
     assert status(loaded)["quality_guard"] == told
     update_model_optimization(loaded, "flash_attention", enabled=False)
     assert status(loaded)["quality_guard"] is None
+
+
+def test_a_verdict_on_a_step_that_said_no_numbers_is_saved_too(tmp_path: Any) -> None:
+    model = tiny.build("llama")
+    inference_pio.optimize(model, "balanced", max_kl=0.5, tokenizer=byte_tokenizer())
+    session = session_of(model)
+    assert session is not None
+    assert session.verdict is not None
+    cost = StepCost("tensor_compression", False, math.inf, math.nan, 0)
+    gone = {"tensor_compression": "taken back by the quality guard"}
+    session.verdict = replace(session.verdict, kl_before=math.inf, costs=(cost,), taken_back=gone)
+    loaded = inference_pio.load(inference_pio.save(model, tmp_path / "saved"))
+    told = status(loaded)["quality_guard"]
+    assert plain_json(told) == plain_json(session.verdict.to_json())
+    assert "KL inf nats/token" in str(quality_guard_lines(told))
 
 
 def test_without_bounds_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

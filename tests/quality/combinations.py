@@ -72,13 +72,10 @@ def parameters() -> dict[str, dict[str, Any]]:
 
 
 MOST_ALONE = {
-    "adaptive_sparse_attention": 0.02, "snn_conversion": 0.02, "sparse_attention": 0.02, "structured_pruning": 0.15,
+    "adaptive_sparse_attention": 0.001, "snn_conversion": 0.02, "sparse_attention": 0.02, "structured_pruning": 0.15,
     "tensor_compression": 0.005, "tensor_decomposition": 0.15,
 }  # fmt: skip
 """Nats a token that each may cost alone under the parameters here; who is not among them is exact."""
-PIECES, BY_CALLS = "activation_offloading", "adaptive_sparse_attention"
-"""Its control learns from each call what the next may drop, and of a prompt in pieces each is a call: it then costs
-more than of the prompt at once (0.019 nats for 0.002 on `qwen3_moe`), and is held to its own bound."""
 
 
 def triples() -> list[tuple[str, ...]]:
@@ -273,24 +270,21 @@ def gist(error: Exception) -> str:
     return re.sub(r"the budget is .*", "what always stays is more than its budget, so small are these models", said)
 
 
-def most_together(names: Sequence[str], costs: Sequence[float]) -> float:
+def most_together(costs: Sequence[float]) -> float:
     """What several may cost together in nats a token, from what each costs alone.
 
-    >>> round(most_together(["tensor_compression", "sparse_attention"], [0.01, 0.04]), 6)
+    >>> round(most_together([0.01, 0.04]), 6)
     0.135
-    >>> most_together(["flash_attention", "kernel_fusion"], [0.0, 0.0]) == EXACT
+    >>> most_together([0.0, 0.0]) == EXACT
     True
     """
-    given = dict(zip(names, costs, strict=True))
-    if PIECES in given and BY_CALLS in given:
-        given[BY_CALLS] = max(given[BY_CALLS], MOST_ALONE[BY_CALLS])
-    return TOGETHER * sum(math.sqrt(cost) for cost in given.values()) ** 2 + EXACT
+    return TOGETHER * sum(math.sqrt(cost) for cost in costs) ** 2 + EXACT
 
 
 def why_wrong(names: Sequence[str], cell: Cell, costs: Sequence[float], chance: float) -> str | None:
     """What tells that a cell's answers are wrong; None where they are as its members' own promise."""
     exact = not set(names) & set(MOST_ALONE)
-    most = EXACT if exact else most_together(names, costs)
+    most = EXACT if exact else most_together(costs)
     if not cell.kl <= most:
         parts = ", ".join(f"{cost:.3g}" for cost in costs)
         return f"KL {cell.kl:.3g} nats/token, and its parts ({parts}) allow {most:.3g}"

@@ -8,6 +8,7 @@ import torch
 from inference_pio.compat import has_triton
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.attention_mass import attention_mass
+from inference_pio.kernels.block_choice import fixed_blocks, seen_blocks
 from inference_pio.sparsity.audited_prefill import AuditedPrefill, Choice, PrefillSettings
 
 TOKENS, WIDTH = 2048, 32
@@ -76,6 +77,30 @@ def test_heads_change_with_what_they_read() -> None:
     assert float(_coverage(choice, *_needles(3)).mean()) >= 0.97
 
 
+def test_blocks_that_keep_all_they_see_teach_nothing() -> None:
+    """The first piece of a text has no block that could be left out: what it finds would let the next drop anything."""
+    prefill = AuditedPrefill(2, PrefillSettings(), torch.device("cpu"))
+    query, key = _needles(0)
+    for end in (256, 512, 768):
+        choice = prefill.choose(query[:, :, end - 256 : end], key[:, :, :end])
+        assert float(_coverage(choice, query[:, :, end - 256 : end], key[:, :, :end]).min()) >= 0.95
+        assert prefill.log.rows == (0 if end < 768 else 2)  # the first row that tells teaches, the next is measured
+
+
+@pytest.mark.parametrize("queries", [128, 256, 700, 2048])
+@pytest.mark.parametrize("query_block", [64, 128])
+@pytest.mark.parametrize("padding", [0, 333])
+def test_audited_blocks_are_those_with_a_choice(queries, query_block, padding) -> None:
+    prefill = AuditedPrefill(2, PrefillSettings(query_block=query_block), torch.device("cpu"))
+    query, key = (torch.zeros(1, 1, length, 8) for length in (queries, 2048))
+    starts = torch.tensor([padding])
+    sizes = (queries, 2048, query_block, 64)
+    free = (seen_blocks(*sizes, starts=starts) & ~fixed_blocks(*sizes, ending=128, starts=starts)).any(-1).flatten()
+    blind = prefill._blind(query, key, padding)
+    assert not bool(free[:blind].any()) or padding % 64
+    assert bool(free[blind : prefill._choosing(queries)].all()) or queries <= 128
+
+
 def test_the_same_seed_makes_the_same_choice() -> None:
     first, second = (AuditedPrefill(2, PrefillSettings(), torch.device("cpu")) for _ in range(2))
     assert torch.equal(first.choose(*_peaked(0)).kept, second.choose(*_peaked(0)).kept)
@@ -141,6 +166,9 @@ def check_misled() -> None:
     kept, visible = attended.sizes()
     assert kept == visible
     assert _error(attended.out, query, key, value) < 0.01
+    pieces = AuditedPrefill(2, PrefillSettings(), torch.device("cpu"))
+    first = pieces.attend(*(one[:, :, :256] for one in (query, key, value)))
+    assert (*first.sizes(), pieces.calls) == (12, 12, 0)
     loose = AuditedPrefill(2, PrefillSettings(dense_above=0.0), torch.device("cpu"))
     assert loose.attend(*_wide(_peaked(0), 1024)).sizes()[0] == visible
 

@@ -17,6 +17,7 @@ from inference_pio.errors import ArtifactError, InvalidSetting
 from inference_pio.files import partial_folder, replace_folder_atomically, require_free_bytes, sha256_of, storage_errors
 from inference_pio.formats.compressed_module import portable_tensor
 from inference_pio.manager.session import Session, session_of
+from inference_pio.measure.measurement import plain_json
 from inference_pio.plan.make import check_model
 from inference_pio.streaming.hooks import true_values
 from inference_pio.undo.places import configs_of
@@ -83,7 +84,7 @@ def _manifest(model: nn.Module, session: Session, ties: dict[str, str], built: P
         receipts=[receipt.to_json() for receipt in receipts],
         plan={
             "profile": session.profile, "skipped": [left.to_json() for left in session.left],
-            "verdict": session.verdict.to_json() if session.verdict is not None else None,
+            "verdict": plain_json(session.verdict.to_json()) if session.verdict is not None else None,
         },
         ties=ties, trainable=[name for name, parameter in model.named_parameters() if parameter.requires_grad],
         tensors_sha256=sha256_of(built / TENSORS), weight_bytes=weight_bytes,

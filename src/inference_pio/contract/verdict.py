@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -56,5 +56,12 @@ class Verdict:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verdict:
-        """A verdict read back. Raises TypeError or LookupError for what is none."""
-        return cls(**{**data, "costs": tuple(StepCost(**cost) for cost in data["costs"])})
+        """A verdict read back. Raises TypeError, ValueError or LookupError for what is none."""
+        costs = tuple(StepCost(**_with_numbers(cost, StepCost)) for cost in data["costs"])
+        return cls(**{**_with_numbers(data, cls), "costs": costs})
+
+
+def _with_numbers(data: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Infinity and NaN, which JSON holds as words, as the numbers they are."""
+    numbers = {one.name for one in fields(kind) if one.type == "float"}
+    return {name: float(value) if name in numbers else value for name, value in data.items()}

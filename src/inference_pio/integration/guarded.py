@@ -46,7 +46,7 @@ def set_guarded_target(
     manager.plan(model, target, profile=profile)
     with manager.several_edits(model, TIMEOUT_S):
         session = session_of(model)
-        if session is not None and session.verdict is not None and session.verdict.asked == asked:
+        if session is not None and session.verdict is not None and session.verdict.asked == asked + _written(model):
             return keep_verdict(model, target, profile, session.verdict)
         with back_on_error(model), _unmodified(model, tokenizer) as (text, judged):
             run = Attribution(
@@ -57,7 +57,7 @@ def set_guarded_target(
             verdict = _verdict(bounds, text, before, after, run)
         for name, reason in verdict.taken_back.items():
             logger.warning("%s was %s.", name, reason)
-        return _noted(model, replace(verdict, asked=asked))
+        return _noted(model, replace(verdict, asked=asked + _written(model)))
 
 
 def keep_verdict(model: nn.Module, target: Sequence[Wanted], profile: str | None, verdict: Verdict) -> Verdict:
@@ -66,6 +66,11 @@ def keep_verdict(model: nn.Module, target: Sequence[Wanted], profile: str | None
     settled = [replace(one, off=gone[one.name]) if one.name in gone else one for one in target]
     get_optimization_manager().set_target(model, settled, profile=profile)
     return _noted(model, verdict)
+
+
+def _written(model: nn.Module) -> str:
+    """What changes where a weight is replaced, or written to by training or by hand: a verdict was of the others."""
+    return str(hash(tuple((id(one), 0 if one.is_inference() else one._version) for one in model.parameters())))
 
 
 @contextmanager

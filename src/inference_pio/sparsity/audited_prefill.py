@@ -70,11 +70,13 @@ class AuditedPrefill:
             *sizes, device=device, sinks=settings.sinks, local=settings.local, ending=settings.ending, starts=starts
         )
         ranked = Ranked.of(estimate, fixed, seen_blocks(*sizes, starts=starts, device=device))
-        audited = self._sample(query.shape[2], _blind_blocks(query, key, starts, settings)).to(device)
+        blind = self._blind(query, key, 0 if starts is None else int(starts.max()))
+        audited = self._sample(query.shape[2], blind).to(device)
         rows, positions = self._audited_rows(query, key, audited)
         mass = _by_block(row_mass(rows, positions, key, block=settings.key_block, scale=scale, starts=starts))
         coverage = ranked.rows(audited).coverage(mass, self._grid)
-        shares = self._learn(coverage, lambda shares: self._gated(ranked, shares))
+        tells = self._choosing(query.shape[2]) > blind
+        shares = self._learn(coverage, lambda shares: self._gated(ranked, shares), tells)
         kept = ranked.kept(shares[None, :, None].expand(ranked.before.shape[:-1]))
         return Choice(kept, ranked.visible, settings.query_block, settings.key_block)
 
@@ -130,14 +132,16 @@ class AuditedPrefill:
             found.append(choose(gated, before=shares, lists=lists))
             return gated
 
-        self._learn(coverage, gate)
+        self._learn(coverage, gate, self._choosing(query.shape[2]) > self._blind(query, key, 0))
         return found[0]
 
-    def _learn(self, coverage: Tensor, gate: Callable[[Tensor], Tensor]) -> Tensor:
+    def _learn(self, coverage: Tensor, gate: Callable[[Tensor], Tensor], tells: bool) -> Tensor:
         """Learn from half of the audited rows [B, H, audited, shares], hold the shares that follow through the `gate`
-        against the other half, and learn from that."""
+        against the other half, and learn from that. Nothing, unless some block had a choice (`tells`)."""
+        if not tells:
+            return gate(self.control.shares())
         rows = coverage.permute(2, 0, 1, 3).flatten(0, 1)
-        half = rows.shape[0] // 2
+        half = rows.shape[0] // 2 or int(not self.calls)  # the very first teaches, so that something is known
         self.control.forget()
         self.control.learn(rows[:half, :, :-1])
         shares = gate(self.control.shares())
@@ -159,7 +163,7 @@ class AuditedPrefill:
         return max(1, max(0, queries - self.settings.ending) // self.settings.query_block)
 
     def _sample(self, queries: int, blind: int) -> Tensor:
-        """Blocks of queries to audit, by chance: none of the first `blind` ones and of the last, which see all."""
+        """Blocks of queries to audit, by chance: none of the first `blind` ones and of the last, which keep all."""
         until = self._choosing(queries)
         choosing = max(1, until - blind)
         wanted = max(FEWEST if self.calls else FIRST, round(self.settings.audit_rate * choosing))
@@ -167,12 +171,23 @@ class AuditedPrefill:
 
     def _sample_on_device(self, query: Tensor, key: Tensor, starts: Tensor | None) -> Tensor:
         """The same where `starts` must not be waited for: drawn among all, and moved behind the padding there."""
-        size, until = self.settings.query_block, self._choosing(query.shape[2])
-        drawn = self._sample(query.shape[2], 0).to(query.device, non_blocking=True)
+        until, blind = self._choosing(query.shape[2]), self._blind(query, key, 0)
+        drawn = self._sample(query.shape[2], blind).to(query.device, non_blocking=True)
         if starts is None:
             return drawn
-        blind = ((starts.max() - (key.shape[2] - query.shape[2]) + size - 1) // size).clamp(0, until - 1)
-        return until - 1 - drawn % (until - blind)
+        padded = ((starts.max() + self._free_from(query, key)) // self.settings.query_block).clamp(0, until - 1)
+        return until - 1 - (until - 1 - drawn) % (until - padded)
+
+    def _free_from(self, query: Tensor, key: Tensor) -> int:
+        """The first query that sees more keys than those of blocks that are always kept; below zero where all do."""
+        settings = self.settings
+        always = (settings.sinks + settings.local - 1) * settings.key_block + settings.query_block
+        return always - (key.shape[2] - query.shape[2])
+
+    def _blind(self, query: Tensor, key: Tensor, padding: int) -> int:
+        """Blocks of queries, from the first on, that are padding or keep all that they see: what an audit of them finds
+        says nothing of the estimate."""
+        return max(0, padding + self._free_from(query, key)) // self.settings.query_block
 
     def _audited_rows(self, query: Tensor, key: Tensor, audited: Tensor) -> tuple[Tensor, Tensor]:
         """Some queries of each audited block [B, H, rows, D], and where they stand among the keys."""
@@ -198,14 +213,6 @@ def _by_block(mass: Tensor) -> Tensor:
     """The mean over the rows of each audited block: [B, H, audited, key blocks]."""
     summed = mass.view(*mass.shape[:2], -1, ROWS_PER_BLOCK, mass.shape[-1]).sum(3)
     return summed / summed.sum(-1, keepdim=True).clamp(min=1e-30)
-
-
-def _blind_blocks(query: Tensor, key: Tensor, starts: Tensor | None, settings: PrefillSettings) -> int:
-    """Blocks of queries that are padding in some row of the batch, and may see nothing there."""
-    if starts is None:
-        return 0
-    padding = int(starts.max()) - (key.shape[2] - query.shape[2])
-    return max(0, -(-padding // settings.query_block))
 
 
 @dataclass(frozen=True)
