@@ -216,7 +216,7 @@ SUITES = {
         Suite(
             "prefill-qwen3-4b-128k", "prefill", "Qwen3-4B, forward of a prompt of 128K tokens",
             arms={"plain": 95, "pio-sparse": 65, "pio-adaptive": 100}, optional={"pio-elementwise": 95},
-            model="qwen3-4b", gigabytes=46, lengths=(131072,), smoke_lengths=(320,), check_tokens=1, rounds=3,
+            model="qwen3-4b", gigabytes=46, lengths=(131072,), smoke_lengths=(640,), check_tokens=1, rounds=3,
         ),
         Suite(
             "offload-qwen3-4b", "decode", "Qwen3-4B with its weights off the device, decode at batch 1",

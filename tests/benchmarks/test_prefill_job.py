@@ -33,13 +33,13 @@ def faulty(arm: str, fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pattern_tells_what_it_read_and_what_attention_lay_there(tmp_path: Path) -> None:
     arms = smoke(tmp_path / "out.json", "pio-sparse", "pio-adaptive")
-    fixed = arms["pio-sparse"]["cases"]["320"]["facts"]
+    fixed = arms["pio-sparse"]["cases"]["640"]["facts"]
     assert fixed["sparse_calls"]["prefill"] == 2 * 2  # layers, calls of the long prompt
     assert fixed["dense_calls"] == {}
     assert 0 < fixed["density"] < 1
     assert 0 < fixed["coverage"] < 0.9
     assert list(arms["pio-sparse"]["check"]["error"]) == ["12, dense"]
-    audited = arms["pio-adaptive"]["cases"]["320"]["facts"]
+    audited = arms["pio-adaptive"]["cases"]["640"]["facts"]
     assert audited["sparse_calls"] or audited["dense_calls"]
     assert audited["told by"] == "audits"
 
@@ -47,8 +47,8 @@ def test_a_pattern_tells_what_it_read_and_what_attention_lay_there(tmp_path: Pat
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (lambda logits, length: logits * float("nan"), "at 320 its logits are not numbers"),
-        (lambda logits, length: torch.ones_like(logits), "at 320 its logits are all alike"),
+        (lambda logits, length: logits * float("nan"), "at 640 its logits are not numbers"),
+        (lambda logits, length: torch.ones_like(logits), "at 640 its logits are all alike"),
         (lambda logits, length: logits.flip(-1) if length == 12 else logits, "at 12, densely, they lie"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_dense_system_is_still_held_against_the_plain_model(
     faulty("plain", fault, monkeypatch)
     (arm,) = smoke(tmp_path / "out.json", "plain").values()
     assert arm["status"] == "wrong"
-    assert "at 320 its logits lie" in arm["reason"]
+    assert "at 640 its logits lie" in arm["reason"]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.group_codes import CODES_OF_A_WORD
-from inference_pio.kernels.triton.launch import Limits
+from inference_pio.kernels.triton.launch import HOPPER, Limits
 from inference_pio.kernels.triton.overlap import FIRST_OVERLAPPING
 
 THREADS = 32
@@ -91,7 +91,8 @@ MEASURED = {
 }
 """For one row of x and weights [rows, columns] of two bytes: the fastest of about 60 of a plain kernel on an H100."""
 MEASURED_CODES = {(6144, 2560): GemvLaunch(4, 512, 2), (2560, 9728): GemvLaunch(1, 2048, 4)}
-"""The same for codes of one byte, of 31 and 42: 10.0 and 12.8 us, where rows two by two took 11.3 and 21.1."""
+"""The same for codes of one byte, of 31 and 42: 10.0 and 12.8 us, where rows two by two took 11.3 and 21.1. On GPUs
+before it the first would spill."""
 FEW_ROWS = 32
 """Rows of codes a multiprocessor below which a program takes one, so that there are warps enough to unpack them: 2560 x
 4096 in 5.6 us on an H100, and in 11.6 two by two."""
@@ -113,7 +114,8 @@ def choose_gemv_launch(
     >>> choose_gemv_launch(AMPERE, 8, 19456, 2560, 2, gated=True, dependent=True)
     GemvLaunch(rows=16, columns=256, warps=2, stages=3, dependent=False)
     """
-    measured = {2: MEASURED, 1: MEASURED_CODES}.get(weight_bytes, {})
+    codes = MEASURED_CODES if limits.capability >= HOPPER.capability else {}
+    measured = {2: MEASURED, 1: codes}.get(weight_bytes, {})
     launch = measured.get((rows, inputs)) if batch == 1 else None
     if group == MATRIX_COLUMNS and bfloat16:
         launch = _of_whole_groups(limits, batch, rows, inputs, gated)
