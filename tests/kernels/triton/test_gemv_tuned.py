@@ -51,6 +51,17 @@ def test_two_processes_keep_what_each_has_found(tmp_path: Path) -> None:
     assert two.launch_for(PROBLEM) == LAUNCH
 
 
+def test_parts_are_kept_and_a_launch_without_them_has_one(tmp_path: Path) -> None:
+    cut = GemvLaunch(4, 512, 4, stages=2, dependent=True, parts=4)
+    tuned = TunedLaunches(tmp_path, MACHINE)
+    tuned.keep(PROBLEM, Tuning(cut, {cut: 1.0}))
+    assert TunedLaunches(tmp_path, MACHINE).launch_for(PROBLEM) == cut
+    document = whole(tmp_path)
+    del document["problems"][PROBLEM.key()]["launch"]["parts"]
+    tuned.file.write_text(json.dumps(document))
+    assert TunedLaunches(tmp_path, MACHINE).launch_for(PROBLEM) == LAUNCH
+
+
 def whole(tmp_path: Path) -> dict:  # type: ignore[type-arg]
     tuned = TunedLaunches(tmp_path, MACHINE)
     tuned.keep(PROBLEM, TUNING)
@@ -81,6 +92,8 @@ DAMAGES = {
     "few rows for matrix units": _changed(stages=2),
     "no truth": _changed(dependent="yes"),
     "a truth for a number": _changed(rows=True),
+    "a truth for parts": _changed(parts=True),
+    "parts without matrix units": _changed(parts=2),
 }
 
 

@@ -108,7 +108,7 @@ def _from_data(data: dict[str, Any]) -> Tuning:
 
 def _launch(data: dict[str, Any]) -> GemvLaunch:
     launch = GemvLaunch(**data)
-    numbers = (launch.rows, launch.columns, launch.warps, launch.stages)
+    numbers = (launch.rows, launch.columns, launch.warps, launch.stages, launch.parts)
     if any(type(number) is not int for number in numbers) or type(launch.dependent) is not bool:
         raise ValueError(f"{launch} is no launch")
     launch.check()
