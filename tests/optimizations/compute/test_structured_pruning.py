@@ -167,7 +167,8 @@ def test_without_a_text_the_smallest_weights_go_and_nothing_is_measured() -> Non
     assert set(widths(model).values()) == {75}
     torch.testing.assert_close(tiny.logits(model, "llama"), tiny.logits(first, "llama"), rtol=1e-4, atol=1e-4)
     assert any("no text has judged it" in note for note in receipt.notes)
-    for asked in ({}, {"allocation": "uniform", "max_kl": 0.1}):
+    wants = [{"max_kl": 0.1}, {"refit": "stream"}]
+    for asked in ({}, *({"allocation": "uniform", **want} for want in wants)):
         with pytest.raises(InvalidSetting, match="nothing to measure by"):
             prune(tiny.build("llama"), calibration="none", **asked)
 
@@ -188,7 +189,7 @@ def test_a_measured_result_leaves_the_configuration_and_says_so() -> None:
     receipt = prune(model)
     assert model.config.to_dict() == before
     assert any("allocation='uniform'" in note for note in receipt.notes)
-    assert {"uniform", "measured"} == set(receipt.decision["chosen"]["held_out_divergence"])
+    assert {"uniform", "measured", "refitted"} == set(receipt.decision["chosen"]["held_out_divergence"])
 
 
 def test_a_plan_tells_the_widths_without_a_text() -> None:
@@ -232,7 +233,15 @@ def test_what_cannot_be_is_refused_in_the_plan(asked: dict[str, Any], told: str)
 
 
 @pytest.mark.parametrize(
-    "asked", [{"pruning_ratio": 1.0}, {"pruning_ratio": 0}, {"units": ["head"]}, {"align": 0}, {"allocation": "best"}]
+    "asked",
+    [
+        {"pruning_ratio": 1.0},
+        {"pruning_ratio": 0},
+        {"units": ["head"]},
+        {"align": 0},
+        {"allocation": "best"},
+        {"stray": 1.0},
+    ],
 )
 def test_settings_without_a_sense_are_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(InvalidSetting):
