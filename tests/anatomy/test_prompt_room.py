@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, DynamicLayer
 
 from inference_pio.anatomy.compiled_layer import compiled_forward
-from inference_pio.anatomy.prompt_room import PromptRoom, prompt_rooms
+from inference_pio.anatomy.prompt_room import PromptRoom, PromptRooms, _as_the_librarys, prompt_rooms
 from inference_pio.measure.allocations import peak_allocated
 from tests import tiny
 from tests.anatomy.test_prompt_in_pieces import in_pieces
@@ -214,6 +214,27 @@ def test_no_memory_for_a_layer_of_its_own_is_not_what_is_raised(monkeypatch: pyt
     assert not any("update" in vars(layer) for layer in cache.layers)
 
 
+def test_whatever_is_raised_at_one_layer_the_others_leave_their_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, left = DynamicCache(), _as_the_librarys
+    cache.layers += [DynamicLayer(), DynamicLayer(), DynamicLayer()]
+
+    def interrupted(held: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+        if held is cache.layers[1].keys:
+            raise KeyboardInterrupt
+        return left(held, room)
+
+    monkeypatch.setattr("inference_pio.anatomy.prompt_room._as_the_librarys", interrupted)
+    rooms = PromptRooms(9)
+    rooms.open(cache)
+    for number in (0, 1, 2):
+        cache.update(some(1, 2, 4, 3), some(1, 2, 4, 3), number)
+    with pytest.raises(KeyboardInterrupt):
+        rooms.leave()
+    assert not any("update" in vars(layer) for layer in cache.layers)
+    assert [layer.keys.is_contiguous() for layer in cache.layers] == [True, False, True]
+    assert all(torch.equal(layer.keys, some(1, 2, 4, 3)) for layer in cache.layers)
+
+
 @pytest.mark.parametrize("change", ["dtype", "more tokens", "width of values", "gradients", "somebody's tensor"])
 def test_tokens_of_another_kind_are_the_librarys_to_join(change: str) -> None:
     ours, theirs = DynamicLayer(), DynamicLayer()
@@ -278,7 +299,6 @@ def test_layers_that_are_compiled_see_no_room() -> None:
     assert seen == [False] * 3
 
 
-@pytest.mark.usefixtures("lies_by_tokens")
 @pytest.mark.usefixtures("lies_by_tokens")
 def test_a_layer_moves_into_its_room_tensor_by_tensor() -> None:
     before, new = some(1, 8, 4096, 16), some(1, 8, 64, 16)

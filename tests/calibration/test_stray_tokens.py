@@ -47,6 +47,13 @@ def test_tokens_with_names_stay_and_never_come() -> None:
     assert not torch.isin(ids(with_stray_tokens(model, text(plain), 0.5)), torch.tensor(named)).any()
 
 
+def test_ids_that_are_no_rows_of_the_embedding_stay_where_they_are() -> None:
+    model = tiny.build("qwen3")
+    size = model.config.vocab_size
+    pictures = torch.tensor([-200, size, size + 7, -1]).repeat(8, 64)
+    assert torch.equal(ids(with_stray_tokens(model, text(pictures), 0.5)), pictures)
+
+
 def test_inputs_without_tokens_stay_as_they_are_and_other_inputs_too() -> None:
     given = CalibrationSource("numbers", ({"input": torch.ones(2, 3)},))
     assert with_stray_tokens(torch.nn.Linear(3, 3), given, 0.5) is given

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -100,9 +100,10 @@ class PromptRooms:
                 self.rooms[number] = PromptRoom(layer, self.tokens)
 
     def leave(self) -> None:
-        for room in self.rooms.values():
-            with suppress(torch.OutOfMemoryError):  # then a layer keeps its room, with the same tokens in it
-                room.leave()
+        """All of them, whatever is raised at one: an update that stayed would hold its room as long as the layer."""
+        with ExitStack() as leaving:
+            for room in self.rooms.values():
+                leaving.callback(_leave, room)
 
 
 @contextmanager
@@ -113,6 +114,11 @@ def prompt_rooms(tokens: int) -> Iterator[PromptRooms]:
         yield rooms
     finally:
         rooms.leave()
+
+
+def _leave(room: PromptRoom) -> None:
+    with suppress(torch.OutOfMemoryError):  # then a layer keeps its room, with the same tokens in it
+        room.leave()
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

@@ -68,6 +68,8 @@ class Narrowed:
     """Why outputs could not be weighed; None where they were."""
     stream: str | None = None
     """Why nothing was fitted to the whole model's stream, where that was asked; None where it was, or was not asked."""
+    saved_bytes: int = 0
+    """What gradients needed and the device had no room for: it waited on the host."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -75,6 +77,7 @@ class Narrowed:
             "allocation": self.allocation, "widths": self.taken.widths, "held_out_divergence": self.divergences,
             "sensitivities": self.sensitivities, "source": self.source, "unseen_experts": self.unseen_experts,
             "outputs_not_weighed": self.outputs, "stream_not_fitted": self.stream,
+            **({"saved_on_host_bytes": self.saved_bytes} if self.saved_bytes else {}),
             "kept": {path: kept.tolist() for path, kept in self.taken.kept.items()},
         }  # fmt: skip
 
@@ -133,7 +136,10 @@ def narrow(
         made.divergence = divergences[REFITTED] = _judged(model, units, made, held_out)
         found[name] = min(found[name], made, key=lambda candidate: candidate.divergence)
     not_fitted = made if isinstance(made, str) else None
-    return Narrowed(found[name], name, divergences, sensitivities, told, unseen, experts, outputs.why_not, not_fitted)
+    return Narrowed(
+        found[name], name, divergences, sensitivities, told, unseen, experts, outputs.why_not, not_fitted,
+        outputs.saved.nbytes,
+    )  # fmt: skip
 
 
 def _judged(

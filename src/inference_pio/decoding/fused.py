@@ -61,11 +61,12 @@ where two launches give 315, but behind 8K 265 of 269 and behind 32K 188 of 204.
 class FusedOperations(RecordableOperations):
     """Our kernels for up to eight rows, torch's products and our elementwise kernels for more.
 
-    A dense layer takes five launches: queries, keys and values; rotation, cache and attention; its result; gate and up;
-    down. `launches` of products are those that were found fastest here. `dependent`: products begin before the kernel
-    in front of them has ended; `overlapping`: so do routers, experts and what stands around latent attention; `ahead`:
-    so does attention that rotates. `joined`: the last program of attention joins, where that is little, in place of a
-    second launch; `rotated`: attention rotates and stores by itself, where that serves.
+    A dense layer takes five launches: queries, keys and values; rotation, cache and attention, two in rooms of more
+    than `MOST_ROTATED` tokens; its result; gate and up; down. `launches` of products are those that were found fastest
+    here. `dependent`: products begin before the kernel in front of them has ended; `overlapping`: so do routers,
+    experts and what stands around latent attention; `ahead`: so does attention that rotates. `joined`: the last program
+    of attention joins, where that is little, in place of a second launch; `rotated`: attention rotates and stores by
+    itself, where that serves.
     """
 
     name = "triton"

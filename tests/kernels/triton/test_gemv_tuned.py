@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,20 @@ def test_another_source_of_the_kernel_is_another_machine(tmp_path: Path, monkeyp
     assert kernel_digest() == before
     (tmp_path / "gemv.py").write_text("another kernel")
     assert kernel_digest() != before
+
+
+def test_the_source_is_all_that_kernels_call() -> None:
+    folder, called, open_ones = Path(gemv_tuned.__file__).parent, set[str](), ["gemv.py", "exponent12_gemv.py"]
+    while open_ones:
+        name = open_ones.pop()
+        text = (folder / name).read_text()
+        if name not in called and "@triton.jit" in text:
+            called.add(name)
+            open_ones += [
+                f"{other}.py" for other in re.findall(r"^from inference_pio\.kernels\.triton\.(\w+)", text, re.M)
+            ]
+    assert {"gemv_sums.py", "overlap.py"} < called
+    assert called <= set(gemv_tuned.SOURCES)
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from inference_pio.anatomy.mlp_channels import InnerChannels, inner_channels
 from inference_pio.artifact import load, save
+from inference_pio.calibration import output_pass, saved_on_host
 from inference_pio.contract.config import OptimizationConfig
 from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError
@@ -265,6 +266,27 @@ def test_too_few_tokens_and_no_numbers_are_refused_before_any_edit() -> None:
         broken.model.layers[0].mlp.up_proj.weight[3, 3] = float("nan")
     with pytest.raises(InvalidModel, match="NaN or infinity"):
         prune(broken)
+
+
+def test_what_gradients_needed_beyond_the_memory_waits_on_the_host_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, calls = output_pass._loss, list[int]()
+
+    def without_room(*given: Any) -> Any:
+        calls.append(1)
+        found = loss(*given)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("none left")
+        return found
+
+    plain, model = tiny.build("llama"), tiny.build("llama")
+    assert "saved_on_host_bytes" not in prune(plain).decision["chosen"]
+    monkeypatch.setattr(output_pass, "_loss", without_room)
+    monkeypatch.setattr(saved_on_host, "BESIDE_THE_HOST", frozenset({"cpu"}))
+    monkeypatch.setattr(saved_on_host, "LEAST_BYTES", 1)
+    receipt = prune(model)
+    assert receipt.decision["chosen"]["saved_on_host_bytes"] > 0
+    assert any("that gradients needed waited on the host" in note for note in receipt.notes)
+    assert torch.equal(tiny.logits(model, "llama"), tiny.logits(plain, "llama"))
 
 
 def test_shared_weights_are_kept_with_the_reason() -> None:

@@ -54,8 +54,10 @@ COLUMNS = (256, 512, 1024, 2048)
 class GemvLaunch:
     """`rows` of the weights a program, `columns` of them a step.
 
-    `stages`: the matrix units multiply, and so many tiles are on their way to them; none: each thread multiplies what
-    it reads. `dependent`: a program begins while the kernel in front still runs, and reads only weights until its end.
+    `stages`: the matrix units multiply, and so many tiles are on their way to them, `HELD` of them in registers where
+    `codes_held`; none: each thread multiplies what it reads. `dependent`: a program begins while the kernel in front
+    still runs, and reads only weights until its end. `parts`: the units take each row as so many, cut along the
+    inputs, `columns` of each part a step.
     """
 
     rows: int

@@ -18,7 +18,8 @@ from inference_pio.kernels.triton.gemv_tuning import Tuning
 FORMAT = 1
 SOURCES = (
     "exponent12.py", "exponent12_gemv.py", "exponent12_sums.py", "gemv.py", "gemv_ends.py", "gemv_launch.py",
-    "gemv_sums.py", "group_codes.py", "group_units.py", "ordered_sums.py", "overlap.py", "row_codes.py",
+    "gemv_sums.py", "group_codes.py", "group_units.py", "held_tiles.py", "held_units.py", "ordered_sums.py",
+    "overlap.py", "row_codes.py",
 )  # fmt: skip
 """What the kernel is made of: times of another kernel tell nothing of this one."""
 

@@ -30,6 +30,7 @@ from inference_pio.calibration.by_weights import narrow_by_weights
 from inference_pio.calibration.held_out import ONE_IN
 from inference_pio.calibration.narrowed import MEASURED, UNIFORM, Narrowed, narrow
 from inference_pio.calibration.source import calibration_source, token_windows
+from inference_pio.contract.byte_size import in_words
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -232,6 +233,8 @@ class StructuredPruning(OptimizationInterface):
             self.say(note=f"experts by {how}; alone: {_tried(experts['held_out_divergence'])}.")
         if reason := chosen.get("outputs_not_weighed"):
             self.say(note=f"all outputs of a layer count alike: {reason}")
+        if nbytes := chosen.get("saved_on_host_bytes"):
+            self.say(note=f"{in_words(nbytes)} that gradients needed waited on the host: the device had no room.")
         if reason := chosen.get("stream_not_fitted"):
             self.say(note=f"nothing is fitted to the whole model's stream: {reason}.")
         if chosen["unseen_experts"]:
