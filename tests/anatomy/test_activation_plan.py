@@ -51,6 +51,16 @@ def test_what_each_piece_makes_of_the_whole_cache_is_counted() -> None:
     assert plan.layer_bytes == 100 * SHAPES.layer_peak(1, 1) + 3 * 100 * 5000 + 1000 * 5000
 
 
+def test_a_cache_that_a_kernel_packs_is_counted_from_64_tokens() -> None:
+    packing = replace(SHAPES, packed=4096)
+    few, many = (plan_activations(packing, text=32768, prompt=tokens).layer_bytes for tokens in (63, 64))
+    assert few == plan_activations(SHAPES, text=32768, prompt=63).layer_bytes
+    assert many == 64 * SHAPES.attention_peak + 4096 * 32768 + 3 * 64 * 32768
+    assert plan_activations(packing, 10**8, text=32768).prompt_tokens == 32  # all that is packed is over the budget
+    assert plan_activations(packing, 10**9, text=32768).prompt_tokens == 4096
+    assert plan_activations(replace(SHAPES, packed=40000), text=1000).whole_bytes == 1000 * (46080 + 40000)
+
+
 def test_sizes_that_are_given_stay() -> None:
     plan = plan_activations(SHAPES, 10**9, prompt=1000, mlp=100, logits=7)
     assert (plan.prompt_tokens, plan.mlp_tokens, plan.logits_tokens) == (1000, 100, 7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from inference_pio.anatomy.activation_shapes import ActivationShapes
+from inference_pio.anatomy.activation_shapes import PACKED_FROM, ActivationShapes
 from inference_pio.contract.byte_size import in_words
 from inference_pio.errors import PlanError
 
@@ -44,6 +44,7 @@ class ActivationPlan:
             "bytes_a_token": {
                 "attention": shapes.attention_peak, "mlp": shapes.layer_peak(1, 1), "loss": shapes.loss,
                 "mask, for each token of a piece": shapes.mask, "expanded of the cache": shapes.expanded,
+                f"packed of the cache, from {PACKED_FROM} tokens": shapes.packed,
             },
         }  # fmt: skip
 
@@ -61,7 +62,7 @@ def plan_activations(
     found_logits = logits if logits is not None else _logits_piece(shapes, budget)
     plan = ActivationPlan(
         text, found_prompt, found_mlp, found_logits, layer_bytes=_layer_bytes(shapes, text, found_prompt, found_mlp),
-        whole_bytes=shapes.layer_peak(text, text), loss_bytes=shapes.loss * (found_logits or text),
+        whole_bytes=shapes.layer_peak(text, text, text), loss_bytes=shapes.loss * (found_logits or text),
         whole_loss_bytes=shapes.loss * text, budget=budget, shapes=shapes,
     )  # fmt: skip
     _hold(plan)
@@ -77,7 +78,7 @@ def _hold(plan: ActivationPlan) -> None:
             f"{in_words(plan.layer_bytes)} for {plan.prompt_tokens or 'all'} tokens of a text of {plan.text} "
             f"({in_words(shapes.attention_peak)} a token in its attention, {in_words(shapes.layer_peak(1, 1))} in its "
             f"MLP, {in_words(shapes.mask)} of a mask for each, {in_words(shapes.expanded)} of the cache for each of "
-            "the text): give at least that, "
+            f"the text, {in_words(shapes.packed)} more in pieces of {PACKED_FROM} and more): give at least that, "
             "or shorter texts (text_tokens) or smaller pieces (prefill_chunk_size, mlp_chunk_tokens). Nothing was "
             "touched."
         )
@@ -114,7 +115,9 @@ def _logits_piece(shapes: ActivationShapes, budget: int | None) -> int:
 def _layer_bytes(shapes: ActivationShapes, text: int, prompt: int, mlp: int) -> int:
     """Of a piece, its mask over the whole text and what it makes of a cache of latents; whole texts need neither."""
     tokens = prompt or text
-    return shapes.layer_peak(tokens, mlp or tokens) + (shapes.mask * prompt + shapes.expanded * bool(prompt)) * text
+    return (
+        shapes.layer_peak(tokens, mlp or tokens, text) + (shapes.mask * prompt + shapes.expanded * bool(prompt)) * text
+    )
 
 
 def _sizes() -> list[int]:

@@ -21,6 +21,10 @@ STATES = 3
 """Hidden states that a layer holds at once beside what a block makes: what came in, its norm, what is added to it."""
 LOSS_COPIES = 3
 """float32 copies of logits of which a loss is made: widened, their logarithms, and what lies between."""
+PACKED_FROM = 64
+"""Queries from which torch's attention for CPUs lays all keys and values anew in bfloat16 where the CPU has units for
+matrices (AMX): 63 over 4,096 keys take none of those bytes, 64 take all. A plan counts them on every CPU, so that it
+holds on each of them."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class ActivationShapes:
     """Bytes a token: of one hidden state, inside an attention, inside the widest MLP (without states that go in and
     come out), and of its logits, as they are and while a loss is made of them; of a query and a key in
     a mask; of a token in the cache that every piece makes keys and values of. `longest` is what the model allows.
+    `packed` are those of a token in the cache that a kernel lays anew for `PACKED_FROM` queries and more.
     """
 
     state: int
@@ -38,20 +43,24 @@ class ActivationShapes:
     mask: int
     expanded: int
     longest: int | None
+    packed: int = 0
 
     @property
     def attention_peak(self) -> int:
         return STATES * self.state + self.attention
 
-    def layer_peak(self, prompt_piece: int, mlp_piece: int) -> int:
-        """The most bytes that a layer needs for a piece of so many tokens, whose MLP computes so many at a time."""
+    def layer_peak(self, prompt_piece: int, mlp_piece: int, text: int = 0) -> int:
+        """The most bytes that a layer needs for a piece of so many tokens, whose MLP computes so many at a time, where
+        so many of a text lie in the cache."""
         mlp = STATES * self.state * prompt_piece + self.mlp * min(mlp_piece, prompt_piece)
-        return max(self.attention_peak * prompt_piece, mlp)
+        packed = self.packed * text if prompt_piece >= PACKED_FROM else 0
+        return max(self.attention_peak * prompt_piece + packed, mlp)
 
 
-def activation_shapes(model: nn.Module, stack: nn.Module) -> ActivationShapes:
-    """Those of a decoder with this stack. Works on a skeleton."""
-    itemsize = _dtype_of(model).itemsize
+def activation_shapes(model: nn.Module, stack: nn.Module, device: torch.device | None = None) -> ActivationShapes:
+    """Those of a decoder with this stack, on this device (None: one that packs nothing). Works on a skeleton."""
+    dtype = _dtype_of(model)
+    itemsize, packs = dtype.itemsize, device is not None and device.type == "cpu" and dtype == torch.bfloat16
     hidden = hidden_width(stack) or 0
     attentions = [_attention_width(module) for module in _attentions(stack)]
     blocks = [_block_width(block, hidden) for _, block in row_blocks(stack)]
@@ -63,6 +72,7 @@ def activation_shapes(model: nn.Module, stack: nn.Module) -> ActivationShapes:
         mlp=max(blocks, default=0) * itemsize, logits=vocabulary * itemsize, loss=vocabulary * 4 * LOSS_COPIES,
         mask=1 + itemsize, expanded=max(map(_expanded, _attentions(stack)), default=0) * itemsize,
         longest=longest if isinstance(longest, int) else None,
+        packed=max(map(_packed, _attentions(stack)), default=0) * itemsize if packs else 0,
     )  # fmt: skip
 
 
@@ -77,6 +87,14 @@ def _expanded(module: nn.Module) -> int:
     if isinstance(found, str) or shape is None:
         return 0
     return shape.heads * (found.nope + shape.value_dim + shape.head_dim)
+
+
+def _packed(module: nn.Module) -> int:
+    """Numbers of one token's key and value, as a kernel is given them: of all heads where latents are expanded."""
+    shape = attention_shape(module)
+    if shape is None:
+        return 0
+    return (shape.heads if _expanded(module) else shape.key_heads) * (shape.head_dim + shape.value_dim)
 
 
 def _attention_width(module: nn.Module) -> int:

@@ -171,8 +171,8 @@ class ActivationOffloading(OptimizationInterface):
         asked = self.parameters
         prompt = 0 if _why_no_prompt(stack) else asked.prefill_chunk_size
         return plan_activations(
-            activation_shapes(model, stack), self._budget(model), text=asked.text_tokens, prompt=prompt,
-            mlp=asked.mlp_chunk_tokens, logits=asked.logits_chunk_tokens,
+            activation_shapes(model, stack, self.device), self._budget(model), text=asked.text_tokens,
+            prompt=prompt, mlp=asked.mlp_chunk_tokens, logits=asked.logits_chunk_tokens,
         )  # fmt: skip
 
     def _budget(self, model: nn.Module) -> int | None:
