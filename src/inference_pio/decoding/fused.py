@@ -268,8 +268,8 @@ class FusedOperations(RecordableOperations):
         self, x: Tensor, held: PackedWeights, *, norm: Norm | None = None, gated: bool = False,
         residual: Tensor | None = None, out: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """The bits that `_multiply` gives for the plain weights: by a launch of as many columns; by the very launch, on
-        weights that are unpacked first, where matrix units multiply."""
+        """The bits that `_multiply` gives for the plain weights: in steps of as many columns or parts of them; by the
+        very launch, on weights that are unpacked first, where matrix units multiply."""
         from inference_pio.kernels.triton.exponent12_gemv import exact_gemv
         from inference_pio.kernels.triton.gemv import gemv
 
@@ -277,10 +277,10 @@ class FusedOperations(RecordableOperations):
         given: dict[str, Any] = {"biases": biases, "gated": gated, "residual": residual, "out": out}
         if norm is not None:
             given |= {"norm_weight": norm.weight, "eps": norm.eps}
-        launch = self.launches.exact_launch_for(x, held.packed, dependent=self.dependent, **_beside(given))
+        launch, columns = self.launches.exact_launch_for(x, held.packed, dependent=self.dependent, **_beside(given))
         if launch.stages or len(x) > MOST_EXACT_ROWS:
             return gemv(x, [unpack(packed) for packed in held.packed], launch=launch, **given)
-        return exact_gemv(x, held.packed, launch=launch, **given)
+        return exact_gemv(x, held.packed, columns=columns, launch=launch, **given)
 
     def _multiply(
         self, x: Tensor, held: Sequence[LinearWeights], *, norm: Norm | None = None, gated: bool = False,

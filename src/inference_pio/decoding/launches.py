@@ -50,17 +50,17 @@ class Launches:
             self._heard.setdefault(problem, []).append((weights, scales))
         return self.found.get(problem.key())
 
-    def exact_launch_for(self, x: Tensor, packed: Sequence[Packed], **beside: Any) -> GemvLaunch:
-        """For `x` [M, K] times packed weights: with the columns by which the plain ones go, on which bits depend; the
-        plain ones' own launch where it is one of matrix units."""
+    def exact_launch_for(self, x: Tensor, packed: Sequence[Packed], **beside: Any) -> tuple[GemvLaunch, int]:
+        """For `x` [M, K] times packed weights: a launch, and the columns by which the plain ones go, on which bits
+        depend; the plain ones' own launch where it is one of matrix units."""
         plain = GemvProblem(len(x), x.shape[1], tuple(len(each.codes) for each in packed), x.dtype, **beside)
         if self._heard_packed is not None:
             self._heard_packed.setdefault(plain, []).append(packed)
         launch = self._plain_launch(plain, x.device)
         if launch.stages or len(x) > MOST_EXACT_ROWS:
-            return launch
+            return launch, launch.columns
         exact = replace(plain, exact_columns=launch.columns)
-        return self.found.get(exact.key()) or launch_by_rule(exact, device_limits(x.device))
+        return self.found.get(exact.key()) or launch_by_rule(exact, device_limits(x.device)), launch.columns
 
     def _plain_launch(self, problem: GemvProblem, device: torch.device) -> GemvLaunch:
         return self.found.get(problem.key()) or launch_by_rule(problem, device_limits(device))
@@ -72,7 +72,8 @@ class Launches:
     def tune(self, device: torch.device, tuner: Any = tune) -> int:
         """Find launches for what was heard: from the file of this machine, else by trying; how many were tried.
 
-        Packed weights first ask how plain ones are launched, and then by how many rows and warps they do best so.
+        Packed weights first ask how plain ones are launched, and then in which parts of their steps, and by how many
+        rows and warps, they do best.
         """
         heard, packed = self._heard or {}, self._heard_packed or {}
         self._heard = self._heard_packed = None

@@ -60,7 +60,7 @@ def placed_kernel(codes, indices, lowest, places, values, out, count, first, sta
     code_places, index_places, group = places_of(codes, indices, first, 7, inputs, 2, 2, 16)
     base = first_exponents(lowest, first + tl.arange(0, 2))
     code, index = read_tile(code_places, index_places, group, start, inputs, 16)
-    even, odd = in_pairs(code, index, base, 2, 8)
+    even, odd = in_pairs(code, index, base, 2, 8, True)
     even, odd = with_listed(even, odd, places, values, 0, count, first, start, inputs, 2, 8)
     column = tl.arange(0, 2)[None, :, None] * 32 + tl.arange(0, 8)[None, None, :] * 4
     found = numbers(even, odd)

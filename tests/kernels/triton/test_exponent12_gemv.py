@@ -24,7 +24,8 @@ SHORT = GemvLaunch(1, 128, 1)
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes, what stands around the product, and how plain weights are launched; None: by rule."""
+    """Sizes, what stands around the product, and how plain weights are launched; None: by rule. `odd`: x begins in the
+    middle of a word."""
 
     batch: int = 1
     inputs: int = 160
@@ -34,6 +35,7 @@ class Case:
     normed: bool = False
     gated: bool = False
     added: bool = False
+    odd: bool = False
 
     @property
     def columns(self) -> int:
@@ -62,7 +64,7 @@ def problem(case: Case, device: str = "cpu") -> tuple[torch.Tensor, list[torch.T
     def numbers(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=chance).to(device, torch.bfloat16)
 
-    x = numbers(case.batch, case.inputs + 16)[:, : case.inputs]
+    x = numbers(case.batch, case.inputs + 16)[:, case.odd : case.inputs + case.odd]
     weights = [awkward(rows, case.inputs, seed).to(device) for seed, rows in enumerate(case.outputs)]
     given: dict[str, Any] = {"gated": case.gated}
     if case.normed:
@@ -99,11 +101,15 @@ def check(case: Case, device: str = "cpu") -> None:
     launches = {chosen, GemvLaunch(1 if chosen.rows > 1 or plain.columns > 512 else 4, plain.columns, warps)}
     if plain.columns >= 512 * warps:
         launches.add(GemvLaunch(2, plain.columns, 2 * warps))
+    launches |= {GemvLaunch(2, plain.columns // folds, 1) for folds in (2, 4) if plain.columns >= 128 * folds}
+    given["columns"] = plain.columns
     for launch in launches:
         exact_gemv(x, packed, out=found.fill_(torch.nan), launch=launch, **given)
         assert torch.equal(found, wanted), launch
     if device != "cpu":  # rounding to bfloat16 is not a GPU's in the interpreter
-        assert torch.equal(exact_gemv(x, packed, launch=chosen, **given), gemv(x, weights, launch=plain, **given))
+        rounded = exact_gemv(x, packed, launch=chosen, **given)
+        del given["columns"]
+        assert torch.equal(rounded, gemv(x, weights, launch=plain, **given))
 
 
 def as_read_there(x: torch.Tensor, weights: list[torch.Tensor], given: dict[str, Any]) -> dict[str, Any]:
@@ -127,6 +133,9 @@ CASES = [
     Case(inputs=528, outputs=(1,), plain=GemvLaunch(1, 512, 1), added=True),
     pytest.param(MANY_STEPS, marks=pytest.mark.slow),
     Case(inputs=320, outputs=(3,), plain=None),
+    Case(2, 272, (3,), plain=GemvLaunch(1, 256, 1), normed=True, odd=True),
+    replace(EVERYTHING, inputs=656, outputs=(3, 3), plain=GemvLaunch(1, 512, 1)),  # a fold has a step less
+    Case(inputs=144, outputs=(2,), plain=GemvLaunch(1, 512, 1)),  # two of four folds have none
 ]  # fmt: skip
 
 
@@ -150,6 +159,8 @@ def check_refusals() -> None:
         (x, [packed], {"launch": GemvLaunch(1, 64, 1)}, "128 columns or more"),
         (x, [packed] * 2, {"biases": [torch.ones(20), torch.ones(20).bfloat16()]}, "biases of several dtypes"),
         (x, [packed], {"launch": GemvLaunch(16, 64, 1, stages=2)}, "without `stages`"),
+        (x, [packed], {"launch": GemvLaunch(1, 128, 1), "columns": 1024}, "bits of steps of 1024 columns"),
+        (x, [packed], {"launch": GemvLaunch(1, 256, 1), "columns": 128}, "a half or a quarter"),
         (x.clone().requires_grad_(), [packed], {}, "no backward"),
     ]  # fmt: skip
     for given, parts, named, said in wrong:
@@ -194,7 +205,8 @@ def compiled(compiler: Compiler, capability: int, case: Case, dependent: bool = 
     launch = choose_exact_launch(limits, sum(case.outputs), plain.columns, gated=case.gated, dependent=plain.dependent)
     exact_gemv(
         torch.empty(case.batch, case.inputs, dtype=kind), [of_zeros(rows, case.inputs) for rows in case.outputs],
-        gated=case.gated, launch=launch, norm_weight=torch.empty(case.inputs, dtype=kind) if case.normed else None,
+        gated=case.gated, columns=plain.columns, launch=launch,
+        norm_weight=torch.empty(case.inputs, dtype=kind) if case.normed else None,
         residual=torch.empty(case.batch, case.columns, dtype=kind) if case.added else None,
     )  # fmt: skip
     [code] = compiler.found
@@ -218,6 +230,16 @@ def test_real_shapes_compile_to_wide_loads_without_spilling(
     assert held * batch <= code.counts["FFMA"] <= 2 * held * batch + 100, code
     tiles = held // 16 * 2 if launch.columns >= 512 * launch.warps else held // 8 * 3
     assert code.counts["LDG 128" if launch.columns >= 512 * launch.warps else "LDG 64"] >= tiles, code
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["attention_out", "down"])
+def test_parts_of_wide_steps_leave_room_for_all_programs_at_once(name: str, compiler: Compiler) -> None:
+    code, launch = compiled(compiler, 90, replace(REAL[name], plain=GemvLaunch(1, 2048, 2)))
+    assert launch.columns == 1024
+    code.assert_it_fits(MACHINES[90])
+    programs = -(-2560 // (launch.rows * MACHINES[90].multiprocessors))
+    assert programs * code.threads * code.registers <= 65536, code
 
 
 @needs_triton

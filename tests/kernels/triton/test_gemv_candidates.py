@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inference_pio.kernels.triton.gemv_candidates import MOST_CANDIDATES, GemvProblem, candidates
-from inference_pio.kernels.triton.gemv_launch import choose_gemv_launch
+from inference_pio.kernels.triton.gemv_launch import choose_exact_launch, choose_gemv_launch
 from inference_pio.kernels.triton.launch import AMPERE, HOPPER
 
 PROBLEM = GemvProblem(2, 512, (96, 32), normed=True, added=True)
@@ -36,6 +36,30 @@ def test_candidates_are_launches_and_the_known_one_comes_first(problem: GemvProb
         assert problem.inputs < 512 or len(found) > 8
         several = problem.batch > 1 and problem.dtype is torch.bfloat16
         assert {bool(launch.stages) for launch in found} == ({True, False} if several else {False})
+
+
+@pytest.mark.parametrize("columns", [256, 512, 2048])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_weights_in_12_bits_take_steps_of_plain_ones_or_parts_of_them(batch: int, columns: int) -> None:
+    for problem in (
+        GemvProblem(batch, 4096, (2560,), added=True, exact_columns=columns),
+        GemvProblem(batch, 2560, (9728, 9728), normed=True, gated=True, exact_columns=columns),
+    ):
+        found = candidates(problem, HOPPER)
+        assert found[0] == choose_exact_launch(HOPPER, sum(problem.outputs), columns, gated=problem.gated)
+        assert 2 <= len(found) == len(set(found)) <= MOST_CANDIDATES
+        assert {columns // launch.columns for launch in found} <= {1, 2, 4}
+        assert len({launch.columns for launch in found}) == (1 if columns == 256 else 2 if columns == 512 else 3)
+        for launch in found:
+            launch.require(HOPPER, problem.dtype)
+
+
+def test_few_rows_take_wider_steps_of_weights_in_12_bits() -> None:
+    few = [choose_exact_launch(HOPPER, 2560, columns) for columns in (256, 512, 1024, 2048, 8192)]
+    assert [(launch.columns, launch.warps) for launch in few] == [(256, 1), (512, 1), (1024, 1), (1024, 1), (2048, 2)]
+    many = [choose_exact_launch(HOPPER, 19456, columns, gated=True) for columns in (256, 512, 1024, 2048)]
+    assert [launch.columns for launch in many] == [256, 512, 512, 512]
+    assert [launch.rows for launch in many] == [2, 1, 1, 1]
 
 
 def test_problems_that_differ_have_other_names() -> None:

@@ -1,7 +1,7 @@
 """A row or two times bfloat16 weights in 12 bits, with norm, biases, gate and residual, in one launch.
 
-Every bit is what `kernels.triton.gemv.gemv` gives for the plain weights in a launch of as many columns, whose threads
-have four of a row or more; of so many rows or warps, it does not matter.
+Every bit is what `kernels.triton.gemv.gemv` gives for the plain weights in a launch of `columns` a step, whose threads
+have four of a row or more. Its own launch may have as many, or a half or a quarter; rows and warps do not matter.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from inference_pio.kernels.triton.exponent12_sums import exact_sums_by_threads
 from inference_pio.kernels.triton.gemv import biases_of, three
 from inference_pio.kernels.triton.gemv_ends import finished, gated_by, read_vector
 from inference_pio.kernels.triton.gemv_launch import (
+    FOLDS,
     MOST_EXACT_ROWS,
     THREADS,
     GemvLaunch,
@@ -42,9 +43,9 @@ def exact_gemv_kernel(
     x, norm_weight, codes_0, codes_1, codes_2, indices_0, indices_1, indices_2, lowest_0, lowest_1, lowest_2,
     starts_0, starts_1, starts_2, places_0, places_1, places_2, values_0, values_1, values_2, bias_0, bias_1, bias_2,
     residual, out, x_step, residual_step, out_step, rows_0, rows_1, rows_2, inputs, eps,
-    COUNT: tl.constexpr, BATCH: tl.constexpr, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr, GROUP: tl.constexpr,
-    EVEN: tl.constexpr, WEIGHTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, BIASED: tl.constexpr,
-    ADDED: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
+    COUNT: tl.constexpr, BATCH: tl.constexpr, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr, FOLDS: tl.constexpr,
+    GROUP: tl.constexpr, EVEN: tl.constexpr, WORDS: tl.constexpr, WEIGHTS: tl.constexpr, NORMED: tl.constexpr,
+    GATED: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     program, before, which = tl.program_id(0), 0, 0
     codes, indices, lowest, starts, places, values = codes_0, indices_0, lowest_0, starts_0, places_0, values_0
@@ -83,7 +84,7 @@ def exact_gemv_kernel(
     total, up, squares, added = exact_sums_by_threads(
         x, norm_weight, codes, indices, lowest, starts, places, values, codes_1, indices_1, lowest_1, starts_1,
         places_1, values_1, first, rows, residual_places, stored, x_step, inputs, COUNT, BATCH, ROW_COUNT,
-        COLUMN_COUNT, GROUP, EVEN, NORMED, GATED, ADDED, DEPENDENT, INTERPRETED,
+        COLUMN_COUNT, FOLDS, GROUP, EVEN, WORDS, NORMED, GATED, ADDED, DEPENDENT, INTERPRETED,
     )  # fmt: skip
     normal = tl.rsqrt(squares / inputs + eps)
     total = finished(total, normal, 0.0, biases, tl.bfloat16, NORMED, False, BIASED)
@@ -139,13 +140,14 @@ def exact_gemv(
     gated: bool = False,
     residual: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
+    columns: int | None = None,
     launch: GemvLaunch | None = None,
 ) -> torch.Tensor:
     """What `kernels.triton.gemv.gemv` gives for the weights that are packed, to the bit, for one or two rows of x.
 
-    The launch that is compared with has as many columns and no `stages`; where none is given, that is the one by rule.
-    Raises InvalidSetting for what `supports_exact_gemv` refuses, and for a launch whose programs would not lie within
-    runs of 16 rows.
+    The launch that is compared with has so many `columns` and no `stages`; where none are given, those of `launch`, or
+    of the plain one by rule. Raises InvalidSetting for what `supports_exact_gemv` refuses, and for a launch whose
+    programs would not lie within runs of 16 rows, or whose columns are not a whole, a half or a quarter of those.
     """
     sizes = [torch.empty(pack.codes.shape, dtype=x.dtype, device="meta") for pack in weights]
     parts = gemv_parts(x, sizes, biases=biases, norm_weight=norm_weight, gated=gated, residual=residual, out=out)
@@ -153,25 +155,34 @@ def exact_gemv(
         raise InvalidSetting(f"{len(weights)} packed weights were given for gate and up: give two.")
     require(supports_exact_gemv(x, weights, norm_weight, residual, out, biases=biases or ()))
     limits, rows = device_limits(x.device), sum(len(pack.codes) for pack in weights)
-    if launch is None:
-        plain = choose_gemv_launch(limits, len(x), rows, x.shape[1], 2, gated=gated)
-        launch = choose_exact_launch(limits, rows, plain.columns, gated=gated)
+    if columns is None:
+        plain = launch or choose_gemv_launch(limits, len(x), rows, x.shape[1], 2, gated=gated)
+        columns = plain.columns
+    launch = launch or choose_exact_launch(limits, rows, columns, gated=gated)
     launch.require(limits, x.dtype)
     if launch.rows > ROWS or launch.columns < LEAST_COLUMNS or launch.stages:
         raise InvalidSetting(
             f"{launch} is none here: up to {ROWS} rows, {LEAST_COLUMNS} columns or more, without `stages`."
         )
+    if columns not in (folds * launch.columns for folds in FOLDS):
+        raise InvalidSetting(
+            f"{launch} does not give the bits of steps of {columns} columns: take that many, a half or a quarter."
+        )
     out = x.new_empty(len(x), parts.columns) if out is None else out
     with on_device(x):
-        _launch(x, weights, biases, norm_weight, eps, gated, residual, out, launch)
+        _launch(x, weights, biases, norm_weight, eps, gated, residual, out, launch, columns)
     return out
 
 
 def _launch(
     x: torch.Tensor, weights: Sequence[Packed], biases: Optionals | None, norm_weight: torch.Tensor | None, eps: float,
-    gated: bool, residual: torch.Tensor | None, out: torch.Tensor, launch: GemvLaunch,
+    gated: bool, residual: torch.Tensor | None, out: torch.Tensor, launch: GemvLaunch, columns: int,
 ) -> None:  # fmt: skip
     counts, inputs = [len(pack.codes) for pack in weights], x.shape[1]
+    in_words = [tensor for tensor in (x, norm_weight) if tensor is not None]
+    has_words = all(_lies_in_words(tensor) for tensor in in_words)
+    if has_words:
+        x, norm_weight = x.view(torch.int32), None if norm_weight is None else norm_weight.view(torch.int32)
     biases, has_bias = biases_of(biases)
     words = [
         (p.codes.view(torch.int32), p.indices.view(torch.int32), *p[2:5], p.values.view(torch.int16)) for p in weights
@@ -181,7 +192,13 @@ def _launch(
         x, norm_weight, *(part for parts in zip(*words, strict=True) for part in three(parts)), *three(biases),
         residual, out, x.stride(0), 0 if residual is None else residual.stride(0), out.stride(0), *three(counts, 0),
         inputs, float(eps), COUNT=len(x), BATCH=triton.next_power_of_2(len(x)), ROW_COUNT=launch.rows,
-        COLUMN_COUNT=launch.columns, GROUP=codes_of_thread(launch), EVEN=inputs % launch.columns == 0,
-        WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated, BIASED=has_bias, ADDED=residual is not None,
-        num_warps=launch.warps, **overlapping(launch.dependent),
+        COLUMN_COUNT=launch.columns, FOLDS=columns // launch.columns, GROUP=codes_of_thread(launch),
+        EVEN=inputs % columns == 0, WORDS=has_words, WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated,
+        BIASED=has_bias, ADDED=residual is not None, num_warps=launch.warps, **overlapping(launch.dependent),
     )  # fmt: skip
+
+
+def _lies_in_words(given: torch.Tensor) -> bool:
+    """Whether two bfloat16 numbers each begin where a word of four bytes does, in every row."""
+    starts = (given.storage_offset(), *given.stride()[:-1])
+    return given.dtype is torch.bfloat16 and given.data_ptr() % 4 == 0 and all(start % 2 == 0 for start in starts)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from inference_pio.kernels.triton.gemv_launch import (
+    EXACT_WEIGHTS,
+    FOLDS,
     LOAD_BYTES,
     MATRIX_COLUMNS,
     MATRIX_ROWS,
@@ -38,7 +40,7 @@ class GemvProblem:
 
     `outputs` of a gated product are those of gate and up, two of them, even where one tensor holds both. `group`: so
     many weights of half a byte share a grid; 0 for all others. `exact_columns`: weights are bfloat16 in 12 bits, and a
-    step has as many columns as that of plain ones, whose bits come out; 0 for all others.
+    step of plain ones, whose bits come out, has so many columns; 0 for all others.
     """
 
     batch: int
@@ -98,12 +100,20 @@ def candidates(problem: GemvProblem, limits: Limits) -> list[GemvLaunch]:
 
 
 def _of_exact_columns(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
-    together = 2 if problem.gated else 1
-    for rows, warps in itertools.product((2, 1, 4, 8), (1, 2, 4, 8)):
-        held = problem.exact_columns // (THREADS * warps)  # of a row, by a thread
-        fits = 8 <= held <= 32 and problem.batch * rows * together * held <= MOST_EXACT_WEIGHTS
+    """Those by which a thread makes 32 weights a step, then 16, then others; few rows and whole steps first."""
+    together, likely = problem.batch * (2 if problem.gated else 1), (EXACT_WEIGHTS, EXACT_WEIGHTS // 2)
+    tried = itertools.product((1, 2, 4, 8), (1, 2, 4, 8), FOLDS)
+    for rows, warps, folds in sorted(tried, key=lambda one: [_made(problem, *one) != made for made in likely]):
+        columns = problem.exact_columns // folds
+        held = columns // (THREADS * warps)  # of a row, by a thread
+        fits = 8 <= held <= 32 and together * rows * held <= MOST_EXACT_WEIGHTS
         if fits and rows <= max(problem.outputs):
-            yield GemvLaunch(rows, problem.exact_columns, warps, dependent=dependent)
+            yield GemvLaunch(rows, columns, warps, dependent=dependent)
+
+
+def _made(problem: GemvProblem, rows: int, warps: int, folds: int) -> int:
+    """Weights that a thread makes in one step."""
+    return rows * (2 if problem.gated else 1) * problem.exact_columns // (folds * THREADS * warps)
 
 
 def _by_threads(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:

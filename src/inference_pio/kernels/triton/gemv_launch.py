@@ -32,9 +32,14 @@ WARPS_WANTED = 24
 """Warps that a multiprocessor needs for unpacking codes as fast as they come, four instructions each."""
 MOST_EXACT_ROWS = 2
 """Rows of x that weights in 12 bits are multiplied with as they are; for more they are unpacked."""
-EXACT_COLUMNS, EXACT_WEIGHTS, EXACT_WARPS, EXACT_PROGRAMS = 16, 32, 8, 8
-"""Weights in 12 bits that a thread reads of a row, and makes in one step; warps of a program, programs of a
-multiprocessor."""
+EXACT_WEIGHTS, EXACT_PROGRAMS = 32, 8
+"""Weights in 12 bits that a thread makes in one step; programs of a multiprocessor."""
+EXACT_COLUMNS, FEW_EXACT_ROWS = (512, 1024), 32
+"""Columns of a step of such weights for many rows, and for fewer than so many a multiprocessor. Measured on an H100 in
+steps of whole plain ones: 6144 x 2560 takes 10.8 us by 512 and 13.4 by 1024, gated 19456 x 2560 30.3 and 34.8; 2560 x
+4096 takes 9.5 and 7.9, 2560 x 9728 takes 19.7 and 17.0. As parts of wider steps they are predicted to take as long."""
+FOLDS = (1, 2, 4)
+"""Steps of weights in 12 bits that may stand for one of plain ones, each with sums of its own."""
 COLUMNS = (256, 512, 1024, 2048)
 
 
@@ -131,19 +136,22 @@ def choose_gemv_launch(
 def choose_exact_launch(
     limits: Limits, rows: int, columns: int, *, gated: bool = False, dependent: bool = False
 ) -> GemvLaunch:
-    """The launch for weights in exponent12, `rows` in all, with the columns of the one by which plain ones would go.
+    """The launch for weights in exponent12, `rows` in all, with the bits of plain ones in steps of `columns`.
 
-    A thread makes 32 weights of a step, half of them of a gate, where that leaves programs enough.
+    Its own are fewer where those are many: 512 for many rows, 1,024 for few. A thread makes 32 weights of a step, half
+    of them of a gate, where that leaves programs enough.
 
     >>> from inference_pio.kernels.triton.launch import HOPPER
-    >>> choose_exact_launch(HOPPER, 6144, 512), choose_exact_launch(HOPPER, 2560, 1024).warps
-    (GemvLaunch(rows=2, columns=512, warps=1, stages=0, dependent=False), 2)
+    >>> choose_exact_launch(HOPPER, 6144, 512), choose_exact_launch(HOPPER, 2560, 2048).columns
+    (GemvLaunch(rows=2, columns=512, warps=1, stages=0, dependent=False), 1024)
     """
-    warps = max(1, min(EXACT_WARPS, columns // (EXACT_COLUMNS * THREADS)))
-    taken = max(1, EXACT_WEIGHTS * THREADS * warps // columns // (2 if gated else 1))
+    few = rows < FEW_EXACT_ROWS * limits.multiprocessors
+    own = max(min(columns, EXACT_COLUMNS[few]), columns // FOLDS[-1])
+    warps = max(1, own // (EXACT_WEIGHTS * THREADS))
+    taken = max(1, EXACT_WEIGHTS * THREADS * warps // own // (2 if gated else 1))
     while taken > 1 and rows // taken < EXACT_PROGRAMS * limits.multiprocessors:
         taken //= 2
-    return GemvLaunch(taken, columns, warps, dependent=dependent and limits.capability >= FIRST_OVERLAPPING)
+    return GemvLaunch(taken, own, warps, dependent=dependent and limits.capability >= FIRST_OVERLAPPING)
 
 
 def weight_bytes(weight: torch.Tensor, group: int) -> float:

@@ -140,6 +140,8 @@ def _call(problem: GemvProblem, weights: GemvWeights) -> dict[str, object]:
     out = torch.empty(problem.batch, columns, device=device, dtype=problem.out_dtype or problem.dtype)
     given: dict[str, object] = {"x": numbers(problem.batch, problem.inputs), "weights": weights[0], "out": out}
     given["gated"] = problem.gated
+    if problem.exact_columns:
+        given["columns"] = problem.exact_columns
     if weights[1] is not None:
         given["scales"] = weights[1]
     if problem.normed:
