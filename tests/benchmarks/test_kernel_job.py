@@ -325,7 +325,7 @@ def test_a_launch_that_was_found_is_recorded_with_all_that_were_tried() -> None:
     (problem, *_) = gemv.problems(SUITES["gemv"], True)
     slow, fast = GemvLaunch(1, 512, 1), GemvLaunch(2, 256, 1)
     run: Any = gemv._found(problem, Tuning(fast, {slow: 12.0, fast: 10.0}, ("one was wrong",)))
-    assert run.facts["launch"] == {"rows": 2, "columns": 256, "warps": 1, "stages": 0, "dependent": False}
+    assert run.facts["launch"] == {"rows": 2, "columns": 256, "warps": 1, "stages": 0, "dependent": False, "parts": 1}
     assert [row["us"] for row in run.facts["tried"]] == [10.0, 12.0]
     assert run.facts["notes"] == ["one was wrong"]
 

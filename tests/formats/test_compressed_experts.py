@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import DeepseekV4Config, GptOssConfig
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Experts
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
+from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidModel, RefusedOnOptimized
-from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout
-from inference_pio.kernels import fp8, int4, int8
+from inference_pio.formats import compressed_experts
+from inference_pio.formats.compressed_experts import CompressedExperts, experts_layout, gate_is_silu
+from inference_pio.kernels import few_experts, fp8, int4, int8
 from tests import tiny
 from tests.formats.help import EACH_FORMAT, experts_of
+from tests.kernels.test_few_experts import put_on_a_gpu
+from tests.kernels.triton.conftest import interpreted
+
+__all__ = ["interpreted"]
+needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
 MODELS = ["qwen3_moe", "glm4_moe", "glm4_moe_lite"]
 Routing = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -95,6 +106,90 @@ def test_experts_that_live_elsewhere_add_nothing(name: str) -> None:
         got = module(states, index.masked_fill(away, original.num_experts), weights)
         torch.testing.assert_close(got, original(states, index, weights.masked_fill(away, 0.0)))
     assert not got[5].any()
+
+
+AWKWARD = {
+    "all choose one": [[2, 5]] * 9,
+    "one twice": [[1, 1], [0, 1], [1, 1]],
+    "the last alone": [[7, 7]],
+    "elsewhere and nowhere": [[8, -1], [3, 100], [-1, -1]],
+}
+
+
+def one_by_one(module: CompressedExperts, states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> Any:
+    """What each token's experts make of it, from the definition."""
+    gate_up, down = module.dequantize()
+    found = torch.zeros_like(states)
+    for token, chosen in enumerate(index.tolist()):
+        for slot, expert in enumerate(chosen):
+            if 0 <= expert < len(down):
+                gate, up = (gate_up[expert] @ states[token]).chunk(2)
+                found[token] += weights[token, slot] * (down[expert] @ (F.silu(gate) * up))
+    return found
+
+
+def awkward(routing: str) -> Routing:
+    chance, index = torch.Generator().manual_seed(0), torch.tensor(AWKWARD[routing])
+    return torch.randn(len(index), 64, generator=chance), index, torch.rand(index.shape, generator=chance)
+
+
+@pytest.mark.usefixtures("in_float32")
+@EACH_FORMAT
+@pytest.mark.parametrize("routing", AWKWARD)
+def test_awkward_choices_are_computed_and_no_expert_that_nobody_chose(
+    name: str, routing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _ = pair(name, "qwen3_moe")
+    asked, expert = list[int](), module._expert
+    monkeypatch.setattr(module, "_expert", lambda number, rows: asked.append(number) or expert(number, rows))
+    given = awkward(routing)
+    torch.testing.assert_close(module(*given), one_by_one(module, *given), rtol=1e-4, atol=1e-5)
+    assert asked == sorted({one for one in given[1].flatten().tolist() if 0 <= one < 8})
+
+
+def by_the_kernels(name: str, routing: str) -> None:
+    """As on a GPU, which holds int4 in words."""
+    module, _ = pair(name, "qwen3_moe")
+    if name == "int4":
+        for part in ("gate_up_int4", "down_int4"):
+            module._buffers[part] = int4.words_of(module._buffers[part])
+    given = awkward(routing)
+    given = (given[0][:3], given[1][:3], given[2][:3])
+    with pytest.MonkeyPatch.context() as patch:
+        put_on_a_gpu(patch)
+        patch.setattr(CompressedExperts, "_expert_by_expert", None)
+        found = module(*given)
+    torch.testing.assert_close(found, one_by_one(module, *given), rtol=1e-4, atol=1e-5)
+
+
+@needs_triton
+@EACH_FORMAT
+@pytest.mark.parametrize("routing", AWKWARD)
+def test_a_few_tokens_go_through_the_kernels(name: str, routing: str, interpreted: Callable[..., Any]) -> None:
+    interpreted(by_the_kernels, name, routing)
+
+
+@EACH_FORMAT
+def test_only_gates_by_silu_go_through_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    module, _ = pair(name, "qwen3_moe")
+    assert not module.takes_two_launches(device, torch.bfloat16)
+    monkeypatch.setattr(compressed_experts, "choose_few_experts_backend", lambda *where: few_experts.TRITON)
+    assert module.takes_two_launches(device, torch.bfloat16)
+    for change in ({"act_fn": nn.GELU()}, {"_apply_gate": cut_off}, {"_apply_gate": lambda self, both: both}):
+        original = plain_experts("qwen3_moe")
+        kind = type("Other", (type(original),), {name: one for name, one in change.items() if name != "act_fn"})
+        original.__class__ = kind
+        original.act_fn = change.get("act_fn", original.act_fn)
+        assert not gate_is_silu(SimpleNamespace(experts_class=kind, act_fn=original.act_fn))
+        assert not experts_of(name, original).takes_two_launches(device, torch.bfloat16)
+    with torch.device("meta"):
+        assert experts_of(name, plain_experts("qwen3_moe").to("meta")).gates_by_silu
+
+
+def cut_off(self: Any, both: torch.Tensor) -> torch.Tensor:
+    gate, up = both.chunk(2, -1)
+    return F.silu(gate.clamp(max=100)) * up
 
 
 @EACH_FORMAT

@@ -34,11 +34,11 @@ def original(name: str) -> Any:
 
 
 @functools.cache
-def pruned(name: str, ratio: float, unit: str = "mlp", allocation: str = "measured", refit: str = "outputs") -> Any:
+def pruned(name: str, ratio: float, unit: str = "mlp", allocation: str = "measured", **more: Any) -> Any:
     model = reference_models.load(name)
     asked = {
-        "pruning_ratio": ratio, "align": 8, "units": [unit], "allocation": allocation, "refit": refit,
-        "text": calibration_tokens(),
+        "pruning_ratio": ratio, "align": 8, "units": [unit], "allocation": allocation, "text": calibration_tokens(),
+        **more,
     }  # fmt: skip
     ModularOptimizationManager().apply_optimizations(
         model, ["structured_pruning"], parameters={"structured_pruning": asked}
@@ -80,7 +80,7 @@ def excess(model: Any, name: str, number: int) -> float:
 @pytest.mark.parametrize("name", in_turn("qwen3", among=DENSE))
 def test_a_quarter_of_the_channels_goes_at_little_loss(name: str) -> None:
     found = [excess(pruned(name, 0.25), name, number) for number in EACH_DRAW]
-    assert max(found) <= 0.05 if name == "qwen3" else max(found) <= 0.08
+    assert max(found) <= 0.05
     for number in EACH_DRAW:
         assert found[number] <= 0.65 * excess(by_one_shot(name, 0.25, "flap"), name, number)
 
@@ -98,18 +98,26 @@ def test_half_of_the_channels_goes_at_far_less_loss_than_by_one_shot(name: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3"])
+@pytest.mark.parametrize("name", DENSE)
 def test_half_of_the_channels_goes_at_a_fifth_more_perplexity(name: str) -> None:
     assert max(excess(pruned(name, 0.5), name, number) for number in EACH_DRAW) <= 0.2
 
 
 @pytest.mark.slow
-def test_what_is_fitted_to_the_stream_loses_less() -> None:
+@pytest.mark.parametrize("name", DENSE)
+def test_what_is_fitted_to_the_stream_loses_less(name: str) -> None:
     for number in EACH_DRAW:
-        fitted, as_they_are = (
-            excess(pruned("qwen3", 0.5, refit=how), "qwen3", number) for how in ("stream", "outputs")
-        )
-        assert fitted < as_they_are
+        assert excess(pruned(name, 0.5), name, number) < excess(pruned(name, 0.5, refit="outputs"), name, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DENSE)
+def test_stray_tokens_spare_what_the_text_never_says(name: str) -> None:
+    with_strays, without = (
+        [excess(pruned(name, 0.5, **asked), name, number) for number in EACH_DRAW] for asked in ({}, {"stray": 0.0})
+    )
+    assert sum(with_strays) < sum(without)
+    assert with_strays[0] < 0.85 * without[0]  # a window of it is letters that the calibration text does not hold
 
 
 @in_its_turn(1, of=LONG_ONES)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -66,9 +68,27 @@ def test_no_pip_lives_on_after_an_interrupt(tmp_path: Path, into: Path, monkeypa
     assert psutil.Process().children() == before
 
 
+def test_pip_is_found_where_distutils_is_imported_already(
+    tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finder that setuptools puts first warns there, up to Python 3.11; one that always fails is put before it."""
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *given: object) -> None:
+            assert name != "pip"
+
+    _, packed = write_wheel(tmp_path / "offered", CONTENT)
+    offer_only(tmp_path / "offered", monkeypatch)
+    monkeypatch.setitem(sys.modules, "distutils", ModuleType("distutils"))
+    fetch_wheel(packed, into, progress=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    fetch_wheel(packed, into, progress=False)
+
+
 def test_a_python_without_pip_is_told(tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, packed = write_wheel(tmp_path, CONTENT)
-    monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheel.sys, "path", [str(into)])
     with pytest.raises(DownloadFailed, match="has no pip"):
         fetch_wheel(packed, into, progress=False)
 

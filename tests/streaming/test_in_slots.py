@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from inference_pio.compat import has_triton
 from inference_pio.errors import StreamError
+from inference_pio.formats.compressed_experts import CompressedExperts
+from inference_pio.manager import ModularOptimizationManager
+from inference_pio.optimizations.memory.disk_offloading import DiskOffloading
 from inference_pio.streaming.device_slot import Device
 from inference_pio.undo.fingerprint import fingerprint
+from tests.kernels.test_few_experts import put_on_a_gpu
+from tests.kernels.triton.conftest import interpreted
 from tests.streaming.in_slots import cpu_beside_the_host, put, slots_of
 from tests.streaming.mixture import mixture
 
 pytestmark = pytest.mark.usefixtures("cpu_beside_the_host")
-__all__ = ["cpu_beside_the_host"]
+__all__ = ["cpu_beside_the_host", "interpreted"]
+COMPRESSION = "tensor_compression"
 
 
 def experts_of(model: Any, layer: int = 1) -> Any:
@@ -92,3 +100,28 @@ def test_the_module_itself_shows_no_numbers_and_keeps_its_count() -> None:
     assert all(one.shape[0] == 16 and bool(one.isnan().all()) for one in experts.parameters())
     manager.remove_optimizations(model)
     assert before.differences(fingerprint(model)) == []
+
+
+def through_the_kernels(format: str) -> dict[str, int]:
+    """Experts of codes in slots, by the kernels that a GPU would run: what was read for three calls of two layers."""
+    model = mixture(layers=8)
+    asked = {"format": format, "targets": ["experts"]} | ({"group_size": 32} if format == "int4" else {})
+    ModularOptimizationManager().apply_optimizations(model, ["tensor_compression"], parameters={COMPRESSION: asked})
+    indices = [torch.tensor([[15, 3]]), torch.tensor([[3, 15], [0, 15]]), torch.tensor([[16, 3], [3, 3]])]
+    expected = [call(model, index, layer=layer) for layer in (1, 2) for index in indices]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiskOffloading, "beside_the_host", frozenset({"cuda", "cpu"}))
+        put(model, "92%")
+        put_on_a_gpu(patch)
+        patch.setattr(CompressedExperts, "_expert_by_expert", None)
+        found = [call(model, index, layer=layer) for layer in (1, 2) for index in indices]
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-3)
+        return vars(slots_of(model).in_slots)
+
+
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
+def test_what_the_kernels_read_is_in_slots_and_counted(interpreted: Callable[..., Any]) -> None:
+    counted = interpreted(through_the_kernels, "int8")
+    assert {name: counted[name] for name in ("calls", "hits", "misses")} == {"calls": 6, "hits": 6, "misses": 6}
+    assert counted["copied_bytes"] == 6 * (3 * 64 * 48 + 2 * (2 * 48 + 64))

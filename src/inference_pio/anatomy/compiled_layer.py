@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference_pio.anatomy.call_guards import library_forward, serves, why_not_replaced
+from inference_pio.anatomy.call_guards import computes_by, library_forward, serves, why_not_replaced
 from inference_pio.anatomy.layer_lists import listed_layers
 from inference_pio.compat import compile_errors
 
@@ -47,6 +47,15 @@ def compiled_forward(self: nn.Module, *given: Any, **named: Any) -> Any:
     except compile_errors() as error:
         _failed[kind] = " ".join(str(error).split("\n\n")[0].split())
         return library_forward(self, *given, **named)
+
+
+def has_compiled_layers(stack: nn.Module) -> bool:
+    """Whether any part of a stack computes so.
+
+    >>> has_compiled_layers(nn.Sequential(nn.Linear(2, 2)))
+    False
+    """
+    return any(computes_by(module, compiled_forward) for module in stack.modules())
 
 
 def _of_its_own(function: Any) -> Any:

@@ -28,21 +28,26 @@ def kept(cache: Any, key: Tensor, value: Tensor, index: int) -> tuple[Tensor, Te
     layer = cache.layers[index]
     if not layer.is_initialized:
         layer.lazy_initialization(key, value)
-    layer.keys, layer.values = _own(key), _own(value)
+    layer.keys, layer.values = own_memory(key), own_memory(value)
     return layer.keys, layer.values
 
 
-def _takes_all(cache: Any, index: int) -> bool:
-    if type(cache) is not DynamicCache or cache.offloading or index >= len(cache.layers):
-        return False
-    layer = cache.layers[index]
-    if type(layer) is not DynamicLayer or layer.get_seq_length():
+def is_plain(cache: Any, layer: Any) -> bool:
+    """Whether a cache and a layer of it are the library's own and do no more than keep tokens, and nobody listens."""
+    if type(cache) is not DynamicCache or cache.offloading or type(layer) is not DynamicLayer:
         return False
     listened = (DynamicCache.update, DynamicLayer.update) != LIBRARYS
     return not (listened or "update" in vars(cache) or "update" in vars(layer))
 
 
-def _own(tensor: Tensor) -> Tensor:
+def own_memory(tensor: Tensor) -> Tensor:
     """A tensor that holds no memory but its own: a part of a larger one would keep all of that alive."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _takes_all(cache: Any, index: int) -> bool:
+    if type(cache) is not DynamicCache or index >= len(cache.layers):
+        return False
+    layer = cache.layers[index]
+    return is_plain(cache, layer) and not layer.get_seq_length()

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.call_guards import put_around, serves
+from inference_pio.anatomy.compiled_layer import has_compiled_layers
 from inference_pio.anatomy.decoder_stack import why_not_by_tokens
 from inference_pio.anatomy.last_states import last_states
 from inference_pio.anatomy.pieces import PIECES, Pieces, pieces_of
 from inference_pio.anatomy.prompt_arguments import cut, tokens_of, why_not_cut
+from inference_pio.anatomy.prompt_room import prompt_rooms
 from inference_pio.compat import CACHE_ARGUMENT, collected_by, collects_outputs
 from inference_pio.undo.journal import Journal
 
@@ -47,11 +49,15 @@ def prompt_in_pieces(
         reserve(held + tokens)
     first = max(0, tokens - (last_states(self) or tokens))
     whole, out = None, None
-    for begin in range(0, tokens, each):
-        part = cut(asked, held, begin, min(begin + each, tokens))
-        out = inner(self, **part)
-        asked[CACHE_ARGUMENT] = out.past_key_values if cache is None else cache
-        whole = _put(whole, out[LAST], begin - first, tokens - first)
+    compiled = has_compiled_layers(self)  # rooms would be one more form of a layer's code, of eight that torch keeps
+    with prompt_rooms(held + tokens) as rooms:
+        for begin in range(0, tokens, each):
+            if not compiled:
+                rooms.open(asked.get(CACHE_ARGUMENT))
+            part = cut(asked, held, begin, min(begin + each, tokens))
+            out = inner(self, **part)
+            asked[CACHE_ARGUMENT] = out.past_key_values if cache is None else cache
+            whole = _put(whole, out[LAST], begin - first, tokens - first)
     pieces.cut(-(-tokens // each))
     assert out is not None
     out[LAST] = whole

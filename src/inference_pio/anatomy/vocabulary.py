@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from inference_pio.anatomy.roles import module_that_answers
 from inference_pio.anatomy.walk import path_of
@@ -55,6 +56,20 @@ def vocabulary_of(model: nn.Module) -> Vocabulary | tuple[str, str] | None:
     if others:
         return path, f"a {type(others[0]).__name__} shares its weight"
     return Vocabulary(path, path_of(model, head), size, embedding.weight is head.weight)
+
+
+def readable_tokens(model: nn.Module) -> Tensor | None:
+    """The ids that a model's embedding has a row for, on the CPU; None where it has no embedding.
+
+    >>> readable_tokens(nn.Linear(2, 2)) is None
+    True
+    """
+    embedding = module_that_answers(model, "get_input_embeddings")
+    size = getattr(embedding, "num_embeddings", None)
+    if not isinstance(size, int):
+        return None
+    places = getattr(embedding, "places", None)  # of one that was trimmed, with a negative one for what is gone
+    return torch.arange(size) if not isinstance(places, Tensor) else (places >= 0).nonzero().flatten().cpu()
 
 
 def named_tokens(model: nn.Module) -> set[int]:

@@ -53,11 +53,14 @@ class Decomposed:
     source: dict[str, Any]
     outputs: str | None = None
     """Why outputs could not be weighed; None where they were."""
+    saved_bytes: int = 0
+    """What gradients needed and the device had no room for: it waited on the host."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "allocation": self.allocation, "ranks": self.ranks, "held_out_divergence": self.divergences,
             "foretold": self.foretold, "source": self.source, "outputs_not_weighed": self.outputs,
+            **({"saved_on_host_bytes": self.saved_bytes} if self.saved_bytes else {}),
         }  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def decompose(
         taken, name, {how: candidate.divergence for how, candidate in found.items()}, final,
         {one.name: _loss_at(curves[one.name], final[one.name]) for one in groups},
         {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest},
-        walk.weights.why_not,
+        walk.weights.why_not, walk.weights.saved.nbytes,
     )  # fmt: skip
 
 

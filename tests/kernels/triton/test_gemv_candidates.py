@@ -9,7 +9,7 @@ import torch
 
 from inference_pio.kernels.triton.gemv_candidates import MOST_CANDIDATES, GemvProblem, candidates
 from inference_pio.kernels.triton.gemv_launch import choose_exact_launch, choose_gemv_launch
-from inference_pio.kernels.triton.launch import AMPERE, HOPPER
+from inference_pio.kernels.triton.launch import AMPERE, HOPPER, Limits
 
 PROBLEM = GemvProblem(2, 512, (96, 32), normed=True, added=True)
 PROBLEMS = [
@@ -36,6 +36,24 @@ def test_candidates_are_launches_and_the_known_one_comes_first(problem: GemvProb
         assert problem.inputs < 512 or len(found) > 8
         several = problem.batch > 1 and problem.dtype is torch.bfloat16
         assert {bool(launch.stages) for launch in found} == ({True, False} if several else {False})
+
+
+@pytest.mark.parametrize("limits", [HOPPER, AMPERE])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("outputs", "inputs"), [((2560,), 4096), ((2560,), 9728), ((4096, 1024, 1024), 2560)], ids=str)
+def test_rows_of_codes_in_groups_are_cut_where_they_are_few(
+    outputs: tuple[int, ...], inputs: int, batch: int, limits: Limits
+) -> None:
+    problem = GemvProblem(batch, inputs, outputs, group=128, dependent=True)
+    found = candidates(problem, limits)
+    assert 20 <= len(found) == len(set(found)) <= MOST_CANDIDATES
+    assert found == candidates(problem, limits)
+    for launch in found:
+        launch.require(limits, torch.bfloat16, 128, batch=batch, inputs=inputs)
+    parts = {launch.parts for launch in found}
+    few = sum(outputs) < 32 * limits.multiprocessors and batch <= 2
+    assert parts == ({1, 2, 4} if few else {1, 2} if batch <= 2 else {1})
+    assert (found[0].parts > 1) is (few and (limits is HOPPER or inputs == 4096))
 
 
 @pytest.mark.parametrize("columns", [256, 512, 2048])

@@ -79,9 +79,41 @@ def test_many_rows_go_to_the_matrix_units_where_threads_would_be_slower_than_mem
         GemvLaunch(16, 128, 1, stages=3).require(HOPPER, torch.float16)
 
 
+def test_rows_of_codes_are_cut_where_they_are_too_few_for_a_gpu() -> None:
+    found = {inputs: choose_gemv_launch(HOPPER, 1, 2560, inputs, 0.5, group=128) for inputs in (4096, 9728, 768, 640)}
+    assert {inputs: launch.parts for inputs, launch in found.items()} == {4096: 2, 9728: 2, 768: 2, 640: 1}
+    assert all(launch.rows * launch.parts == 16 for launch in found.values())
+    many, few = ((6144, 2560), (19456, 2560)), ((4096, 2560), (8192, 2560))
+    for (plain, gated), parts in ((many, 1), (few, 2)):
+        assert choose_gemv_launch(HOPPER, 1, *plain, 0.5, group=128).parts == parts
+        assert choose_gemv_launch(HOPPER, 1, *gated, 0.5, group=128, gated=True).parts == parts
+    assert choose_gemv_launch(HOPPER, 3, 2560, 4096, 0.5, group=128).parts == 1
+
+
+@pytest.mark.parametrize("limits", [HOPPER, AMPERE])
+@pytest.mark.parametrize(
+    "shape", [(2560, 4096), (2560, 9728), (64, 128), (1000, 640), (33, 1024), (9728, 768)], ids=str
+)
+def test_every_choice_for_codes_in_groups_can_be_launched(limits: Limits, shape: tuple[int, int]) -> None:
+    for batch, group, gated in itertools.product(range(1, 9), (32, 64, 128), (False, True)):
+        launch = choose_gemv_launch(limits, batch, *shape, 0.5, gated=gated, group=group)
+        launch.require(limits, torch.bfloat16, group, batch=batch, inputs=shape[1])
+
+
+def test_parts_are_whole_groups_and_columns_of_the_units() -> None:
+    launch = GemvLaunch(4, 128, 1, stages=2, parts=4)
+    launch.require(HOPPER, torch.bfloat16, 128, batch=2, inputs=9728)
+    for batch, inputs, group in ((1, 640, 128), (3, 9728, 128), (1, 9728, 0)):
+        with pytest.raises(InvalidSetting, match=r"is not for .*: a part is whole groups of 128"):
+            launch.require(HOPPER, torch.bfloat16, group, batch=batch, inputs=inputs)
+
+
 NO_LAUNCHES = [
     GemvLaunch(3, 512, 1), GemvLaunch(1, 0, 1), GemvLaunch(1, 64, 4), GemvLaunch(8, 128, 1, stages=3),
-    GemvLaunch(16, 128, 1, stages=7), GemvLaunch(1, 512, 1, stages=-1),
+    GemvLaunch(16, 128, 1, stages=7), GemvLaunch(1, 512, 1, stages=-1), GemvLaunch(4, 128, 1, stages=2, parts=3),
+    GemvLaunch(4, 128, 1, parts=4), GemvLaunch(4, 128, 1, stages=2, parts=2), GemvLaunch(16, 128, 1, stages=2, parts=4),
+    GemvLaunch(4, 256, 1, stages=2, parts=4), GemvLaunch(4, 128, 1, stages=3, parts=4),
+    GemvLaunch(16, 128, 1, stages=2, parts=0),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_two_processes_keep_what_each_has_found(tmp_path: Path) -> None:
     assert two.launch_for(PROBLEM) == LAUNCH
 
 
+def test_parts_are_kept_and_a_launch_without_them_has_one(tmp_path: Path) -> None:
+    cut = GemvLaunch(4, 512, 4, stages=2, dependent=True, parts=4)
+    tuned = TunedLaunches(tmp_path, MACHINE)
+    tuned.keep(PROBLEM, Tuning(cut, {cut: 1.0}))
+    assert TunedLaunches(tmp_path, MACHINE).launch_for(PROBLEM) == cut
+    document = whole(tmp_path)
+    del document["problems"][PROBLEM.key()]["launch"]["parts"]
+    tuned.file.write_text(json.dumps(document))
+    assert TunedLaunches(tmp_path, MACHINE).launch_for(PROBLEM) == LAUNCH
+
+
 def whole(tmp_path: Path) -> dict:  # type: ignore[type-arg]
     tuned = TunedLaunches(tmp_path, MACHINE)
     tuned.keep(PROBLEM, TUNING)
@@ -81,6 +93,8 @@ DAMAGES = {
     "few rows for matrix units": _changed(stages=2),
     "no truth": _changed(dependent="yes"),
     "a truth for a number": _changed(rows=True),
+    "a truth for parts": _changed(parts=True),
+    "parts without matrix units": _changed(parts=2),
 }
 
 
@@ -128,6 +142,20 @@ def test_another_source_of_the_kernel_is_another_machine(tmp_path: Path, monkeyp
     assert kernel_digest() == before
     (tmp_path / "gemv.py").write_text("another kernel")
     assert kernel_digest() != before
+
+
+def test_the_source_is_all_that_kernels_call() -> None:
+    folder, called, open_ones = Path(gemv_tuned.__file__).parent, set[str](), ["gemv.py", "exponent12_gemv.py"]
+    while open_ones:
+        name = open_ones.pop()
+        text = (folder / name).read_text()
+        if name not in called and "@triton.jit" in text:
+            called.add(name)
+            open_ones += [
+                f"{other}.py" for other in re.findall(r"^from inference_pio\.kernels\.triton\.(\w+)", text, re.M)
+            ]
+    assert {"gemv_sums.py", "overlap.py"} < called
+    assert called <= set(gemv_tuned.SOURCES)
 
 
 @pytest.mark.gpu

@@ -16,21 +16,22 @@ BY_THREADS = [GemvLaunch(1, 256, 1), GemvLaunch(2, 512, 1), GemvLaunch(4, 1024, 
 
 
 def check(launch: GemvLaunch, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-    """Each input by itself: x is one unit vector after another, so that a product is a code on its group's grid."""
+    """Each input by itself: x is one unit vector after another, so that a product is a code on its group's grid. Of
+    rows in parts each 29th, which is another one of each group."""
     from inference_pio.kernels.triton.gemv import gemv
 
-    rows, columns, group = 5, 128, 128 if launch.stages else 32
+    rows, columns, group = 5, 128 * launch.parts, 128 if launch.stages else 32
     codes = torch.randint(0, 16, (rows, columns), generator=torch.Generator().manual_seed(1))
-    step = torch.tensor([1.0, 0.5, 2.0, 4.0][: columns // group])[:, None].expand(-1, rows)
+    step = (2.0 ** (torch.arange(columns // group) % 5 - 1))[:, None].expand(-1, rows)
     grids = torch.stack([step, torch.full_like(step, 3.0)], -1).to(device, torch.bfloat16)
     words = words_of(pack_codes(codes)).to(device)
     wanted = (codes - 8) * step.T.repeat_interleave(group, 1) + 3
-    for first in range(0, columns, 8):
-        x = torch.zeros(8, columns)
-        x[torch.arange(8), first + torch.arange(8)] = 1.0
-        out = torch.empty(8, rows, device=device)
+    for units in torch.arange(0, columns, 29 if launch.parts > 1 else 1).split(8 // launch.parts):
+        x = torch.zeros(len(units), columns)
+        x[torch.arange(len(units)), units] = 1.0
+        out = torch.empty(len(units), rows, device=device)
         found = gemv(x.to(device, dtype), [words], scales=[grids], launch=launch, out=out)
-        assert torch.equal(found.cpu().T, wanted[:, first : first + 8])
+        assert torch.equal(found.cpu().T, wanted[:, units])
 
 
 @needs_triton

@@ -16,7 +16,7 @@ from tests.kernels.triton.test_gemv import REAL, compiled
 from tests.kernels.triton.test_group_codes import check
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
-ONE_WARP, TWO_WARPS = GemvLaunch(16, 128, 1, stages=2), GemvLaunch(16, 256, 2, stages=2)
+ONE_WARP, TWO_WARPS = GemvLaunch(16, 128, 1, stages=3), GemvLaunch(16, 256, 2, stages=3)
 TWO_GROUPS = GemvLaunch(16, 256, 1, stages=3)
 
 
@@ -34,7 +34,7 @@ def test_gpu_every_code_is_its_number_in_its_place(launch: GemvLaunch) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("batch", [3, 8])
 @pytest.mark.parametrize("name", ["qkv", "gate_up", "down"])
 def test_codes_travel_as_codes_and_cost_few_instructions(
     name: str, batch: int, capability: int, compiler: Compiler

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from inference_pio.anatomy.mlp_channels import InnerChannels, inner_channels
 from inference_pio.artifact import load, save
+from inference_pio.calibration import output_pass, saved_on_host
 from inference_pio.contract.config import OptimizationConfig
 from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError
@@ -167,7 +168,8 @@ def test_without_a_text_the_smallest_weights_go_and_nothing_is_measured() -> Non
     assert set(widths(model).values()) == {75}
     torch.testing.assert_close(tiny.logits(model, "llama"), tiny.logits(first, "llama"), rtol=1e-4, atol=1e-4)
     assert any("no text has judged it" in note for note in receipt.notes)
-    for asked in ({}, {"allocation": "uniform", "max_kl": 0.1}):
+    wants = [{"max_kl": 0.1}, {"refit": "stream"}]
+    for asked in ({}, *({"allocation": "uniform", **want} for want in wants)):
         with pytest.raises(InvalidSetting, match="nothing to measure by"):
             prune(tiny.build("llama"), calibration="none", **asked)
 
@@ -188,7 +190,7 @@ def test_a_measured_result_leaves_the_configuration_and_says_so() -> None:
     receipt = prune(model)
     assert model.config.to_dict() == before
     assert any("allocation='uniform'" in note for note in receipt.notes)
-    assert {"uniform", "measured"} == set(receipt.decision["chosen"]["held_out_divergence"])
+    assert {"uniform", "measured", "refitted"} == set(receipt.decision["chosen"]["held_out_divergence"])
 
 
 def test_a_plan_tells_the_widths_without_a_text() -> None:
@@ -232,7 +234,15 @@ def test_what_cannot_be_is_refused_in_the_plan(asked: dict[str, Any], told: str)
 
 
 @pytest.mark.parametrize(
-    "asked", [{"pruning_ratio": 1.0}, {"pruning_ratio": 0}, {"units": ["head"]}, {"align": 0}, {"allocation": "best"}]
+    "asked",
+    [
+        {"pruning_ratio": 1.0},
+        {"pruning_ratio": 0},
+        {"units": ["head"]},
+        {"align": 0},
+        {"allocation": "best"},
+        {"stray": 1.0},
+    ],
 )
 def test_settings_without_a_sense_are_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(InvalidSetting):
@@ -256,6 +266,27 @@ def test_too_few_tokens_and_no_numbers_are_refused_before_any_edit() -> None:
         broken.model.layers[0].mlp.up_proj.weight[3, 3] = float("nan")
     with pytest.raises(InvalidModel, match="NaN or infinity"):
         prune(broken)
+
+
+def test_what_gradients_needed_beyond_the_memory_waits_on_the_host_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, calls = output_pass._loss, list[int]()
+
+    def without_room(*given: Any) -> Any:
+        calls.append(1)
+        found = loss(*given)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("none left")
+        return found
+
+    plain, model = tiny.build("llama"), tiny.build("llama")
+    assert "saved_on_host_bytes" not in prune(plain).decision["chosen"]
+    monkeypatch.setattr(output_pass, "_loss", without_room)
+    monkeypatch.setattr(saved_on_host, "BESIDE_THE_HOST", frozenset({"cpu"}))
+    monkeypatch.setattr(saved_on_host, "LEAST_BYTES", 1)
+    receipt = prune(model)
+    assert receipt.decision["chosen"]["saved_on_host_bytes"] > 0
+    assert any("that gradients needed waited on the host" in note for note in receipt.notes)
+    assert torch.equal(tiny.logits(model, "llama"), tiny.logits(plain, "llama"))
 
 
 def test_shared_weights_are_kept_with_the_reason() -> None:

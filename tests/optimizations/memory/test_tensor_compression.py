@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM
 from inference_pio.artifact import load, save
 from inference_pio.artifact.manifest import TENSORS
 from inference_pio.errors import InvalidModel, InvalidSetting, NoEffect, PlanError, UnknownName
+from inference_pio.formats import compressed_experts
 from inference_pio.formats.compressed_linear import CompressedLinear
 from inference_pio.formats.compressed_module import CompressedModule
 from inference_pio.formats.int8 import Int8Experts, Int8Linear
+from inference_pio.kernels.elementwise_backend import TRITON
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.optimizations.memory import tensor_compression
 from inference_pio.optimizations.memory.tensor_compression import TensorCompressionParameters
@@ -379,6 +381,18 @@ def test_a_text_too_short_to_calibrate_on_is_refused_with_the_way_out(text: list
 
 def test_on_a_cpu_fp8_says_what_it_costs() -> None:
     assert any("time is lost" in note for note in plan_of(tiny.build("llama"), format="fp8").steps[0].notes)
+
+
+def test_where_kernels_compute_the_experts_of_few_tokens_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(name: str, format: str) -> bool:
+        return any(
+            "two launches a layer, in" in note for note in plan_of(tiny.build(name), format=format).steps[0].notes
+        )
+
+    assert not told("qwen3_moe", "int8")
+    monkeypatch.setattr(compressed_experts, "choose_few_experts_backend", lambda *where: TRITON)
+    assert told("qwen3_moe", "int8")
+    assert not told("qwen3", "int8")
 
 
 @pytest.mark.gpu

@@ -17,22 +17,24 @@ import triton.language as tl
 from inference_pio.kernels.gemv import GemvParts, Optionals, gemv_parts
 from inference_pio.kernels.triton.gemv_ends import finished, gated_by, read_vector
 from inference_pio.kernels.triton.gemv_launch import (
+    HELD_WORDS,
     MATRIX_COLUMNS,
+    NARROW,
+    WORD_BYTES,
     GemvLaunch,
     choose_gemv_launch,
+    codes_held,
     lanes,
     weight_bytes,
 )
 from inference_pio.kernels.triton.gemv_sums import sums_by_matrix_units, sums_by_threads
 from inference_pio.kernels.triton.group_codes import sums_by_groups
 from inference_pio.kernels.triton.group_units import sums_by_group_units
+from inference_pio.kernels.triton.held_units import sums_by_held_units
 from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.overlap import overlapping
 from inference_pio.kernels.triton.row_codes import as_read
 from inference_pio.kernels.triton.support import require, supports_gemv
-
-LEAST_NARROW = 8
-"""Columns of the narrow matrix that matrix units take at least."""
 
 
 @triton.jit(
@@ -48,7 +50,7 @@ def gemv_kernel(
     COUNT: tl.constexpr, BATCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALVES: tl.constexpr,
     LANE: tl.constexpr, EVEN: tl.constexpr, WEIGHTS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
     SCALED: tl.constexpr, GROUP: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr,
-    STAGES: tl.constexpr, INTERPRETED: tl.constexpr,
+    STAGES: tl.constexpr, PARTS: tl.constexpr, CODES: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     # Which weight: a choice between values knows how aligned both are.
     program, first, which = tl.program_id(0), 0, 0
@@ -90,20 +92,26 @@ def gemv_kernel(
     residual_places = out
     if ADDED:
         residual_places = residual + batch * residual_step + column
-    grids, up_grids = scale, scale
-    if GROUP:
-        grids, up_grids = scale + held, scale + held
-        if GATED:
-            up_grids = scale_1 + held
-    if GROUP and STAGES:
+    if CODES:
+        ahead = (program * ROWS).to(tl.int64)  # places behind it are small numbers, which one instruction adds
+        total, up, squares, added = sums_by_held_units(
+            x, norm_weight, weight + ahead * step, weight_1 + ahead * step_1 if GATED else weight, step, step_1,
+            scale + ahead if GROUP else scale, scale_1 + ahead if GROUP and GATED else scale, residual_places, stored,
+            x_step, inputs, grid_step, grid_step_1, rows - 1 - program * ROWS, COUNT, HALVES, ROWS, PARTS, LANE, CODES,
+            EVEN, NORMED, GATED, ADDED, DEPENDENT, INTERPRETED,
+        )  # fmt: skip
+    elif GROUP and STAGES:
         ahead = (program * ROWS).to(tl.int64)  # places behind it are small numbers, which one instruction adds
         behind = held - program * ROWS
         total, up, squares, added = sums_by_group_units(
             x, norm_weight, weight + ahead * step, weight_1 + ahead * step_1 if GATED else weight, behind * step,
-            behind * step_1 if GATED else behind, grids, up_grids, residual_places, stored, x_step, inputs, grid_step,
-            grid_step_1, COUNT, HALVES, ROWS, LANE, EVEN, NORMED, GATED, ADDED, DEPENDENT, STAGES, INTERPRETED,
+            behind * step_1 if GATED else behind, scale + held, scale_1 + held if GATED else scale, residual_places,
+            stored, x_step, inputs, grid_step, grid_step_1, COUNT, HALVES, ROWS, LANE, EVEN, NORMED, GATED, ADDED,
+            DEPENDENT, STAGES, INTERPRETED,
         )  # fmt: skip
     elif GROUP:
+        grids = scale + held
+        up_grids = scale_1 + held if GATED else grids
         total, up, squares, added = sums_by_groups(
             x, norm_weight, places, up_places, grids, up_grids, residual_places, stored, x_step, inputs, grid_step,
             grid_step_1, COUNT, BATCH, ROWS, COLUMNS, LANE, GROUP, EVEN, NORMED, GATED, ADDED, DEPENDENT,
@@ -121,10 +129,10 @@ def gemv_kernel(
         )  # fmt: skip
 
     normal = tl.rsqrt(squares / inputs + eps)
-    CODES: tl.constexpr = weight_0.dtype.element_ty
-    total = finished(total, normal, scales, biases, CODES, NORMED, ROW_SCALED, BIASED)
+    TYPE: tl.constexpr = weight_0.dtype.element_ty
+    total = finished(total, normal, scales, biases, TYPE, NORMED, ROW_SCALED, BIASED)
     if GATED:
-        total = gated_by(total, finished(up, normal, up_scales, up_biases, CODES, NORMED, ROW_SCALED, BIASED))
+        total = gated_by(total, finished(up, normal, up_scales, up_biases, TYPE, NORMED, ROW_SCALED, BIASED))
     total += added.to(tl.float32)
     tl.store(out + batch * out_step + column, total.to(out.dtype.element_ty), mask=stored)
 
@@ -157,9 +165,9 @@ def gemv(
         rows = parts.weights[0].shape[0] * len(parts.weights) if gated else parts.columns
         launch = choose_gemv_launch(
             limits, parts.rows, rows, parts.inputs, weight_bytes(parts.weights[0], parts.group), gated=gated,
-            group=parts.group, bfloat16=x.dtype is torch.bfloat16,
+            group=parts.group, bfloat16=x.dtype is torch.bfloat16, fp8=parts.weights[0].dtype is torch.uint8,
         )  # fmt: skip
-    launch.require(limits, x.dtype, parts.group)
+    launch.require(limits, x.dtype, parts.group, batch=parts.rows, inputs=parts.inputs)
     out = x.new_empty(parts.rows, parts.columns) if out is None else out
     with on_device(x):
         _launch(x, parts, norm_weight, eps, gated, residual, out, launch)
@@ -173,25 +181,30 @@ def _launch(
     weights, counts = parts.weights, [weight.shape[0] for weight in parts.weights]
     biases, has_bias = biases_of(parts.biases)
     halves, lane = lanes(launch, x.element_size(), weight_bytes(weights[0], parts.group))
-    if parts.group and launch.stages:  # members of x, and groups of a step
-        halves, lane = triton.next_power_of_2(parts.rows), launch.columns // MATRIX_COLUMNS
+    words = all(weight.stride(0) % WORD_BYTES == 0 and weight.storage_offset() % WORD_BYTES == 0 for weight in weights)
+    codes = codes_held(launch, weights[0].dtype, parts.group, parts.inputs) if parts.group or words else 0
+    if codes or (parts.group and launch.stages):  # rows of x, and groups of a step
+        halves = triton.next_power_of_2(parts.rows)
+        lane = launch.columns // (codes * HELD_WORDS if codes else MATRIX_COLUMNS)
     scales = [in_words(scale) for scale in parts.scales] if parts.group and parts.scales else parts.scales or ()
     batch = triton.next_power_of_2(parts.rows)
     programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))
     # Matrix units take bits of fp8: numbers would not all stay in registers.
     read = list(weights) if launch.stages else [as_read(weight) for weight in weights]
+    if codes:
+        read = [weight.view(torch.int32) for weight in weights]
     gemv_kernel[(programs,)](
         x, norm_weight, *three(read), *three(scales), *three(biases), residual,
         out, x.stride(0),
-        *three([weight.stride(0) for weight in weights], 0),
+        *three([weight.stride(0) for weight in read], 0),
         *three([scale.stride(0) for scale in scales] if parts.group else (), 0),
         0 if residual is None else residual.stride(0),
         out.stride(0), *three(counts, 0), parts.inputs, float(eps),
-        COUNT=parts.rows, BATCH=max(batch, LEAST_NARROW) if launch.stages else batch, ROWS=launch.rows,
-        COLUMNS=launch.columns, HALVES=halves, LANE=lane, EVEN=parts.inputs % launch.columns == 0,
+        COUNT=parts.rows, BATCH=NARROW // launch.parts if launch.stages else batch, ROWS=launch.rows,
+        COLUMNS=launch.columns, HALVES=halves, LANE=lane, EVEN=parts.inputs % (launch.columns * launch.parts) == 0,
         WEIGHTS=len(weights), NORMED=norm_weight is not None, GATED=gated, SCALED=parts.scales is not None,
-        GROUP=parts.group, BIASED=has_bias, ADDED=residual is not None, STAGES=launch.stages, num_warps=launch.warps,
-        **overlapping(launch.dependent),
+        GROUP=parts.group, BIASED=has_bias, ADDED=residual is not None, STAGES=launch.stages, PARTS=launch.parts,
+        CODES=codes, num_warps=launch.warps, **overlapping(launch.dependent),
     )  # fmt: skip
 
 

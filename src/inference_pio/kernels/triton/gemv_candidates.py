@@ -11,13 +11,18 @@ import torch
 from inference_pio.kernels.triton.gemv_launch import (
     EXACT_WEIGHTS,
     FOLDS,
+    HELD,
+    HELD_WORDS,
     LOAD_BYTES,
     MATRIX_COLUMNS,
     MATRIX_ROWS,
     THREADS,
+    WORD_BYTES,
     GemvLaunch,
     choose_exact_launch,
     choose_gemv_launch,
+    parts_by_rule,
+    takes_parts,
 )
 from inference_pio.kernels.triton.group_codes import CODES_OF_A_WORD
 from inference_pio.kernels.triton.launch import Limits
@@ -84,7 +89,7 @@ def launch_by_rule(problem: GemvProblem, limits: Limits) -> GemvLaunch:
         )
     return choose_gemv_launch(
         limits, problem.batch, sum(problem.outputs), problem.inputs, problem.weight_bytes, gated=problem.gated,
-        group=problem.group, dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16,
+        group=problem.group, dependent=problem.dependent, bfloat16=problem.dtype is torch.bfloat16, fp8=problem.fp8,
     )  # fmt: skip
 
 
@@ -139,13 +144,20 @@ def _of_groups(problem: GemvProblem, dependent: bool) -> Iterator[GemvLaunch]:
 
 
 def _by_matrix_units(problem: GemvProblem, limits: Limits) -> Iterator[GemvLaunch]:
-    if problem.group == MATRIX_COLUMNS and problem.dtype is torch.bfloat16:
-        overlaps = problem.dependent and limits.capability >= FIRST_OVERLAPPING and problem.batch <= 2
+    if problem.dtype is not torch.bfloat16:
+        return
+    overlaps = problem.dependent and limits.capability >= FIRST_OVERLAPPING and problem.batch <= 2
+    if problem.group == MATRIX_COLUMNS:
+        if problem.batch <= 2:
+            yield from _held(problem, limits, overlaps)
         several = ((4, 2, 8, 1), (1, 2), (3, 4), (MATRIX_ROWS, 2 * MATRIX_ROWS))
         for warps, times, stages, rows in itertools.product(*several):
             if MATRIX_COLUMNS * warps * times < 2 * problem.inputs:
                 yield GemvLaunch(rows, MATRIX_COLUMNS * warps * times, warps, stages, overlaps)
-    if problem.batch == 1 or problem.group or problem.dtype is not torch.bfloat16:
+    if problem.fp8 and problem.inputs % (WORD_BYTES * HELD_WORDS) == 0:
+        for warps in (4, 2, 8):
+            yield GemvLaunch(MATRIX_ROWS, WORD_BYTES * HELD_WORDS * warps, warps, HELD, overlaps)
+    if problem.batch == 1 or problem.group:
         return
     together = 2 if problem.gated else 1
     for rows, warps, stages in itertools.product((MATRIX_ROWS, 2 * MATRIX_ROWS), (1, 2, 4), (3, 4)):
@@ -153,6 +165,17 @@ def _by_matrix_units(problem: GemvProblem, limits: Limits) -> Iterator[GemvLaunc
         tile_bytes = columns * (rows * together * problem.weight_bytes + 16 * problem.dtype.itemsize)
         if stages * tile_bytes <= limits.shared_bytes and columns < 2 * problem.inputs:
             yield GemvLaunch(rows, columns, warps, stages)
+
+
+def _held(problem: GemvProblem, limits: Limits, dependent: bool) -> Iterator[GemvLaunch]:
+    """Weights in groups that wait in registers: rows in parts where rows alone are too few tiles, whole first where
+    they are not; a group a warp and step."""
+    few = parts_by_rule(limits, problem.batch, sum(problem.outputs), problem.inputs, problem.gated) > 1
+    several = ((2, 4), (4, 2), (1, 8), (2, 2), (4, 4)) if few else ((1, 4), (1, 2), (2, 2), (2, 1), (1, 8))
+    for parts, warps in several:
+        groups = problem.inputs // (MATRIX_COLUMNS * parts)
+        if takes_parts(parts, problem.batch, problem.inputs) and warps < 2 * groups:
+            yield GemvLaunch(MATRIX_ROWS // parts, MATRIX_COLUMNS * warps, warps, HELD, dependent, parts)
 
 
 def _unlikely(problem: GemvProblem, launch: GemvLaunch) -> tuple[float, ...]:

@@ -26,7 +26,19 @@ MATRIX_ROWS = 16
 """Rows of weights that matrix units take at a time."""
 MATRIX_COLUMNS = 128
 """Columns of a step for each warp of theirs."""
+NARROW = 8
+"""Columns of x that they take at a time: rows of it, or parts of rows."""
+TILES = 2
+"""Tiles of 16 rows a multiprocessor below which rows of codes in groups are cut into parts."""
 MOST_STAGES = 6
+HELD = 2
+"""Stages of a launch whose codes wait in registers: one step is multiplied, two are on their way. More of them, on an
+H100, take no less time."""
+HELD_WORDS = 16
+"""Words of a row that a warp then takes in a step: a group of half bytes, 64 codes of fp8."""
+HELD_FP8_ROWS = 512
+"""Rows of fp8 a multiprocessor from which one row of x goes by matrix units: on an H100 151936 x 2560 take 139 us so,
+and 163 by threads, which are faster where rows are few."""
 WORD_BYTES = 4
 WARPS_WANTED = 24
 """Warps that a multiprocessor needs for unpacking codes as fast as they come, four instructions each."""
@@ -47,8 +59,10 @@ COLUMNS = (256, 512, 1024, 2048)
 class GemvLaunch:
     """`rows` of the weights a program, `columns` of them a step.
 
-    `stages`: the matrix units multiply, and so many tiles are on their way to them; none: each thread multiplies what
-    it reads. `dependent`: a program begins while the kernel in front still runs, and reads only weights until its end.
+    `stages`: the matrix units multiply, and so many tiles are on their way to them, `HELD` of them in registers where
+    `codes_held`; none: each thread multiplies what it reads. `dependent`: a program begins while the kernel in front
+    still runs, and reads only weights until its end. `parts`: the units take each row as so many, cut along the
+    inputs, `columns` of each part a step.
     """
 
     rows: int
@@ -56,27 +70,42 @@ class GemvLaunch:
     warps: int
     stages: int = 0
     dependent: bool = False
+    parts: int = 1
 
     def check(self) -> None:
         """Raise InvalidSetting for numbers that no kernel can be made of."""
-        numbers = (self.rows, self.columns, self.warps)
+        numbers = (self.rows, self.columns, self.warps, self.parts)
         if any(number < 1 or number & (number - 1) for number in numbers) or self.columns < THREADS * self.warps:
             raise InvalidSetting(
                 f"{self} is no launch: give powers of two, and {THREADS * self.warps} columns or more to its warps."
             )
-        if not 0 <= self.stages <= MOST_STAGES or (self.stages and self.rows < MATRIX_ROWS):
+        if not 0 <= self.stages <= MOST_STAGES or (self.stages and self.rows * self.parts < MATRIX_ROWS):
             raise InvalidSetting(
                 f"{self} is no launch: matrix units take {MATRIX_ROWS} rows or more, in 1 to {MOST_STAGES} stages."
             )
+        whole = self.rows * self.parts == MATRIX_ROWS and self.columns == MATRIX_COLUMNS * self.warps
+        if self.parts > 1 and not (self.stages == HELD and whole):
+            raise InvalidSetting(
+                f"{self} is no launch: rows in parts are {MATRIX_ROWS} in all, of which a warp takes {MATRIX_COLUMNS} "
+                f"columns a step, in {HELD} stages."
+            )
 
-    def require(self, limits: Limits, dtype: torch.dtype, group: int = 0) -> None:
+    def require(
+        self, limits: Limits, dtype: torch.dtype, group: int = 0, *, batch: int = 1, inputs: int | None = None
+    ) -> None:
         """Raise InvalidSetting for a launch that a GPU cannot run, or that does not serve activations of a dtype, or
-        codes in groups of so many."""
+        codes in groups of so many; for one by parts also where it does not serve `batch` rows of x with `inputs`."""
         self.check()
         if self.stages and group and (group != MATRIX_COLUMNS or self.columns % (MATRIX_COLUMNS * self.warps)):
             raise InvalidSetting(
                 f"{self} is not for groups of {group}: matrix units take groups of {MATRIX_COLUMNS}, one or more a "
                 "warp; others go without `stages`."
+            )
+        if self.parts > 1 and not (group and takes_parts(self.parts, batch, inputs)):
+            what = f"{inputs} inputs in groups of {group}" if group else "weights that are not in groups"
+            raise InvalidSetting(
+                f"{self} is not for {batch} rows of x and {what}: a part is whole groups of {MATRIX_COLUMNS}, and all "
+                f"rows of x have {NARROW} parts at most; others go with `parts` of 1, and {MATRIX_ROWS} rows or more."
             )
         if self.stages and dtype is not torch.bfloat16:  # float16 could not hold x times a norm's weight
             raise InvalidSetting(f"{self} is for bfloat16, and x is {dtype}: launch it without `stages`.")
@@ -85,6 +114,36 @@ class GemvLaunch:
                 f"kernels may overlap from compute capability {FIRST_OVERLAPPING / 10} on, and this GPU has "
                 f"{limits.capability / 10}: launch it without `dependent`."
             )
+
+
+def codes_held(launch: GemvLaunch, dtype: torch.dtype, group: int, inputs: int) -> int:
+    """Codes of a word where weights go straight into the registers of matrix units, 16 rows of them, each warp with
+    groups of its own; 0 where they go another way.
+
+    >>> codes_held(GemvLaunch(16, 256, 2, HELD), torch.int32, 128, 2560)
+    8
+    >>> codes_held(GemvLaunch(16, 128, 2, HELD), torch.uint8, 0, 2560)
+    4
+    >>> codes_held(GemvLaunch(16, 256, 2, stages=3), torch.int32, 128, 2560)
+    0
+    """
+    codes = CODES_OF_A_WORD if group == MATRIX_COLUMNS else WORD_BYTES if dtype is torch.uint8 and not group else 0
+    taken = codes * HELD_WORDS
+    fits = (
+        launch.stages == HELD and launch.rows * launch.parts == MATRIX_ROWS and launch.columns == taken * launch.warps
+    )
+    return codes if codes and fits and inputs % (taken * launch.parts) == 0 else 0
+
+
+def takes_parts(parts: int, batch: int, inputs: int | None) -> bool:
+    """Whether rows of so many inputs, None for any, are cut into so many parts of whole groups of 128, and the parts of
+    `batch` rows of x have a column each of the eight that matrix units take.
+
+    >>> takes_parts(4, 1, 9728), takes_parts(8, 1, 9728), takes_parts(4, 3, 9728)
+    (True, False, False)
+    """
+    rows_of_x = 1 << (batch - 1).bit_length()
+    return parts * rows_of_x <= NARROW and (inputs or 0) % (parts * MATRIX_COLUMNS) == 0
 
 
 MEASURED = {
@@ -105,19 +164,19 @@ FEW_ROWS = 32
 
 def choose_gemv_launch(
     limits: Limits, batch: int, rows: int, inputs: int, weight_bytes: float, *, gated: bool = False,
-    group: int = 0, dependent: bool = False, bfloat16: bool = True,
+    group: int = 0, dependent: bool = False, bfloat16: bool = True, fp8: bool = False,
 ) -> GemvLaunch:  # fmt: skip
     """The launch for `batch` rows of x and weights [rows, inputs] in all (gate and up together) of elements of
     `weight_bytes`, or codes in groups of `group`. `dependent` is a wish, which GPUs that cannot run kernels so do not
     get, nor launches of matrix units whose tiles fill a multiprocessor: measured on an H100 with 8 rows of Qwen3-4B,
     1,854 tokens/s with and 2,056 without. Those of codes in groups and few rows are small: 39.3 us a layer, 41.2.
-    `bfloat16`: x is.
+    `bfloat16`: x is; `fp8`: weights of one byte are.
 
     >>> from inference_pio.kernels.triton.launch import AMPERE, HOPPER
     >>> choose_gemv_launch(HOPPER, 1, 151936, 2560, 2)
-    GemvLaunch(rows=1, columns=512, warps=1, stages=0, dependent=False)
+    GemvLaunch(rows=1, columns=512, warps=1, stages=0, dependent=False, parts=1)
     >>> choose_gemv_launch(AMPERE, 8, 19456, 2560, 2, gated=True, dependent=True)
-    GemvLaunch(rows=16, columns=256, warps=2, stages=3, dependent=False)
+    GemvLaunch(rows=16, columns=256, warps=2, stages=3, dependent=False, parts=1)
     """
     codes = MEASURED_CODES if limits.capability >= HOPPER.capability else {}
     measured = {2: MEASURED, 1: codes}.get(weight_bytes, {})
@@ -126,10 +185,13 @@ def choose_gemv_launch(
         launch = _of_whole_groups(limits, batch, rows, inputs, gated)
     elif group:
         launch = _of_groups(limits, batch, rows, inputs, gated)
+    elif fp8 and bfloat16 and batch == 1 and rows >= HELD_FP8_ROWS * limits.multiprocessors and inputs % 64 == 0:
+        launch = GemvLaunch(MATRIX_ROWS, 256, 4, HELD)
     elif launch is None and bfloat16 and batch > (MOST_BY_THREADS if weight_bytes > 1 else MOST_CODES_BY_THREADS):
         launch = _by_matrix_units(limits, rows, inputs, weight_bytes, gated)
     launch = launch or _by_rule(limits, batch, rows, inputs, int(weight_bytes), gated)
-    may = limits.capability >= FIRST_OVERLAPPING and (not launch.stages or (group > 0 and batch <= 2))
+    small = not launch.stages or (batch <= 2 and (group > 0 or launch.stages == HELD))
+    may = limits.capability >= FIRST_OVERLAPPING and small
     return replace(launch, dependent=dependent and may)
 
 
@@ -143,7 +205,7 @@ def choose_exact_launch(
 
     >>> from inference_pio.kernels.triton.launch import HOPPER
     >>> choose_exact_launch(HOPPER, 6144, 512), choose_exact_launch(HOPPER, 2560, 2048).columns
-    (GemvLaunch(rows=2, columns=512, warps=1, stages=0, dependent=False), 1024)
+    (GemvLaunch(rows=2, columns=512, warps=1, stages=0, dependent=False, parts=1), 1024)
     """
     few = rows < FEW_EXACT_ROWS * limits.multiprocessors
     own = max(min(columns, EXACT_COLUMNS[few]), columns // FOLDS[-1])
@@ -189,20 +251,37 @@ def _by_matrix_units(limits: Limits, rows: int, inputs: int, weight_bytes: int, 
 
 
 def _of_whole_groups(limits: Limits, batch: int, rows: int, inputs: int, gated: bool) -> GemvLaunch:
-    """Matrix units: warps share the groups of some rows, two each in a step where rows alone do not fill the GPU.
+    """Matrix units: warps share the groups of some rows, which a row or two of x leave in registers.
 
-    Measured on an H100 with the shapes of Qwen3-4B and one row of x: 7.1 to 11.4 us, gated 14.5; before, by one group a
-    warp and step, 7.9 to 12.0 and 15.9. With 8 rows of x, 32 rows and 4 warps: 11 to 37 us.
+    Measured on an H100 with the shapes of Qwen3-4B and one row of x: 5.4 us for 2560 x 4096, 11.0 for 2560 x 9728, 7.0
+    for 6144 x 2560 and 14.3 gated; through shared memory 6.3, 11.2, 7.8 and 15.0. With 8 rows of x, 32 rows and 4
+    warps: 11 to 37 us.
     """
     if batch > 2:
-        taken, warps, groups, stages = 2 * MATRIX_ROWS, 4, 4, 3
-    else:
-        taken, stages = MATRIX_ROWS, 3
-        warps = 2 if gated or rows >= 2 * MATRIX_ROWS * limits.multiprocessors else 4
-        groups = warps if gated else 2 * warps
-    while groups > 1 and inputs < 2 * groups * MATRIX_COLUMNS:
-        groups //= 2
-    return GemvLaunch(taken, MATRIX_COLUMNS * groups, min(warps, groups), stages)
+        groups = 4
+        while groups > 1 and inputs < 2 * groups * MATRIX_COLUMNS:
+            groups //= 2
+        return GemvLaunch(2 * MATRIX_ROWS, MATRIX_COLUMNS * groups, groups, stages=3)
+    parts = parts_by_rule(limits, batch, rows, inputs, gated)
+    warps = 2 if gated else 4
+    while warps > 1 and inputs < warps * parts * MATRIX_COLUMNS:
+        warps //= 2
+    if limits.capability < HOPPER.capability and inputs % (warps * parts * MATRIX_COLUMNS):
+        parts = 1  # there the last step, of which some warps have none, costs more registers than a thread has
+    return GemvLaunch(MATRIX_ROWS // parts, MATRIX_COLUMNS * warps, warps, HELD, parts=parts)
+
+
+def parts_by_rule(limits: Limits, batch: int, rows: int, inputs: int, gated: bool) -> int:
+    """Parts that rows of whole groups are cut into: some where there are fewer tiles of 16 rows than two a
+    multiprocessor, whose time is then that of the few which have one more.
+
+    Measured on an H100, one row of x: 2560 x 4096 in 5.4 us by two parts and 5.2 to 5.4 by four, where whole rows take
+    5.9; 2560 x 9728 in 10.9 and 10.8, whole 11.0.
+    """
+    tiles = rows // (MATRIX_ROWS * (2 if gated else 1))
+    if batch > 2 or tiles >= TILES * limits.multiprocessors:
+        return 1
+    return next((parts for parts in (2, 4) if takes_parts(parts, batch, inputs)), 1)
 
 
 def _of_groups(limits: Limits, batch: int, rows: int, inputs: int, gated: bool) -> GemvLaunch:

@@ -18,7 +18,8 @@ from inference_pio.kernels.triton.gemv_tuning import Tuning
 FORMAT = 1
 SOURCES = (
     "exponent12.py", "exponent12_gemv.py", "exponent12_sums.py", "gemv.py", "gemv_ends.py", "gemv_launch.py",
-    "gemv_sums.py", "group_codes.py", "group_units.py", "ordered_sums.py", "overlap.py", "row_codes.py",
+    "gemv_sums.py", "group_codes.py", "group_units.py", "held_tiles.py", "held_units.py", "ordered_sums.py",
+    "overlap.py", "row_codes.py",
 )  # fmt: skip
 """What the kernel is made of: times of another kernel tell nothing of this one."""
 
@@ -108,7 +109,7 @@ def _from_data(data: dict[str, Any]) -> Tuning:
 
 def _launch(data: dict[str, Any]) -> GemvLaunch:
     launch = GemvLaunch(**data)
-    numbers = (launch.rows, launch.columns, launch.warps, launch.stages)
+    numbers = (launch.rows, launch.columns, launch.warps, launch.stages, launch.parts)
     if any(type(number) is not int for number in numbers) or type(launch.dependent) is not bool:
         raise ValueError(f"{launch} is no launch")
     launch.check()

@@ -14,6 +14,7 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.exponent12 import Packed, unpack
 from inference_pio.kernels.gemv import gemv as torch_gemv
 from inference_pio.kernels.recording import recording
+from inference_pio.kernels.row_codes import scaled_values
 from inference_pio.kernels.triton.gemv_candidates import GemvProblem, candidates
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch
 from inference_pio.kernels.triton.launch import device_limits
@@ -117,10 +118,18 @@ def _product(problem: GemvProblem) -> Callable[..., torch.Tensor]:
 def _true(problem: GemvProblem, weights: GemvWeights) -> torch.Tensor:
     """What torch computes; for packed weights, the bits of the plain ones, in any launch of as many columns."""
     if not problem.exact_columns:
-        return torch_gemv(**_call(problem, weights))
+        return torch_gemv(**_call(problem, _plain(problem, weights)))
     plain = replace(problem, exact_columns=0)
     launch = GemvLaunch(1, problem.exact_columns, 1)
     return _run(plain, ([unpack(packed) for packed in weights[0]], None), launch)
+
+
+def _plain(problem: GemvProblem, weights: GemvWeights) -> GemvWeights:
+    """The numbers that codes stand for: torch's product of codes may go by the very kernels that are tried."""
+    codes, scales = weights
+    if scales is None:
+        return weights
+    return [scaled_values(*each, problem.dtype) for each in zip(codes, scales, strict=True)], None
 
 
 def _run(problem: GemvProblem, weights: GemvWeights, launch: GemvLaunch) -> torch.Tensor:

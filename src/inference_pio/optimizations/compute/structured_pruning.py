@@ -30,6 +30,7 @@ from inference_pio.calibration.by_weights import narrow_by_weights
 from inference_pio.calibration.held_out import ONE_IN
 from inference_pio.calibration.narrowed import MEASURED, UNIFORM, Narrowed, narrow
 from inference_pio.calibration.source import calibration_source, token_windows
+from inference_pio.contract.byte_size import in_words
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -60,11 +61,12 @@ class StructuredPruningParameters(Settings):
 
     `allocation` "measured" takes more channels from modules that lose little by it, told by held-out text, less from
     others, and `pruning_ratio` of all; "uniform" as much from each, so that the configuration can tell it to every
-    reader. Learned from `tokens` tokens of `text`; with `calibration` "none" what goes has the smallest weights, and
-    nothing makes up for it. Nothing is done where the divergence on held-out text would be above `max_kl` nats a token.
+    reader. Learned from `tokens` tokens of `text`, of which the share `stray` is replaced by any others, so that what
+    the text never says is not forgotten; with `calibration` "none" what goes has the smallest weights, and nothing
+    makes up for it. Nothing is done where the divergence on held-out text would be above `max_kl` nats a token.
     `targets` are roles or path patterns, `skip` path patterns. What reads channels makes up for those that go in its
-    outputs; with `refit` "stream" then in the whole model's stream, and so do results of attentions behind it, where
-    held-out text loses less by that.
+    outputs, then in the whole model's stream, and so do results of attentions behind it, where held-out text loses less
+    by that; `refit` "outputs" leaves it at the first.
     """
 
     pruning_ratio: float = Field(default=0.25, gt=0, lt=1)
@@ -72,12 +74,13 @@ class StructuredPruningParameters(Settings):
     align: int = Field(default=64, ge=1)
     allocation: Literal["measured", "uniform"] = "measured"
     calibration: Literal["text", "none"] = "text"
-    refit: Literal["outputs", "stream"] = "outputs"
+    refit: Literal["outputs", "stream"] | None = None
     max_kl: float | None = Field(default=None, gt=0)
     targets: list[str] | None = None
     skip: list[str] = Field(default_factory=list)
     text: list[str] | list[list[int]] | None = None
     tokens: int = Field(default=32768, ge=1)
+    stray: float = Field(default=0.125, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _nothing_measured_without_a_text(self) -> Self:
@@ -156,7 +159,7 @@ class StructuredPruning(OptimizationInterface):
             align = {path: self._align(one) for path, one in there.items()}
             self._narrowed = found = narrow(
                 model, there, decision["widths"], source, ratio=ratio, align=align, progress=progress,
-                stream=self._may_be_fitted if asked.refit == "stream" else None,
+                stream=None if asked.refit == "outputs" else self._may_be_fitted, stray=asked.stray,
             )  # fmt: skip
         divergence = found.taken.divergence
         if asked.max_kl is not None and divergence > asked.max_kl:
@@ -230,6 +233,8 @@ class StructuredPruning(OptimizationInterface):
             self.say(note=f"experts by {how}; alone: {_tried(experts['held_out_divergence'])}.")
         if reason := chosen.get("outputs_not_weighed"):
             self.say(note=f"all outputs of a layer count alike: {reason}")
+        if nbytes := chosen.get("saved_on_host_bytes"):
+            self.say(note=f"{in_words(nbytes)} that gradients needed waited on the host: the device had no room.")
         if reason := chosen.get("stream_not_fitted"):
             self.say(note=f"nothing is fitted to the whole model's stream: {reason}.")
         if chosen["unseen_experts"]:

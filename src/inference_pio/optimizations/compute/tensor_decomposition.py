@@ -20,6 +20,7 @@ from inference_pio.calibration.ranks import WHOLE, align_of, factor_numbers, ran
 from inference_pio.calibration.residual import ALIGN as ALIGN_BESIDE_CODES
 from inference_pio.calibration.residual import Residual
 from inference_pio.calibration.source import calibration_source, token_windows
+from inference_pio.contract.byte_size import in_words
 from inference_pio.contract.config import OptimizationType
 from inference_pio.contract.optimization import OptimizationInterface, Stage
 from inference_pio.contract.settings import Settings
@@ -217,6 +218,8 @@ class TensorDecomposition(OptimizationInterface):
             self.say(note=f"allocation {chosen['allocation']}; divergence on held-out text, in nats a token: {tried}.")
             if reason := chosen["outputs_not_weighed"]:
                 self.say(note=f"all outputs of a layer count alike: {reason}")
+            if nbytes := chosen.get("saved_on_host_bytes"):
+                self.say(note=f"{in_words(nbytes)} that gradients needed waited on the host: the device had no room.")
 
     def _learns(self, model: nn.Module) -> bool:
         return bool(self.parameters.calibration == "text" and vocab_size(model) is not None)

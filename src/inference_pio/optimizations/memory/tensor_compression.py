@@ -41,6 +41,7 @@ from inference_pio.formats.compressed_module import CompressedModule
 from inference_pio.formats.known import KnownFormat, format_named, known_formats
 from inference_pio.kernels.dynamic_linear import FEWEST_ROWS, STEP, why_not_dynamic
 from inference_pio.kernels.fp8 import FP8
+from inference_pio.kernels.triton.support import MOST_ROWS
 from inference_pio.measure.target import max_positions
 from inference_pio.sources.progress import share_bar
 
@@ -319,6 +320,9 @@ class TensorCompression(OptimizationInterface):
         mixed = self.step.decision["format"] == MIXED
         kind = self.parameters.main.linear
         self.say(backend=kind.backend(self.device, dtype), note=kind.cost(self.device, dtype))
+        mixtures = [one for one in model.modules() if isinstance(one, CompressedExperts)]
+        if quick := sum(one.takes_two_launches(self.device, dtype) for one in mixtures):
+            self.say(note=f"experts that up to {MOST_ROWS} tokens choose are two launches a layer, in {quick} layers.")
         for asked in self.step.decision.get("activations", ()):
             reason = why_not_dynamic(self.device, DYNAMIC[asked])
             self.say(note=f"activations stay as they are: {reason}." if reason else _told_of_activations(asked))
