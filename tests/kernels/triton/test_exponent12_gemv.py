@@ -136,6 +136,7 @@ CASES = [
     Case(2, 272, (3,), plain=GemvLaunch(1, 256, 1), normed=True, odd=True),
     replace(EVERYTHING, inputs=656, outputs=(3, 3), plain=GemvLaunch(1, 512, 1)),  # a fold has a step less
     Case(inputs=144, outputs=(2,), plain=GemvLaunch(1, 512, 1)),  # two of four folds have none
+    Case(inputs=528, outputs=(8,), plain=GemvLaunch(1, 512, 1)),  # nothing hides the order of four folds
 ]  # fmt: skip
 
 
