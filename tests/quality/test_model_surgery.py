@@ -150,4 +150,4 @@ def test_the_edit_costs_what_its_choice_was_judged_by(name: str, edit: str) -> N
         quality = judged(name, model, number)
         assert quality.kl_nats_per_token <= 1.6 * told
         if name == "qwen3":
-            assert quality.perplexity_ratio <= {"attention": 1.16, "blocks": 1.3}[edit]
+            assert quality.perplexity_ratio <= {"attention": 1.13, "blocks": 1.3}[edit]

@@ -41,7 +41,7 @@ class Attention(RemovalEdit):
         return layer.attention_path
 
     def instead(self, model: nn.Module, text: SurgeryText, parts: Sequence[str]) -> dict[str, nn.Module]:
-        fits = token_fits(model, text.learned, parts) if self.asked.refit else {}
+        fits = token_fits(model, text.strayed, parts) if self.asked.refit else {}
         self._fitted = {part: _linear(model.get_submodule(part), *fit) for part, fit in fits.items()}
         return self._fitted
 

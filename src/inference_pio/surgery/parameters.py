@@ -22,9 +22,9 @@ class SurgeryParameters(Settings):
 
     Each approximate edit takes `remove` layers at most, the cheapest first, while the divergence on held-out text stays
     at `max_kl` nats a token or below. With `refit` an attention leaves a linear layer, the closest to what it said of a
-    token for itself, and what lies behind all that goes, but for what `skip` names, is fitted again. `keep_ids` are the
-    tokens that `vocabulary` keeps, else those of `text`, from which other edits learn as well, `tokens` of it.
-    `targets` and `skip` are path patterns.
+    token for itself, and what lies behind all that goes, but for what `skip` names, is fitted again, to text of which
+    the share `stray` of the tokens is replaced by any others. `keep_ids` are the tokens that `vocabulary` keeps, else
+    those of `text`, from which other edits learn as well, `tokens` of it. `targets` and `skip` are path patterns.
     """
 
     edits: list[EditName] | None = Field(default=None, min_length=1)
@@ -36,6 +36,7 @@ class SurgeryParameters(Settings):
     skip: list[str] = Field(default_factory=list)
     text: list[str] | list[list[int]] | None = None
     tokens: int = Field(default=32768, ge=1)
+    stray: float = Field(default=0.125, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _fitting(self) -> SurgeryParameters:

@@ -132,8 +132,9 @@ class RemovalEdit(Edit):
         for taken in ways:
             gone = [*before, *taken]
             found = refit_stream(
-                model, _layers(model), gone, partial(without, taken), text.learned, meant=self._may_be_fit
-            )
+                model, _layers(model), gone, partial(without, taken), text.strayed, meant=self._may_be_fit,
+                tokens=text.learned.tokens,
+            )  # fmt: skip
             try_out(taken, found)
         return told
 

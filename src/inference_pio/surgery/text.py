@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from inference_pio.calibration.held_out import ONE_IN, HeldOut, parted
 from inference_pio.calibration.source import CalibrationSource, calibration_source, token_windows
+from inference_pio.calibration.stray_tokens import with_stray_tokens
 from inference_pio.measure.target import max_positions
 from inference_pio.surgery.parameters import SurgeryParameters
 
@@ -36,6 +37,11 @@ class SurgeryText:
     @property
     def learned(self) -> CalibrationSource:
         return self._parts[0]
+
+    @cached_property
+    def strayed(self) -> CalibrationSource:
+        """The part to choose by as layers are fitted to it, with tokens in it that are others."""
+        return with_stray_tokens(self._model, self.learned, self._asked.stray)
 
     @cached_property
     def held_out(self) -> HeldOut:
