@@ -220,7 +220,7 @@ SUITES = {
         ),
         Suite(
             "offload-qwen3-4b", "decode", "Qwen3-4B with its weights off the device, decode at batch 1",
-            arms={"cpu-offload": 75, "disk-offload": 115, "pio-disk-offloading": 15},
+            arms={"cpu-offload": 75, "disk-offload": 115, "pio-disk-offloading": 15}, optional={"pio-quarter": 30},
             baseline="cpu-offload", model="qwen3-4b", gigabytes=13, prompt_tokens=64, new_tokens=6, check_tokens=3,
             rounds=3,
             ceiling="host to device, pinned",
