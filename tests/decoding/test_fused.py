@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.generation.logits_process import TemperatureLogitsWarper
 
 from inference_pio import get_optimization_manager
 from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.anatomy.decoder_norm import Norm
 from inference_pio.compat import has_triton
+from inference_pio.decoding.operations import PlainOperations
+from inference_pio.decoding.sampling import Recipe, recipe_of
+from inference_pio.decoding.slots import Slots
 from inference_pio.decoding.takeover import engine_of
 from inference_pio.formats.compressed_module import CompressedModule
 from inference_pio.formats.exponent12 import Exponent12Linear
@@ -299,6 +303,35 @@ def dependent_by_rule() -> list[bool]:
     return [launch.dependent for launch in launches]
 
 
+def chosen_in_turn() -> list[str]:
+    """Two steps of one go choose as the plain operations do, and count alike before the step that follows; by whom."""
+    from inference_pio.decoding.fused import FusedOperations
+    from inference_pio.kernels.triton import next_token as ours
+
+    used: list[str] = []
+    kernel, ours.next_token = ours.next_token, lambda *given, **more: used.append("kernel") or kernel(*given, **more)
+    try:
+        for processors, sampled in (([], False), ([TemperatureLogitsWarper(0.5)], False), ([], True)):
+            recipe = recipe_of(processors, sampled=sampled, prompt=3, device=torch.device("cpu"))
+            assert isinstance(recipe, Recipe)
+            left = []
+            for operations in (PlainOperations(), FusedOperations()):
+                slots, entered = Slots(2, 2, torch.device("cpu")), False
+                slots.begin(torch.tensor([1, 2]), torch.tensor([3, 1]), length=3, made=1)
+                for step in range(2):
+                    if not entered:
+                        slots.enter()
+                    torch.manual_seed(step)
+                    logits = torch.randn(2, 5000, generator=torch.Generator().manual_seed(step))
+                    entered = operations.choose(recipe, logits, slots, step, enters=step == 0)
+                left.append([*slots.kept(), torch.tensor(entered)])
+            assert all(map(torch.equal, *left))
+            used.append("next")
+    finally:
+        ours.next_token = kernel
+    return used
+
+
 def wide_heads() -> Any:
     """A model whose heads the kernels of attention read."""
     config: Any = copy.deepcopy(tiny.build("qwen3").config)
@@ -371,6 +404,11 @@ def test_it_is_near_the_library_in_16_bits(name: str, interpreted: Callable[...,
 def test_it_is_our_kernels_that_compute(interpreted: Callable[..., Any]) -> None:
     assert interpreted(kernels_used, "llama") == {"gemv"}
     assert interpreted(kernels_used, "glm4_moe") == {"gemv", "route", "expert_gate_up", "expert_down"}
+
+
+@needs_triton
+def test_one_kernel_chooses_where_the_best_token_is_asked_for(interpreted: Callable[..., Any]) -> None:
+    assert interpreted(chosen_in_turn) == ["kernel", "kernel", "next", "next", "next"]
 
 
 @needs_triton

@@ -168,11 +168,12 @@ class Call:
         bucket, operations, recipe, ahead = self.bucket, self.operations, self.recipe, self.ahead
 
         def chosen_on_the_device() -> None:
+            entered = False
             for step in range(ahead):
                 assert recipe is not None
                 bucket.step = step
-                logits = logits_of_step(bucket.decoder, operations, bucket)
-                bucket.slots.leave(recipe.choose(logits, bucket.slots), step)
+                logits = logits_of_step(bucket.decoder, operations, bucket, entered=entered)
+                entered = operations.choose(recipe, logits, bucket.slots, step, enters=step + 1 < ahead)
 
         def logits_alone() -> None:
             bucket.step = 0

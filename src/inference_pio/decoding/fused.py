@@ -20,6 +20,8 @@ from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.launches import Launches
 from inference_pio.decoding.operations import norms_of
 from inference_pio.decoding.recordable import RecordableOperations, starts_of
+from inference_pio.decoding.sampling import Recipe
+from inference_pio.decoding.slots import Slots
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.decoding.weights import (
     FactoredWeights,
@@ -49,6 +51,7 @@ from inference_pio.kernels.triton.support import (
     supports_coded_decode,
     supports_decode,
     supports_latent_decode,
+    supports_next_token,
     supports_rotated_decode,
     supports_row_lookup,
 )
@@ -81,6 +84,7 @@ class FusedOperations(RecordableOperations):
         self._routing: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
         self._attention: dict[Any, tuple[DecodeLaunch, Any]] = {}
         self._coded: dict[Any, tuple[CodedLaunch, Any]] = {}
+        self._choosing: dict[Any, Any] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -99,7 +103,7 @@ class FusedOperations(RecordableOperations):
         if isinstance(embedding, CompressedEmbedding):
             codes, scale = embedding.held("weight")
             if supports_row_lookup(tokens, codes, scale, embedding.dtype):
-                return row_lookup(tokens, codes, scale, embedding.dtype)
+                return row_lookup(tokens, codes, scale, embedding.dtype, dependent=self.dependent)
         return super().embed(embedding, tokens)
 
     def project(
@@ -273,6 +277,22 @@ class FusedOperations(RecordableOperations):
         assert held is not None
         out = x.new_empty(len(x), len(held.weight), dtype=torch.float32)
         return self._multiply(x, [held], norm=norm, out=out)
+
+    def choose(self, recipe: Recipe, logits: Tensor, slots: Slots, step: int, *, enters: bool) -> bool:
+        from inference_pio.kernels.triton.next_token import NextTokenScratch, next_token
+
+        tokens, counts = (slots.tokens, slots.given[:, step]), (slots.positions, slots.made)
+        if not recipe.best_alone or not supports_next_token(logits, tokens, counts, slots.counts):
+            return super().choose(recipe, logits, slots, step, enters=enters)
+        rows, vocabulary = logits.shape
+        key = (rows, vocabulary, logits.device)
+        if key not in self._choosing:
+            self._choosing[key] = NextTokenScratch.of(rows, vocabulary, logits.device)
+        next_token(
+            logits, *tokens, *counts, slots.counts if enters else None, scratch=self._choosing[key],
+            dependent=self.dependent,
+        )  # fmt: skip
+        return enters
 
     def _multiply_packed(
         self, x: Tensor, held: PackedWeights, *, norm: Norm | None = None, gated: bool = False,

@@ -17,6 +17,8 @@ from inference_pio.anatomy.merged_linears import merged_linear
 from inference_pio.cache.store import Store
 from inference_pio.compat import left_padding_mask
 from inference_pio.decoding.bucket import Bucket
+from inference_pio.decoding.sampling import Recipe
+from inference_pio.decoding.slots import Slots
 from inference_pio.kernels.gated import silu_mul
 from inference_pio.kernels.rms_norm import rms_norm
 from inference_pio.kernels.rotary import norm_rotate
@@ -57,6 +59,10 @@ class Operations(Protocol):
 
     def logits(self, x: Tensor, norm: Norm, head: nn.Module) -> Tensor:
         """float32 [B, vocabulary]."""
+
+    def choose(self, recipe: Recipe, logits: Tensor, slots: Slots, step: int, *, enters: bool) -> bool:
+        """Leave the tokens of a step, the next of one go, in the slots. `enters`: they may be counted as held, too;
+        whether they were."""
 
 
 class PlainOperations:
@@ -120,6 +126,10 @@ class PlainOperations:
     def logits(self, x: Tensor, norm: Norm, head: nn.Module) -> Tensor:
         found: Tensor = head(rms_norm(x, norm.weight, norm.eps))
         return found.float()
+
+    def choose(self, recipe: Recipe, logits: Tensor, slots: Slots, step: int, *, enters: bool) -> bool:
+        slots.leave(recipe.choose(logits, slots), step)
+        return False
 
     def _over(self, attention: GroupedAttention, query: Tensor, store: Store, bucket: Bucket) -> Tensor:
         """Queries [B, heads, width] over the tokens that are held: [B, heads, width]."""

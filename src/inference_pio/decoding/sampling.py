@@ -42,6 +42,11 @@ class Recipe:
     marks: bool = False
     unmarked: Tensor | int | None = None
 
+    @property
+    def best_alone(self) -> bool:
+        """Whether the best token by the bare logits is chosen, and nothing is marked."""
+        return not (self.stages or self.sampled or self.marks)
+
     def choose(self, logits: Tensor, slots: Slots) -> Tensor:
         """The next tokens, int64 [B], of logits float32 [B, V]."""
         for stage in self.stages:

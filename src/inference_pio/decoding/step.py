@@ -11,9 +11,11 @@ from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.operations import Operations
 
 
-def logits_of_step(decoder: Decoder, operations: Operations, bucket: Bucket) -> Tensor:
-    """Take the tokens in `bucket.slots` in; float32 [B, vocabulary] for the ones after them."""
-    bucket.slots.enter()
+def logits_of_step(decoder: Decoder, operations: Operations, bucket: Bucket, *, entered: bool = False) -> Tensor:
+    """Take the tokens in `bucket.slots` in, which are counted already where they are `entered`; float32
+    [B, vocabulary] for the ones after them."""
+    if not entered:
+        bucket.slots.enter()
     hidden = operations.embed(decoder.embedding, bucket.slots.tokens)
     for number, layer in enumerate(decoder.layers):
         hidden = _attention(layer, hidden, operations, bucket, number)

@@ -143,7 +143,7 @@ def rotated_decode_kernel(
 ):  # fmt: skip
     split, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     DTYPE: tl.constexpr = key.dtype.element_ty
-    if LEADS:
+    if LEADS and not JOINED:  # the launch that joins reads nothing before this one has ended
         let_others_begin(INTERPRETED)
     # what earlier steps have written, and this model's constants, are there whatever runs in front of this launch
     turn = tl.load(positions + batch).to(tl.int64)
@@ -185,6 +185,8 @@ def rotated_decode_kernel(
     key_factor, other_key_factor = read_factors(key_norm, own, other, KEY_NORM)
     if DEPENDENT:
         wait(INTERPRETED)
+    if LEADS and JOINED:  # a product behind this has its weights on the way by now, and what stood in front its room
+        let_others_begin(INTERPRETED)
 
     source = qkv + batch.to(tl.int64) * qkv_row
     members, only = tl.arange(0, MEMBERS)[:, None], tl.arange(0, 1)[:, None]
@@ -295,7 +297,7 @@ def rotated_decode(
             sin.stride(0), out.stride(0), out.stride(1), step, heads, width**-0.5 if scale is None else scale, eps,
             MEMBERS=members, ROWS=max(16, members), TURNED=cos.shape[-1], PAIRS=interleaved,
             QUERY_NORM=query_norm is not None, KEY_NORM=key_norm is not None, AT_ONCE=at_once, JOINED=joined,
-            LEADS=overlaps and not joined,
+            LEADS=overlaps,
             num_stages=launch.stages, **shared, **overlapping(dependent),
         )  # fmt: skip
         if not joined:

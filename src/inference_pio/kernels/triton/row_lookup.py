@@ -11,25 +11,34 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.kernels.triton.launch import norm_warps, on_device
+from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.rounding import held
 from inference_pio.kernels.triton.row_codes import as_read, number, row_scale
 from inference_pio.kernels.triton.support import require, supports_row_lookup
 
 
 @triton.jit
-def row_lookup_kernel(ids, codes, scale, out, codes_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def row_lookup_kernel(
+    ids, codes, scale, out, codes_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
     place, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = columns < WIDTH
+    if DEPENDENT:
+        wait_for_others(INTERPRETED)
     row = tl.load(ids + place).to(tl.int64)
     taken = number(tl.load(codes + row * codes_row + columns, mask=inside))
     factor = row_scale(tl.load(scale + row), codes.dtype.element_ty)
     tl.store(out + place * WIDTH + columns, held(taken * factor, out.dtype.element_ty), mask=inside)
 
 
-def row_lookup(ids: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def row_lookup(
+    ids: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, *, dependent: bool = False
+) -> torch.Tensor:
     """Rows `ids` [M] of the weights that codes [N, K] (int8, or fp8 in uint8) with scales [N] stand for: [M, K].
 
-    Raises InvalidSetting for tensors that `supports_row_lookup` refuses.
+    `dependent`: it may begin before the launch in front, which may write `ids`, has ended. Raises InvalidSetting for
+    tensors that `supports_row_lookup` refuses.
     """
     require(supports_row_lookup(ids, codes, scale, dtype))
     width = codes.shape[1]
@@ -38,6 +47,6 @@ def row_lookup(ids: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, dtyp
         with on_device(codes):
             row_lookup_kernel[(len(ids),)](
                 ids, as_read(codes), scale, out, codes.stride(0), WIDTH=width, BLOCK=triton.next_power_of_2(width),
-                num_warps=norm_warps(width), enable_fp_fusion=False,
+                num_warps=norm_warps(width), enable_fp_fusion=False, **overlapping(dependent),
             )  # fmt: skip
     return out

@@ -224,6 +224,35 @@ def supports_row_lookup(ids: torch.Tensor, codes: torch.Tensor, scale: torch.Ten
     return YES
 
 
+def supports_next_token(
+    logits: torch.Tensor,
+    tokens: tuple[torch.Tensor, ...],
+    counts: tuple[torch.Tensor, ...],
+    entered: torch.Tensor | None = None,
+) -> Support:
+    """Whether the kernel chooses of logits `[M, V]` and counts: `tokens` `[M]` each, a count a row, and one for all."""
+    if not (machine := _machine(logits)):
+        return machine
+    counted = [*counts, *([] if entered is None else [entered])]
+    if len({tensor.device for tensor in (logits, *tokens, *counted)}) > 1:
+        return Support(Cause.DEVICE, "its tensors are on different devices")
+    if logits.dtype is not torch.float32:
+        return Support(Cause.DTYPE, f"it chooses of float32, and logits are {logits.dtype}")
+    kinds = [*((tensor.dtype, torch.int64) for tensor in tokens), *((tensor.dtype, torch.int32) for tensor in counted)]
+    if any(found is not meant for found, meant in kinds):
+        return Support(Cause.DTYPE, "tokens are int64 and counts int32")
+    rows = (logits.shape[0],)
+    if logits.dim() != 2 or not logits.numel():
+        return Support(Cause.SHAPE, f"it takes logits [M, V], and these are {tuple(logits.shape)}")
+    shapes = [(tuple(tensor.shape), rows) for tensor in (*tokens, counts[0])]
+    shapes += [(tuple(counts[1].shape), (1,)), *([] if entered is None else [(tuple(entered.shape), (2,))])]
+    if any(found != meant for found, meant in shapes):
+        return Support(Cause.SHAPE, f"it writes a token a row, [{rows[0]}], and counts of [1] and [2]")
+    if logits.stride(1) != 1 or any(tensor.stride(0) != 1 for tensor in (tokens[0], *counted)):
+        return Support(Cause.LAYOUT, "the elements of a row do not lie side by side")
+    return YES
+
+
 def supports_rotary(
     query: torch.Tensor,
     key: torch.Tensor,
