@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 from collections.abc import Callable
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from peft import LoraConfig
@@ -88,17 +88,25 @@ def test_exact_codes_are_one_product_only_between_merge_and_undo(bias: bool, kep
     assert before.differences(fingerprint(model)) == []
 
 
+def alive() -> int:
+    """Bytes that tensors hold anywhere in this process; what a process has of the system is no measure of them."""
+    found = (one for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter))
+    tensors = [one for one in found if one.device.type == "cpu" and one.layout is torch.strided]
+    return sum({storage_key(one): one.untyped_storage().nbytes() for one in tensors}.values())
+
+
 def test_no_more_than_one_merged_tensor_is_held_twice() -> None:
-    sets = [[nn.Linear(512, 2048, bias=False) for _ in range(3)] for _ in range(16)]
+    sets = [[nn.Linear(64, 256, bias=False) for _ in range(3)] for _ in range(16)]
     model = nn.ModuleList(layer for one in sets for layer in one)
-    journal, held = Journal(model), psutil.Process().memory_info
+    journal = Journal(model)
+    gc.collect()
     with journal.step("merge"):
-        before, most = held().rss, 0
+        before, most = alive(), 0
         for one in sets:
             merge(journal, one)
-            most = max(most, held().rss)
-    merged_bytes = 3 * 512 * 2048 * 4
-    assert most - before < 3 * merged_bytes
+            most = max(most, alive())
+    merged_bytes = 3 * 64 * 256 * 4
+    assert before - merged_bytes < most <= before + merged_bytes
     assert all(together(one) is not None for one in sets)
 
 

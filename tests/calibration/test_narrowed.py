@@ -152,3 +152,16 @@ def test_what_writes_to_the_stream_is_fitted_to_the_whole_models(name: str) -> N
         assert list(found.taken.beside) == [asked[-1]]
     else:
         assert found.taken.beside == {}
+
+
+@pytest.mark.parametrize(("name", "meant"), [("qwen3", 0.125), ("glm4_moe", 0.0)])
+def test_stray_tokens_are_put_in_unless_experts_are_narrowed(name: str, meant: float) -> None:
+    model = tiny.build(name)
+    channels = channels_of(model)
+    widths = {path: one.width // 2 for path, one in channels.items()}
+    by_default, asked, other = (
+        narrow(model, channels, widths, text(), stray=stray) for stray in (None, meant, 0.125 - meant)
+    )
+    assert by_default.to_json() == asked.to_json()
+    assert by_default.to_json()["stray"] == meant
+    assert by_default.divergences != other.divergences

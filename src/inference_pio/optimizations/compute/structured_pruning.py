@@ -62,11 +62,11 @@ class StructuredPruningParameters(Settings):
     `allocation` "measured" takes more channels from modules that lose little by it, told by held-out text, less from
     others, and `pruning_ratio` of all; "uniform" as much from each, so that the configuration can tell it to every
     reader. Learned from `tokens` tokens of `text`, of which the share `stray` is replaced by any others, so that what
-    the text never says is not forgotten; with `calibration` "none" what goes has the smallest weights, and nothing
-    makes up for it. Nothing is done where the divergence on held-out text would be above `max_kl` nats a token.
-    `targets` are roles or path patterns, `skip` path patterns. What reads channels makes up for those that go in its
-    outputs, then in the whole model's stream, and so do results of attentions behind it, where held-out text loses less
-    by that; `refit` "outputs" leaves it at the first.
+    the text never says is not forgotten: an eighth by default, none where experts are narrowed. With `calibration`
+    "none" what goes has the smallest weights, and nothing makes up for it. Nothing is done where the divergence on
+    held-out text would be above `max_kl` nats a token. `targets` are roles or path patterns, `skip` path patterns. What
+    reads channels makes up for those that go in its outputs, then in the whole model's stream, and so do results of
+    attentions behind it, where held-out text loses less by that; `refit` "outputs" leaves it at the first.
     """
 
     pruning_ratio: float = Field(default=0.25, gt=0, lt=1)
@@ -80,7 +80,7 @@ class StructuredPruningParameters(Settings):
     skip: list[str] = Field(default_factory=list)
     text: list[str] | list[list[int]] | None = None
     tokens: int = Field(default=32768, ge=1)
-    stray: float = Field(default=0.125, ge=0, lt=1)
+    stray: float | None = Field(default=None, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _nothing_measured_without_a_text(self) -> Self:
@@ -237,6 +237,8 @@ class StructuredPruning(OptimizationInterface):
             self.say(note=f"{in_words(nbytes)} that gradients needed waited on the host: the device had no room.")
         if reason := chosen.get("stream_not_fitted"):
             self.say(note=f"nothing is fitted to the whole model's stream: {reason}.")
+        if stray := chosen.get("stray"):
+            self.say(note=f"{stray:.1%} of the tokens learned from were replaced by others (stray).")
         if chosen["unseen_experts"]:
             self.say(note=f"{chosen['unseen_experts']} experts saw no token: their channels go by the size of weights.")
 
