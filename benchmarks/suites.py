@@ -227,7 +227,8 @@ SUITES = {
         ),
         Suite(
             "disk-qwen3-4b", "decode", "Qwen3-4B, its layers from a cold disk, decode at batch 1",
-            arms={"disk-offload-cold": 150, "pio-disk-cold": 75, "pio-disk-cold-8": 75},
+            arms={"disk-offload-cold": 100, "pio-disk-cold": 85, "pio-disk-cold-exponent12": 80},
+            optional={"pio-disk-cold-8": 85},
             baseline="disk-offload-cold", model="qwen3-4b", gigabytes=13, prompt_tokens=64, new_tokens=3,
             check_tokens=2, rounds=2, one_by_one=True, ceiling="disk read, direct", moves="disk",
         ),

@@ -107,6 +107,9 @@ ARMS: dict[str, Arm] = {
     ),
     "pio-disk-cold": Arm("inference-pio disk_offloading, from a cold disk", offload.from_disk()),
     "pio-disk-cold-8": Arm("the same by 8 threads", offload.from_disk(8)),
+    "pio-disk-cold-exponent12": Arm(
+        "inference-pio disk_offloading over exponent12 weights", offload.from_disk(weights="exponent12")
+    ),
     "pio-disk-offloading": Arm("inference-pio disk_offloading", ours.streamed),
     "pio-quarter": Arm("the same, a quarter of the layers on the GPU", ours.within(A_QUARTER)),
     "pio-16gb": Arm("inference-pio disk_offloading, 16 GB of the GPU", ours.within("16GB")),
