@@ -185,7 +185,7 @@ def rotated_decode_kernel(
     key_factor, other_key_factor = read_factors(key_norm, own, other, KEY_NORM)
     if DEPENDENT:
         wait(INTERPRETED)
-    if LEADS and JOINED:  # a product behind this has its weights on the way by now, and what stood in front its room
+    if LEADS and JOINED:  # what stood in front has left its room: the product behind may ask for its weights
         let_others_begin(INTERPRETED)
 
     source = qkv + batch.to(tl.int64) * qkv_row
