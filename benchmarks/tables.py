@@ -144,7 +144,9 @@ def _device(found: Results) -> str:
 
 
 def _name(name: str, arm: dict[str, Any]) -> str:
-    return f"**{arm['label']}**" if name.startswith("pio") or name == "pio" else str(arm["label"])
+    """The system, ours in bold, and whether its rounds gave different tokens."""
+    label = f"**{arm['label']}**" if name.startswith("pio") or name == "pio" else str(arm["label"])
+    return label if arm.get("repeatable", True) else f"{label} (not the same tokens in every round)"
 
 
 def _why(arm: dict[str, Any]) -> str:

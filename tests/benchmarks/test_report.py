@@ -109,3 +109,10 @@ def test_the_block_is_renewed_and_the_rest_stays(tmp_path: Path) -> None:
 
 def test_no_results_are_said_to_be_none() -> None:
     assert "No results are recorded yet" in tables.tables([])
+
+
+def test_a_row_whose_rounds_gave_other_tokens_says_so() -> None:
+    found = example()
+    found["arms"]["plain"]["repeatable"], found["arms"]["pio-lossless"]["repeatable"] = True, False
+    rows = [row for row in tables.table(found).splitlines() if "generate" in row or "ours" in row]
+    assert [("not the same tokens" in row) for row in rows] == [False, True]

@@ -521,3 +521,28 @@ def test_layers_that_are_kept_beside_exponent12_change_no_bit_on_a_gpu(rows: int
     kept = ["*.v_proj", "*.up_proj"]
     plain = generated(forced("cuda"), rows)
     assert torch.equal(generated(forced("cuda"), rows, format="exponent12", least_share=0.3, skip=kept), plain)
+
+
+@pytest.mark.gpu
+def test_gpu_steps_that_overlap_choose_as_steps_that_wait() -> None:
+    """Products of few programs, which let attention begin at once, and a table of codes: nothing else stands between
+    the choice of a token, with its counts, and what reads them."""
+    from inference_pio.decoding.fused import FusedOperations
+
+    model: Any = tiny.build("qwen3", dtype=torch.bfloat16).cuda()
+    asked = {"tensor_compression": {"format": "int8", "head": "int8"}, "kernel_fusion": {"level": "graph"}}
+    get_optimization_manager().apply_optimizations(model, list(asked), parameters=asked)
+    engine = engine_of(model)
+    assert engine is not None
+    prompt = torch.randint(1, 120, (1, 9), generator=torch.Generator().manual_seed(1)).cuda()
+
+    def tokens() -> torch.Tensor:
+        out: torch.Tensor = model.generate(prompt, max_new_tokens=200, min_new_tokens=200, pad_token_id=0)
+        return out
+
+    overlapping = [tokens() for _ in range(20)]
+    engine.close()
+    engine.operations = FusedOperations()
+    waiting = tokens()
+    assert all(torch.equal(one, waiting) for one in overlapping)
+    assert not engine.counts.left

@@ -66,10 +66,10 @@ class FusedOperations(RecordableOperations):
 
     A dense layer takes five launches: queries, keys and values; rotation, cache and attention, two in rooms of more
     than `MOST_ROTATED` tokens; its result; gate and up; down. `launches` of products are those that were found fastest
-    here. `dependent`: products begin before the kernel in front of them has ended; `overlapping`: so do routers,
-    experts and what stands around latent attention; `ahead`: so does attention that rotates. `joined`: the last program
-    of attention joins, where that is little, in place of a second launch; `rotated`: attention rotates and stores by
-    itself, where that serves.
+    here. `dependent`: products, the look-up of codes and the choice of a token begin before the kernel in front of them
+    has ended; `overlapping`: so do routers, experts and what stands around latent attention; `ahead`: so does attention
+    that rotates. `joined`: the last program of attention joins, where that is little, in place of a second launch;
+    `rotated`: attention rotates and stores by itself, where that serves.
     """
 
     name = "triton"

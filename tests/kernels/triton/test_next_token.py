@@ -25,14 +25,16 @@ AWKWARD = {
 }
 
 
-def check(shape: tuple[int, int], kind: str, device: str = "cpu") -> None:
+def check(shape: tuple[int, int], kind: str, device: str = "cpu", dependent: bool = False) -> None:
     """Torch's token, everywhere; counters are ready for the next launch, and nothing beside is written."""
     from inference_pio.kernels.triton.next_token import NextTokenScratch, next_token
 
     rows, vocabulary = shape
     scratch = NextTokenScratch.of(rows, vocabulary, torch.device(device))
     for turn in range(2):
-        logits = AWKWARD[kind](seeded(rows, vocabulary + 3)[:, turn : turn + vocabulary].float()).to(device)
+        wide = seeded(rows, vocabulary + 3).float().to(device)  # rows are apart, and begin anywhere in 16 bytes
+        logits = wide[:, turn : turn + vocabulary]
+        logits.copy_(AWKWARD[kind](logits.clone()))
         both = []
         for _ in range(2):
             tokens, given = torch.zeros(rows, dtype=torch.int64), torch.full((rows, 4), -1)
@@ -41,7 +43,9 @@ def check(shape: tuple[int, int], kind: str, device: str = "cpu") -> None:
         for entered in (False, True):
             (tokens, given, positions, made, counts), (found, gave, at, new, held) = both
             naive_next_token(logits, tokens, given[:, 2], positions, [made, counts] if entered else [made])
-            next_token(logits, found, gave[:, 2], at, new, held if entered else None, scratch=scratch)
+            next_token(
+                logits, found, gave[:, 2], at, new, held if entered else None, scratch=scratch, dependent=dependent
+            )
             for one, other in zip(*both, strict=True):
                 assert torch.equal(one, other), (one, other)
     assert not scratch.arrived.any()
@@ -66,6 +70,7 @@ def refusals() -> None:
         ((logits, token.int(), token, rows, one, two), "int64"),
         ((logits, token, token, rows.long(), one, two), "int32"),
         ((logits[0], token, token, rows, one, two), "takes logits"),
+        ((logits[0, 0], token, token, rows, one, two), "takes logits"),
         ((logits[:, :0], token, token, rows, one, two), "takes logits"),
         ((logits, token[:1], token, rows, one, two), "a token a row"),
         ((logits, token, token, rows, rows, two), "a token a row"),
@@ -88,14 +93,19 @@ def test_it_compiles_to_wide_loads_without_spilling(capability: int, compiler: C
 
     compiler.for_machine(capability, next_token_kernel)
     token, counts = torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int32)
-    next_token(torch.zeros(1, 151936), token, token.clone(), counts[:1], counts[1:], counts.clone())
+    next_token(
+        torch.zeros(1, 151936), token, token.clone(), counts[:1], counts[1:], counts.clone(), dependent=capability >= 90
+    )
     (code,) = compiler.found
     code.assert_it_fits(MACHINES[capability])
     assert code.counts["LDG 128"] >= 4, code
+    if capability >= 90:
+        assert not any(kind.startswith(("LDG", "STG")) for kind in code.order[: code.order.index("ACQBULK")])
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dependent", [False, True])
 @pytest.mark.parametrize("kind", list(AWKWARD))
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 151936), (32, 151936)], ids=str)
-def test_gpu_it_is_torchs_token(shape: tuple[int, int], kind: str) -> None:
-    check(shape, kind, "cuda")
+def test_gpu_it_is_torchs_token(shape: tuple[int, int], kind: str, dependent: bool) -> None:
+    check(shape, kind, "cuda", dependent)

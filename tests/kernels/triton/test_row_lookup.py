@@ -74,6 +74,19 @@ def test_it_compiles_to_wide_loads_without_spilling(capability: int, kind: torch
     assert code.counts["STG 128"] >= 1, code
 
 
+@needs_triton
+def test_it_waits_before_the_kernel_behind_it_may_begin(compiler: Compiler) -> None:
+    """Attention reads what was counted in front of it before it waits, and products let it begin before they do."""
+    from inference_pio.kernels.triton.row_lookup import row_lookup, row_lookup_kernel
+
+    compiler.for_machine(90, row_lookup_kernel)
+    codes, scale = torch.zeros(64, 2560, dtype=torch.int8), torch.ones(64, dtype=torch.bfloat16)
+    row_lookup(torch.zeros(1, dtype=torch.int64), codes, scale, torch.bfloat16, dependent=True)
+    order = compiler.found[0].order
+    assert order.index("ACQBULK") < order.index("PREEXIT")
+    assert not any(kind.startswith(("LDG", "STG")) for kind in order[: order.index("ACQBULK")])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", list(MAKE))

@@ -1,7 +1,9 @@
 """Kernels that begin while the one in front of them still runs, and read what it wrote only once it has ended.
 
 CUDA calls this programmatic dependent launch. A program of each such kernel waits at least, so that one which has ended
-vouches for all that stood in front of it.
+vouches for all that stood in front of it. One that has begun vouches for nothing: most let the next begin before they
+wait. So what reads before it waits (attention: positions, lengths, pages) needs a kernel between it and the writer that
+has waited before it let others begin, as the look-up of a token's row does, or that did not overlap.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ def rotated_decode_kernel(
     DTYPE: tl.constexpr = key.dtype.element_ty
     if LEADS and not JOINED:  # the launch that joins reads nothing before this one has ended
         let_others_begin(INTERPRETED)
-    # what earlier steps have written, and this model's constants, are there whatever runs in front of this launch
+    # what earlier steps have written is there, since a step's first launch has waited for it (see `overlap`), and so
+    # are this model's constants
     turn = tl.load(positions + batch).to(tl.int64)
     held_tokens = tl.load(lengths + batch * length_step) - 1
     seen_from = 0

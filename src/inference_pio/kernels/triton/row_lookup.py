@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.kernels.triton.launch import norm_warps, on_device
-from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
+from inference_pio.kernels.triton.overlap import let_others_begin, overlapping, wait
 from inference_pio.kernels.triton.rounding import held
 from inference_pio.kernels.triton.row_codes import as_read, number, row_scale
 from inference_pio.kernels.triton.support import require, supports_row_lookup
@@ -24,8 +24,9 @@ def row_lookup_kernel(
 ):  # fmt: skip
     place, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = columns < WIDTH
-    if DEPENDENT:
-        wait_for_others(INTERPRETED)
+    if DEPENDENT:  # in this order: kernels behind it read counts, written in front of it, before they wait themselves
+        wait(INTERPRETED)
+        let_others_begin(INTERPRETED)
     row = tl.load(ids + place).to(tl.int64)
     taken = number(tl.load(codes + row * codes_row + columns, mask=inside))
     factor = row_scale(tl.load(scale + row), codes.dtype.element_ty)

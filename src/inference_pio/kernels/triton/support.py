@@ -233,6 +233,8 @@ def supports_next_token(
     """Whether the kernel chooses of logits `[M, V]` and counts: `tokens` `[M]` each, a count a row, and one for all."""
     if not (machine := _machine(logits)):
         return machine
+    if logits.dim() != 2 or not logits.numel():
+        return Support(Cause.SHAPE, f"it takes logits [M, V], and these are {tuple(logits.shape)}")
     counted = [*counts, *([] if entered is None else [entered])]
     if len({tensor.device for tensor in (logits, *tokens, *counted)}) > 1:
         return Support(Cause.DEVICE, "its tensors are on different devices")
@@ -242,8 +244,6 @@ def supports_next_token(
     if any(found is not meant for found, meant in kinds):
         return Support(Cause.DTYPE, "tokens are int64 and counts int32")
     rows = (logits.shape[0],)
-    if logits.dim() != 2 or not logits.numel():
-        return Support(Cause.SHAPE, f"it takes logits [M, V], and these are {tuple(logits.shape)}")
     shapes = [(tuple(tensor.shape), rows) for tensor in (*tokens, counts[0])]
     shapes += [(tuple(counts[1].shape), (1,)), *([] if entered is None else [(tuple(entered.shape), (2,))])]
     if any(found != meant for found, meant in shapes):
