@@ -111,7 +111,7 @@ ARMS: dict[str, Arm] = {
         "inference-pio disk_offloading over exponent12 weights", offload.from_disk(weights="exponent12")
     ),
     "pio-disk-offloading": Arm("inference-pio disk_offloading", ours.streamed),
-    "pio-quarter": Arm("the same, a quarter of the layers on the GPU", ours.within(A_QUARTER)),
+    "pio-quarter": Arm("inference-pio disk_offloading, a quarter of the layers on the GPU", ours.within(A_QUARTER)),
     "pio-16gb": Arm("inference-pio disk_offloading, 16 GB of the GPU", ours.within("16GB")),
     "pio-memory-efficient-12gb": Arm(
         "inference-pio memory_efficient, 12 GB of the GPU", ours.within("12GB", "memory_efficient"), "int4"
