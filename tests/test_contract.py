@@ -235,7 +235,7 @@ CYCLES = 30
         pytest.param(
             name,
             count,
-            marks=[] if count == CYCLES and (place + turn_of_this_commit()) % 3 == 0 else [pytest.mark.slow],
+            marks=[] if count == CYCLES and (place + turn_of_this_commit()) % 4 == 0 else [pytest.mark.slow],
         )
         for place, name in enumerate(NAMES)
         for count in (CYCLES, 300)

@@ -137,9 +137,9 @@ CASES = [
     pytest.param(MANY_STEPS, marks=pytest.mark.slow),
     Case(inputs=320, outputs=(3,), plain=None),
     Case(2, 272, (3,), plain=GemvLaunch(1, 256, 1), normed=True, odd=True),
-    pytest.param(FOLDED, marks=[] if turn_of_this_commit() % 4 == 2 else pytest.mark.slow),
+    pytest.param(FOLDED, marks=[] if turn_of_this_commit() % 8 == 2 else pytest.mark.slow),
     Case(inputs=144, outputs=(2,), plain=GemvLaunch(1, 512, 1)),  # two of four folds have none
-    pytest.param(MANY_FOLDS, marks=[] if turn_of_this_commit() % 4 == 1 else pytest.mark.slow),
+    pytest.param(MANY_FOLDS, marks=[] if turn_of_this_commit() % 8 == 1 else pytest.mark.slow),
 ]  # fmt: skip
 
 
