@@ -77,7 +77,7 @@ def _by_rule(problem: Problem, device: torch.device, smoke: bool) -> Run:
 
 
 def _rule(problem: Problem, device: torch.device, *, dependent: bool) -> Any:
-    from inference_pio.kernels.triton.gemv_launch import choose_gemv_launch
+    from inference_pio.kernels.triton.gemv_choice import choose_gemv_launch
     from inference_pio.kernels.triton.launch import device_limits
 
     sizes = problem["rows"], problem["outputs"], problem["inputs"]

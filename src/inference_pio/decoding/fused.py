@@ -36,7 +36,8 @@ from inference_pio.decoding.weights import (
 from inference_pio.formats.compressed_embedding import CompressedEmbedding
 from inference_pio.kernels.exponent12 import unpack
 from inference_pio.kernels.reordered import reordered
-from inference_pio.kernels.triton.gemv_launch import MOST_EXACT_ROWS, GemvLaunch, choose_gemv_launch, weight_bytes
+from inference_pio.kernels.triton.gemv_choice import choose_gemv_launch
+from inference_pio.kernels.triton.gemv_launch import MOST_EXACT_ROWS, GemvLaunch, weight_bytes
 from inference_pio.kernels.triton.launch import (
     CodedLaunch,
     DecodeLaunch,

@@ -12,7 +12,8 @@ import torch
 from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.exponent12 import Packed, pack
-from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_exact_launch, choose_gemv_launch
+from inference_pio.kernels.triton.gemv_choice import choose_exact_launch, choose_gemv_launch
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch
 from tests.kernels.test_exponent12 import trained
 from tests.kernels.triton.compiling import MACHINES, Code, Compiler
 from tests.sweep import turn_of_this_commit

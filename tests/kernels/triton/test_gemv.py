@@ -22,7 +22,8 @@ from inference_pio.kernels.fp8 import quantize_rows_fp8
 from inference_pio.kernels.gemv import naive_gemv
 from inference_pio.kernels.int4 import quantize_groups, words_of
 from inference_pio.kernels.int8 import quantize_rows
-from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch, weight_bytes
+from inference_pio.kernels.triton.gemv_choice import choose_gemv_launch
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch, weight_bytes
 from tests.kernels.triton.compiling import MACHINES, Code, Compiler
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inference_pio.kernels.triton.gemv_candidates import MOST_CANDIDATES, GemvProblem, candidates
-from inference_pio.kernels.triton.gemv_launch import choose_exact_launch, choose_gemv_launch
+from inference_pio.kernels.triton.gemv_choice import choose_exact_launch, choose_gemv_launch
 from inference_pio.kernels.triton.launch import AMPERE, HOPPER, Limits
 
 PROBLEM = GemvProblem(2, 512, (96, 32), normed=True, added=True)

@@ -10,7 +10,8 @@ import torch
 
 from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.triton.gemv_launch import GemvLaunch, choose_gemv_launch
+from inference_pio.kernels.triton.gemv_choice import choose_gemv_launch
+from inference_pio.kernels.triton.gemv_launch import GemvLaunch
 from tests.kernels.triton.compiling import MACHINES, Compiler
 from tests.kernels.triton.test_gemv import REAL, compiled
 from tests.kernels.triton.test_group_codes import check

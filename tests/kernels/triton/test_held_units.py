@@ -10,7 +10,8 @@ import torch
 
 from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.triton.gemv_launch import HELD, GemvLaunch, choose_gemv_launch, codes_held
+from inference_pio.kernels.triton.gemv_choice import choose_gemv_launch
+from inference_pio.kernels.triton.gemv_launch import HELD, GemvLaunch, codes_held
 from tests.kernels.triton.compiling import MACHINES, Compiler
 from tests.kernels.triton.test_gemv import REAL, Case, compiled
 from tests.kernels.triton.test_gemv import check as check_case

@@ -17,15 +17,9 @@ from inference_pio.kernels.exponent12 import COLUMNS, ROWS, Packed
 from inference_pio.kernels.gemv import Optionals, gemv_parts
 from inference_pio.kernels.triton.exponent12_sums import exact_sums_by_threads
 from inference_pio.kernels.triton.gemv import biases_of, three
+from inference_pio.kernels.triton.gemv_choice import FOLDS, choose_exact_launch, choose_gemv_launch
 from inference_pio.kernels.triton.gemv_ends import finished, gated_by, read_vector
-from inference_pio.kernels.triton.gemv_launch import (
-    FOLDS,
-    MOST_EXACT_ROWS,
-    THREADS,
-    GemvLaunch,
-    choose_exact_launch,
-    choose_gemv_launch,
-)
+from inference_pio.kernels.triton.gemv_launch import MOST_EXACT_ROWS, THREADS, GemvLaunch
 from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.ordered_sums import NEIGHBOURS
 from inference_pio.kernels.triton.overlap import overlapping

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.kernels.gemv import GemvParts, Optionals, gemv_parts
+from inference_pio.kernels.triton.gemv_choice import choose_gemv_launch
 from inference_pio.kernels.triton.gemv_ends import finished, gated_by, read_vector
 from inference_pio.kernels.triton.gemv_launch import (
     HELD_WORDS,
@@ -22,7 +23,6 @@ from inference_pio.kernels.triton.gemv_launch import (
     NARROW,
     WORD_BYTES,
     GemvLaunch,
-    choose_gemv_launch,
     codes_held,
     lanes,
     weight_bytes,
