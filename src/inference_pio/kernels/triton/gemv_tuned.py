@@ -17,11 +17,12 @@ from inference_pio.kernels.triton.gemv_tuning import Tuning
 
 FORMAT = 1
 SOURCES = (
-    "exponent12.py", "exponent12_gemv.py", "exponent12_sums.py", "gemv.py", "gemv_ends.py", "gemv_launch.py",
-    "gemv_sums.py", "group_codes.py", "group_units.py", "held_tiles.py", "held_units.py", "ordered_sums.py",
-    "overlap.py", "row_codes.py",
+    "exponent12.py", "exponent12_gemv.py", "exponent12_sums.py", "gemv.py", "gemv_candidates.py", "gemv_choice.py",
+    "gemv_ends.py", "gemv_launch.py", "gemv_sums.py", "group_codes.py", "group_units.py", "held_tiles.py",
+    "held_units.py", "ordered_sums.py", "overlap.py", "row_codes.py",
 )  # fmt: skip
-"""What the kernel is made of: times of another kernel tell nothing of this one."""
+"""What the kernel is made of, and what is tried first: times of another kernel tell nothing of this one, and two
+seconds of other launches may not have reached its best."""
 
 
 def machine_of(device: torch.device) -> dict[str, str]:
