@@ -72,7 +72,7 @@ def test_what_loses_nothing_goes_and_what_there_is_room_for_stays() -> None:
 
 
 def test_small_matrices_have_small_steps() -> None:
-    assert [align_of(side, side) for side in (16, 128, 256, 512, 1024)] == [8, 8, 16, 32, 64]
+    assert [align_of(side, side) for side in (16, 128, 256, 512, 1024, 2048)] == [8, 8, 16, 32, 64, 128]
 
 
 def test_savings_that_a_second_product_eats_are_told() -> None:

@@ -13,8 +13,9 @@ WHOLE = 0
 """The rank of a matrix that stays as it is."""
 MOST_SHARE = 0.9
 """Two factors of more numbers than this share of the matrix's are no faster than the matrix."""
-ALIGN, LEAST_ALIGN, RANKS = 64, 8, 16
-"""Ranks are multiples of 64, which fill matrix units; where a matrix would have less than 16 of them, of less."""
+ALIGN, LEAST_ALIGN, RANKS = 128, 8, 16
+"""Ranks are multiples of 128, which divide into steps that a kernel reads whole; where a matrix would have less than 16
+of them, of less. The MLPs of Qwen3-4B take 1,525 us a token by ranks of 640 on an H100, 1,539 by 704 and 576."""
 TRIES = 100
 LEAST_SAVED_BYTES = {"cpu": 2**20, "cuda": 6 * 2**20}
 """What a second product costs. On 2 CPU cores half of 1024 x 1024 numbers in float32 is 1.45 times as fast for one row,
@@ -45,8 +46,8 @@ def factor_numbers(outputs: int, inputs: int, rank: int, pivoted: bool) -> int:
 def align_of(outputs: int, inputs: int, asked: int | None = None) -> int:
     """What ranks of a matrix are multiples of.
 
-    >>> align_of(4096, 2560), align_of(1024, 256), align_of(32, 16), align_of(4096, 2560, asked=32)
-    (64, 16, 8, 32)
+    >>> align_of(4096, 2560), align_of(4096, 1024), align_of(32, 16), align_of(4096, 2560, asked=32)
+    (128, 64, 8, 32)
     """
     if asked is not None:
         return asked
