@@ -39,7 +39,8 @@ EXACT_WEIGHTS, EXACT_PROGRAMS = 32, 8
 EXACT_COLUMNS, FEW_EXACT_ROWS = (512, 1024), 32
 """Columns of a step of such weights for many rows, and for fewer than so many a multiprocessor. Measured on an H100 in
 steps of whole plain ones: 6144 x 2560 takes 10.8 us by 512 and 13.4 by 1024, gated 19456 x 2560 30.3 and 34.8; 2560 x
-4096 takes 9.5 and 7.9, 2560 x 9728 takes 19.7 and 17.0. As parts of wider steps they are predicted to take as long."""
+4096 takes 9.5 and 7.9, 2560 x 9728 takes 19.7 and 17.0. As halves of steps 31.7, 8.1 and 17.3, the last two by two
+warps, where one takes 8.4 and 19.6."""
 FOLDS = (1, 2, 4)
 """Steps of weights in 12 bits that may stand for one of plain ones, each with sums of its own."""
 COLUMNS = (256, 512, 1024, 2048)
@@ -101,7 +102,7 @@ def choose_exact_launch(
     """The launch for weights in exponent12, `rows` in all, with the bits of plain ones in steps of `columns`.
 
     Its own are fewer where those are many: 512 for many rows, 1,024 for few. A thread makes 32 weights of a step, half
-    of them of a gate, where that leaves programs enough.
+    of them of a gate, where that leaves programs enough; of few rows 16, where the sums of parts take registers too.
 
     >>> from inference_pio.kernels.triton.launch import HOPPER
     >>> choose_exact_launch(HOPPER, 6144, 512), choose_exact_launch(HOPPER, 2560, 2048).columns
@@ -111,6 +112,7 @@ def choose_exact_launch(
     own = max(min(columns, EXACT_COLUMNS[few]), columns // FOLDS[-1])
     warps = max(1, own // (EXACT_WEIGHTS * THREADS))
     taken = max(1, EXACT_WEIGHTS * THREADS * warps // own // (2 if gated else 1))
+    warps *= 2 if few and own < columns else 1
     while taken > 1 and rows // taken < EXACT_PROGRAMS * limits.multiprocessors:
         taken //= 2
     return GemvLaunch(taken, own, warps, dependent=dependent and limits.capability >= FIRST_OVERLAPPING)
