@@ -23,8 +23,6 @@ COLUMNS = 16
 PAIRS = (0, 2, 1, 3)
 """Of eight columns, the pairs of neighbours whose indices lie in a byte each, the first in its low bits. So four bytes
 read as one number hold indices in both of its halves where four codes hold what goes with them."""
-ROWS = 16
-"""So many rows begin together in the lists."""
 MOST_ELEMENTS = 2**31 - 1
 BLOCK_ELEMENTS = 2**20
 SIGN_AND_MANTISSA = -0x7F81  # 0x807F
@@ -42,7 +40,7 @@ class Packed(NamedTuple):
     lowest: Tensor
     """uint8 [..., N]."""
     starts: Tensor
-    """int32 [..., N / 16 + 1], rounded up: where the listed weights of each 16 rows begin, and where the last end."""
+    """int32 [..., N + 1]: where the listed weights of each row begin, and where the last end."""
     places: Tensor
     """int32: row * K + column of each listed weight within its matrix, in order."""
     values: Tensor
@@ -121,7 +119,7 @@ def pack(weight: Tensor) -> Packed:
 def _empty(weight: Tensor) -> Packed:
     """What a weight becomes, without values, and with nothing listed."""
     *outer, rows, columns = weight.shape
-    shapes = ((rows, columns), (rows, columns // 2), (rows,), (-(-rows // ROWS) + 1,))
+    shapes = ((rows, columns), (rows, columns // 2), (rows,), (rows + 1,))
     dtypes = (torch.uint8, torch.uint8, torch.uint8, torch.int32)
     parts = (
         torch.empty(*outer, *shape, dtype=dtype, device=weight.device)
@@ -143,15 +141,14 @@ def _packed_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _starts(counts: Tensor) -> Tensor:
-    """Where the listed weights of each run of rows begin [E, runs + 1], given how many each row has [E, N]."""
-    of_runs = F.pad(counts, (0, -counts.shape[-1] % ROWS)).unflatten(-1, (-1, ROWS)).sum(-1)
-    ends = of_runs.flatten().cumsum(0, dtype=torch.int32).view_as(of_runs)
+    """Where the listed weights of each row begin [E, N + 1], given how many each has [E, N]."""
+    ends = counts.flatten().cumsum(0, dtype=torch.int32).view_as(counts)
     first = F.pad(ends[:-1, -1:], (0, 0, 1, 0))
     return torch.cat([first, ends], -1)
 
 
 def _blocks(rows: Tensor) -> Iterator[Tensor]:
-    return iter(rows.split(max(ROWS, BLOCK_ELEMENTS // max(1, rows.shape[-1]))))
+    return iter(rows.split(max(1, BLOCK_ELEMENTS // max(1, rows.shape[-1]))))
 
 
 # ---------------------------------------------------------------- unpacking

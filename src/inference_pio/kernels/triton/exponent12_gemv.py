@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.exponent12 import COLUMNS, ROWS, Packed
+from inference_pio.kernels.exponent12 import COLUMNS, Packed
 from inference_pio.kernels.gemv import Optionals, gemv_parts
 from inference_pio.kernels.triton.exponent12_sums import exact_sums_by_threads
 from inference_pio.kernels.triton.gemv import biases_of, three
@@ -88,6 +88,8 @@ def exact_gemv_kernel(
     tl.store(out + batch * out_step + column, total.to(out.dtype.element_ty), mask=stored)
 
 
+MOST_ROWS_AT_ONCE = 16
+"""Rows that a program may take: it finds the row of a listed weight by as many comparisons."""
 LEAST_COLUMNS = NEIGHBOURS * THREADS
 """Of a step: with fewer, threads of the plain kernel have less than four of a row, and add them in another order."""
 
@@ -140,8 +142,8 @@ def exact_gemv(
     """What `kernels.triton.gemv.gemv` gives for the weights that are packed, to the bit, for one or two rows of x.
 
     The launch that is compared with has so many `columns` and no `stages`; where none are given, those of `launch`, or
-    of the plain one by rule. Raises InvalidSetting for what `supports_exact_gemv` refuses, and for a launch whose
-    programs would not lie within runs of 16 rows, or whose columns are not a whole, a half or a quarter of those.
+    of the plain one by rule. Raises InvalidSetting for what `supports_exact_gemv` refuses, and for a launch that takes
+    more than 16 rows, or columns that are not a whole, a half or a quarter of those.
     """
     sizes = [torch.empty(pack.codes.shape, dtype=x.dtype, device="meta") for pack in weights]
     parts = gemv_parts(x, sizes, biases=biases, norm_weight=norm_weight, gated=gated, residual=residual, out=out)
@@ -154,9 +156,9 @@ def exact_gemv(
         columns = plain.columns
     launch = launch or choose_exact_launch(limits, rows, columns, gated=gated)
     launch.require(limits, x.dtype)
-    if launch.rows > ROWS or launch.columns < LEAST_COLUMNS or launch.stages:
+    if launch.rows > MOST_ROWS_AT_ONCE or launch.columns < LEAST_COLUMNS or launch.stages:
         raise InvalidSetting(
-            f"{launch} is none here: up to {ROWS} rows, {LEAST_COLUMNS} columns or more, without `stages`."
+            f"{launch} is none here: up to {MOST_ROWS_AT_ONCE} rows, {LEAST_COLUMNS} columns or more, without `stages`."
         )
     if columns not in (folds * launch.columns for folds in FOLDS):
         raise InvalidSetting(
