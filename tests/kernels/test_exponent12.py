@@ -68,7 +68,7 @@ def test_unpacking_is_the_plain_definition_on_awkward_shapes(shape: tuple[int, .
     assert torch.equal(unpack(packed, torch.float32), weights.float())
 
 
-def test_blocks_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_and_runs_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, whole = trained(3, 53, 32), pack(trained(3, 53, 32))
     monkeypatch.setattr("inference_pio.kernels.exponent12.BLOCK_ELEMENTS", 20 * 32)
     for one, other in zip(pack(weights), whole, strict=True):
@@ -77,23 +77,26 @@ def test_blocks_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert same_bits(unpack(whole), weights)
 
 
-def test_each_row_finds_its_listed_weights_in_order() -> None:
+def test_each_run_of_rows_finds_its_listed_weights_in_order() -> None:
     weights = trained(2, 53, 96)
     packed = pack(weights)
-    assert packed.starts.shape == (2, 54)
+    assert packed.starts.shape == (2, 5)
     assert packed.starts[0, -1] == packed.starts[1, 0]
     assert packed.starts[1, -1] == len(packed.places) == len(packed.values) > 0
     for matrix in range(2):
-        for row in range(53):
-            places = packed.places[packed.starts[matrix, row] : packed.starts[matrix, row + 1]]
+        for run in range(4):
+            places = packed.places[packed.starts[matrix, run] : packed.starts[matrix, run + 1]]
+            rows = places // 96
             assert torch.equal(places, places.sort().values)
-            assert (places // 96 == row).all()
+            assert ((rows >= 16 * run) & (rows < 16 * run + 16)).all()
+            told = int(packed.listed_rows[matrix, run])
+            assert {16 * run + bit for bit in range(16) if told >> bit & 1} == set(rows.tolist())
 
 
 def test_it_takes_twelve_bits_a_weight_and_little_beside() -> None:
     weights = torch.randn(512, 2048, generator=torch.Generator().manual_seed(0)).bfloat16()
     packed = pack(weights)
-    assert 12 < sum(part.nbytes for part in packed) * 8 / weights.numel() < 12.03  # of each row where its list begins
+    assert 12 < sum(part.nbytes for part in packed) * 8 / weights.numel() < 12.02
     assert listed_share(weights) == len(packed.places) / weights.numel() < 2e-4
     assert listed_share(weights[None]) == listed_share(weights)
 
@@ -151,4 +154,4 @@ def test_four_bytes_of_indices_are_read_as_one_number_beside_eight_codes() -> No
 
 
 def test_parts_are_named_and_in_order() -> None:
-    assert Packed._fields == ("codes", "indices", "lowest", "starts", "places", "values")
+    assert Packed._fields == ("codes", "indices", "lowest", "listed_rows", "starts", "places", "values")

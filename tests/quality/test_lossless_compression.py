@@ -16,7 +16,7 @@ from tests.quality.reference_models import NAMES
 
 LEFT = {"glm4_moe_lite": ["model.layers.0.mlp.down_proj"]}
 """3.8% of its weights have exponents below their row's 15 largest: inputs that training never used."""
-BITS = {"glm4_moe_lite": 12.36}
+BITS = {"glm4_moe_lite": 12.38}
 """There 0.8% of the experts' weights are listed; elsewhere what was promised holds."""
 
 

@@ -106,6 +106,7 @@ class Exponent12Linear(Exponent12, CompressedLinear):
     weight_exponent12: Tensor
     weight_indices: Tensor
     weight_lowest: Tensor
+    weight_listed_rows: Tensor
     weight_starts: Tensor
     weight_places: Tensor
     weight_values: Tensor

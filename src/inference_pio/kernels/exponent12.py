@@ -23,6 +23,8 @@ COLUMNS = 16
 PAIRS = (0, 2, 1, 3)
 """Of eight columns, the pairs of neighbours whose indices lie in a byte each, the first in its low bits. So four bytes
 read as one number hold indices in both of its halves where four codes hold what goes with them."""
+ROWS = 16
+"""So many rows begin together in the lists."""
 MOST_ELEMENTS = 2**31 - 1
 BLOCK_ELEMENTS = 2**20
 SIGN_AND_MANTISSA = -0x7F81  # 0x807F
@@ -39,8 +41,10 @@ class Packed(NamedTuple):
     """uint8 [..., N, K / 2]: two indices a byte. An exponent is its row's lowest one, plus its index, less 1."""
     lowest: Tensor
     """uint8 [..., N]."""
+    listed_rows: Tensor
+    """int16 [..., N / 16], rounded up: a bit for each of 16 rows that has listed weights. Most have none."""
     starts: Tensor
-    """int32 [..., N + 1]: where the listed weights of each row begin, and where the last end."""
+    """int32 [..., N / 16 + 1], rounded up: where the listed weights of each 16 rows begin, and where the last end."""
     places: Tensor
     """int32: row * K + column of each listed weight within its matrix, in order."""
     values: Tensor
@@ -112,15 +116,19 @@ def pack(weight: Tensor) -> Packed:
         places.append(((row + start) % rows * columns + column).to(torch.int32))
         values.append(block[row, column])
         start += len(block)
-    starts = _starts(counts.view(-1, rows)).view(made.starts.shape)
-    return made._replace(starts=starts, places=torch.cat(places), values=torch.cat(values))
+    of_runs = F.pad(counts.view(-1, rows), (0, -rows % ROWS)).unflatten(-1, (-1, ROWS))
+    return made._replace(
+        listed_rows=_listed_rows(of_runs).view(made.listed_rows.shape), starts=_starts(of_runs).view(made.starts.shape),
+        places=torch.cat(places), values=torch.cat(values),
+    )  # fmt: skip
 
 
 def _empty(weight: Tensor) -> Packed:
     """What a weight becomes, without values, and with nothing listed."""
     *outer, rows, columns = weight.shape
-    shapes = ((rows, columns), (rows, columns // 2), (rows,), (rows + 1,))
-    dtypes = (torch.uint8, torch.uint8, torch.uint8, torch.int32)
+    runs = -(-rows // ROWS)
+    shapes = ((rows, columns), (rows, columns // 2), (rows,), (runs,), (runs + 1,))
+    dtypes = (torch.uint8, torch.uint8, torch.uint8, torch.int16, torch.int32)
     parts = (
         torch.empty(*outer, *shape, dtype=dtype, device=weight.device)
         for shape, dtype in zip(shapes, dtypes, strict=True)
@@ -140,15 +148,22 @@ def _packed_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return code.to(torch.uint8), (low | high << 4).flatten(-3), lowest.to(torch.uint8), listed
 
 
+def _listed_rows(counts: Tensor) -> Tensor:
+    """Which rows of each run have listed weights [E, runs], given how many each has [E, runs, ROWS]."""
+    bits = 1 << torch.arange(ROWS, dtype=torch.int32, device=counts.device)
+    return ((counts > 0) * bits).sum(-1, dtype=torch.int32).to(torch.int16)  # the highest bit becomes a sign
+
+
 def _starts(counts: Tensor) -> Tensor:
-    """Where the listed weights of each row begin [E, N + 1], given how many each has [E, N]."""
-    ends = counts.flatten().cumsum(0, dtype=torch.int32).view_as(counts)
+    """Where the listed weights of each run of rows begin [E, runs + 1], given how many each row has [E, runs, ROWS]."""
+    of_runs = counts.sum(-1)
+    ends = of_runs.flatten().cumsum(0, dtype=torch.int32).view_as(of_runs)
     first = F.pad(ends[:-1, -1:], (0, 0, 1, 0))
     return torch.cat([first, ends], -1)
 
 
 def _blocks(rows: Tensor) -> Iterator[Tensor]:
-    return iter(rows.split(max(1, BLOCK_ELEMENTS // max(1, rows.shape[-1]))))
+    return iter(rows.split(max(ROWS, BLOCK_ELEMENTS // max(1, rows.shape[-1]))))
 
 
 # ---------------------------------------------------------------- unpacking
@@ -176,7 +191,7 @@ def unpack_one(packed: Packed, number: int) -> Tensor:
     """Matrix `number` of a stack, bfloat16 [N, K]; no other one is unpacked."""
     starts = packed.starts[number]
     listed = slice(*starts[[0, -1]].tolist())
-    parts = (part[number] for part in packed[:3])
+    parts = (part[number] for part in packed[:4])
     return unpack(Packed(*parts, starts - starts[0], packed.places[listed], packed.values[listed]))
 
 

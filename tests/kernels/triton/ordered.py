@@ -48,8 +48,8 @@ def ends_kernel(sums, up, normal, scale, bias, out):
 
 
 @triton.jit
-def steps_kernel(starts, places, out, first, rows, inputs, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr):
-    begin, end, steps = listed_by_step(starts, places, first, rows, inputs, ROW_COUNT, COLUMN_COUNT)
+def steps_kernel(listed_rows, starts, places, out, first, inputs, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr):
+    begin, end, steps = listed_by_step(listed_rows, starts, places, first, inputs, ROW_COUNT, COLUMN_COUNT)
     tl.store(out, begin)
     tl.store(out + 1, end)
     tl.store(out + 2, steps)

@@ -27,7 +27,7 @@ def check_unpacked(device: str = "cpu") -> None:
     stack = trained(3, 33, 48)
     packed = pack(stack.to(device))
     for number in range(3):  # one of many, beside the lists of all
-        one = Packed(*(part[number] for part in packed[:4]), packed.places, packed.values)
+        one = Packed(*(part[number] for part in packed[:5]), packed.places, packed.values)
         out = torch.zeros(33, 48, dtype=torch.bfloat16, device=device)
         assert same_bits(exponent12_unpack(one, out).cpu(), stack[number])
 

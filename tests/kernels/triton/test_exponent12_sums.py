@@ -22,10 +22,12 @@ def check_steps() -> None:
     packed, out = pack(weights), torch.empty(3, dtype=torch.int32)
     assert packed.places.tolist()[:1] == [1]
     for first, rows, wanted in (
-        (0, 1, (0, 1, 1)), (1, 1, (1, 1, 0)), (16, 2, (1, 3, 0b101)), (18, 1, (3, 4, -(2**31))),
+        (0, 1, (0, 1, 1)), (1, 1, (0, 0, 0)), (16, 2, (1, 3, 0b101)), (18, 1, (3, 4, -(2**31))),
         (20, 2, (4, 104, 0b1111111)), (28, 4, (104, 105, 1)), (32, 8, (105, 105, 0)),
     ):  # fmt: skip
-        steps_kernel[(1,)](packed.starts, packed.places, out, first, 40, 640, ROW_COUNT=rows, COLUMN_COUNT=16)
+        steps_kernel[(1,)](
+            packed.listed_rows, packed.starts, packed.places, out, first, 640, ROW_COUNT=rows, COLUMN_COUNT=16
+        )
         assert tuple(out.tolist()) == wanted, (first, rows)
 
 

@@ -11,12 +11,12 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.exponent12 import COLUMNS, Packed
+from inference_pio.kernels.exponent12 import COLUMNS, ROWS, Packed
 from inference_pio.kernels.triton.launch import on_device
 from inference_pio.kernels.triton.support import Cause, Support, require, supports_device
 
-ROWS, UNPACKED_COLUMNS = 16, 512
-"""Rows and columns that a program makes: a warp's threads write 16 bytes each."""
+UNPACKED_COLUMNS = 512
+"""Columns that a program makes of 16 rows: a warp's threads write 16 bytes each."""
 
 GROUP: tl.constexpr = tl.constexpr(COLUMNS)
 SIGNS: tl.constexpr = tl.constexpr(-0x7FFF8000)
@@ -88,12 +88,10 @@ def exponent12_codes_kernel(codes, indices, lowest, out, rows, inputs, ROW_COUNT
 
 
 @triton.jit
-def exponent12_listed_kernel(
-    starts, listed_places, listed_values, out, rows, ROW_COUNT: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The listed weights of a few rows, to their places."""
-    row = tl.program_id(0) * ROW_COUNT
-    begin, end = tl.load(starts + row), tl.load(starts + tl.minimum(row + ROW_COUNT, rows))
+def exponent12_listed_kernel(starts, listed_places, listed_values, out, BLOCK: tl.constexpr):
+    """The listed weights of one run of rows, to their places."""
+    run = tl.program_id(0)
+    begin, end = tl.load(starts + run), tl.load(starts + run + 1)
     for start in tl.range(begin, end, BLOCK):
         number = start + tl.arange(0, BLOCK)
         place = tl.load(listed_places + number, mask=number < end, other=0)
@@ -113,7 +111,7 @@ def exponent12_unpack(packed: Packed, out: torch.Tensor | None = None) -> torch.
     if not all(part.is_contiguous() for part in (*packed, out)):
         require(Support(Cause.LAYOUT, "the elements of a row do not lie side by side"))
     require(supports_device(out.device))
-    codes, indices, lowest, starts, places, values = packed
+    codes, indices, lowest, _, starts, places, values = packed
     with on_device(out):
         grid = (triton.cdiv(rows, ROWS), triton.cdiv(inputs, UNPACKED_COLUMNS))
         exponent12_codes_kernel[grid](
@@ -121,6 +119,6 @@ def exponent12_unpack(packed: Packed, out: torch.Tensor | None = None) -> torch.
             ROW_COUNT=ROWS, COLUMN_COUNT=UNPACKED_COLUMNS, num_warps=8,
         )  # fmt: skip
         exponent12_listed_kernel[(triton.cdiv(rows, ROWS),)](
-            starts, places, values.view(torch.int16), out.view(torch.int16), rows, ROW_COUNT=ROWS, BLOCK=32, num_warps=1
+            starts, places, values.view(torch.int16), out.view(torch.int16), BLOCK=32, num_warps=1
         )
     return out

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.exponent12 import COLUMNS, Packed
+from inference_pio.kernels.exponent12 import COLUMNS, ROWS, Packed
 from inference_pio.kernels.gemv import Optionals, gemv_parts
 from inference_pio.kernels.triton.exponent12_sums import exact_sums_by_threads
 from inference_pio.kernels.triton.gemv import biases_of, three
@@ -29,28 +29,30 @@ from inference_pio.kernels.triton.support import ELEMENTWISE_DTYPES, Cause, Supp
 @triton.jit(
     do_not_specialize=["residual_step", "out_step", "rows_0", "rows_1", "rows_2", "eps"],
     do_not_specialize_on_alignment=[
-        "lowest_0", "lowest_1", "lowest_2", "starts_0", "starts_1", "starts_2", "places_0", "places_1", "places_2",
-        "values_0", "values_1", "values_2", "bias_0", "bias_1", "bias_2", "residual", "out",
+        "lowest_0", "lowest_1", "lowest_2", "listed_0", "listed_1", "listed_2", "starts_0", "starts_1", "starts_2",
+        "places_0", "places_1", "places_2", "values_0", "values_1", "values_2", "bias_0", "bias_1", "bias_2",
+        "residual", "out",
     ],
 )  # fmt: skip
 def exact_gemv_kernel(
     x, norm_weight, codes_0, codes_1, codes_2, indices_0, indices_1, indices_2, lowest_0, lowest_1, lowest_2,
-    starts_0, starts_1, starts_2, places_0, places_1, places_2, values_0, values_1, values_2, bias_0, bias_1, bias_2,
-    residual, out, x_step, residual_step, out_step, rows_0, rows_1, rows_2, inputs, eps,
+    listed_0, listed_1, listed_2, starts_0, starts_1, starts_2, places_0, places_1, places_2, values_0, values_1,
+    values_2, bias_0, bias_1, bias_2, residual, out, x_step, residual_step, out_step, rows_0, rows_1, rows_2, inputs,
+    eps,
     COUNT: tl.constexpr, BATCH: tl.constexpr, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr, FOLDS: tl.constexpr,
     GROUP: tl.constexpr, EVEN: tl.constexpr, WORDS: tl.constexpr, WEIGHTS: tl.constexpr, NORMED: tl.constexpr,
     GATED: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     program, before, which = tl.program_id(0), 0, 0
     codes, indices, lowest, starts, places, values = codes_0, indices_0, lowest_0, starts_0, places_0, values_0
-    rows, bias = rows_0, bias_0
+    listed, rows, bias = listed_0, rows_0, bias_0
     if WEIGHTS > 1 and not GATED:
         past = program >= tl.cdiv(rows_0, ROW_COUNT)
         program, before = tl.where(past, program - tl.cdiv(rows_0, ROW_COUNT), program), tl.where(past, rows_0, 0)
         codes, indices = tl.where(past, codes_1, codes), tl.where(past, indices_1, indices)
         lowest, starts = tl.where(past, lowest_1, lowest), tl.where(past, starts_1, starts)
         places, values = tl.where(past, places_1, places), tl.where(past, values_1, values)
-        rows, which = tl.where(past, rows_1, rows), past.to(tl.int32)
+        listed, rows, which = tl.where(past, listed_1, listed), tl.where(past, rows_1, rows), past.to(tl.int32)
         if BIASED:
             bias = tl.where(past, bias_1, bias)
         if WEIGHTS > 2:
@@ -60,7 +62,7 @@ def exact_gemv_kernel(
             codes, indices = tl.where(past, codes_2, codes), tl.where(past, indices_2, indices)
             lowest, starts = tl.where(past, lowest_2, lowest), tl.where(past, starts_2, starts)
             places, values = tl.where(past, places_2, places), tl.where(past, values_2, values)
-            rows = tl.where(past, rows_2, rows)
+            listed, rows = tl.where(past, listed_2, listed), tl.where(past, rows_2, rows)
             if BIASED:
                 bias = tl.where(past, bias_2, bias)
 
@@ -76,8 +78,8 @@ def exact_gemv_kernel(
     if ADDED:
         residual_places = residual + batch * residual_step + column
     total, up, squares, added = exact_sums_by_threads(
-        x, norm_weight, codes, indices, lowest, starts, places, values, codes_1, indices_1, lowest_1, starts_1,
-        places_1, values_1, first, rows, residual_places, stored, x_step, inputs, COUNT, BATCH, ROW_COUNT,
+        x, norm_weight, codes, indices, lowest, listed, starts, places, values, codes_1, indices_1, lowest_1, listed_1,
+        starts_1, places_1, values_1, first, rows, residual_places, stored, x_step, inputs, COUNT, BATCH, ROW_COUNT,
         COLUMN_COUNT, FOLDS, GROUP, EVEN, WORDS, NORMED, GATED, ADDED, DEPENDENT, INTERPRETED,
     )  # fmt: skip
     normal = tl.rsqrt(squares / inputs + eps)
@@ -88,8 +90,6 @@ def exact_gemv_kernel(
     tl.store(out + batch * out_step + column, total.to(out.dtype.element_ty), mask=stored)
 
 
-MOST_ROWS_AT_ONCE = 16
-"""Rows that a program may take: it finds the row of a listed weight by as many comparisons."""
 LEAST_COLUMNS = NEIGHBOURS * THREADS
 """Of a step: with fewer, threads of the plain kernel have less than four of a row, and add them in another order."""
 
@@ -142,8 +142,8 @@ def exact_gemv(
     """What `kernels.triton.gemv.gemv` gives for the weights that are packed, to the bit, for one or two rows of x.
 
     The launch that is compared with has so many `columns` and no `stages`; where none are given, those of `launch`, or
-    of the plain one by rule. Raises InvalidSetting for what `supports_exact_gemv` refuses, and for a launch that takes
-    more than 16 rows, or columns that are not a whole, a half or a quarter of those.
+    of the plain one by rule. Raises InvalidSetting for what `supports_exact_gemv` refuses, and for a launch whose
+    programs would not lie within runs of 16 rows, or whose columns are not a whole, a half or a quarter of those.
     """
     sizes = [torch.empty(pack.codes.shape, dtype=x.dtype, device="meta") for pack in weights]
     parts = gemv_parts(x, sizes, biases=biases, norm_weight=norm_weight, gated=gated, residual=residual, out=out)
@@ -156,9 +156,9 @@ def exact_gemv(
         columns = plain.columns
     launch = launch or choose_exact_launch(limits, rows, columns, gated=gated)
     launch.require(limits, x.dtype)
-    if launch.rows > MOST_ROWS_AT_ONCE or launch.columns < LEAST_COLUMNS or launch.stages:
+    if launch.rows > ROWS or launch.columns < LEAST_COLUMNS or launch.stages:
         raise InvalidSetting(
-            f"{launch} is none here: up to {MOST_ROWS_AT_ONCE} rows, {LEAST_COLUMNS} columns or more, without `stages`."
+            f"{launch} is none here: up to {ROWS} rows, {LEAST_COLUMNS} columns or more, without `stages`."
         )
     if columns not in (folds * launch.columns for folds in FOLDS):
         raise InvalidSetting(
@@ -181,7 +181,7 @@ def _launch(
         x, norm_weight = x.view(torch.int32), None if norm_weight is None else norm_weight.view(torch.int32)
     biases, has_bias = biases_of(biases)
     words = [
-        (p.codes.view(torch.int32), p.indices.view(torch.int32), *p[2:5], p.values.view(torch.int16)) for p in weights
+        (p.codes.view(torch.int32), p.indices.view(torch.int32), *p[2:6], p.values.view(torch.int16)) for p in weights
     ]
     programs = sum(triton.cdiv(count, launch.rows) for count in (counts[:1] if gated else counts))
     exact_gemv_kernel[(programs,)](

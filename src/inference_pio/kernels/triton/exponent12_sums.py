@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from inference_pio.kernels.exponent12 import ROWS
 from inference_pio.kernels.triton.gemv_ends import read_residual
 from inference_pio.kernels.triton.gemv_sums import read_often
 from inference_pio.kernels.triton.ordered_sums import NEIGHBOURS, add_products, apart, sum_by_neighbours
 from inference_pio.kernels.triton.overlap import wait_for_others
 
+RUN = tl.constexpr(ROWS)
 FOUR = tl.constexpr(NEIGHBOURS)
 EIGHT = tl.constexpr(8)
 CHUNK = tl.constexpr(32)
@@ -43,18 +45,25 @@ def row_and_column(place, inputs, ROW_COUNT: tl.constexpr):
 
 
 @triton.jit
-def listed_by_step(starts, places, first, rows, inputs, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr):
+def listed_by_step(listed_rows, starts, places, first, inputs, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr):
     """Where the listed weights of a program's rows begin and end in the list of all, and which steps have any: a bit
-    each, the last of all steps from the 32nd on. Most rows have none, and no place is read for them."""
-    begin, end = tl.load(starts + first), tl.load(starts + tl.minimum(first + ROW_COUNT, rows))
-    steps = 0
-    for start in tl.range(begin, end, CHUNK):
-        number = start + tl.arange(0, CHUNK)
-        place = tl.load(places + number, mask=number < end, other=0) - first * inputs
-        _, column = row_and_column(tl.where(number < end, place, 0), inputs, ROW_COUNT)
-        step = tl.minimum(column // COLUMN_COUNT, LAST_BIT)
-        steps |= tl.reduce(tl.where(number < end, 1 << step, 0), 0, either)
-    return begin, end, steps
+    each, the last of all steps from the 32nd on. Of rows without any no place is read."""
+    run, own_rows = first // RUN, ((1 << ROW_COUNT) - 1) << (first % RUN)
+    own_rows &= tl.load(listed_rows + run).to(tl.int32)
+    begin, end = tl.load(starts + run), tl.load(starts + run + 1)
+    before, own, steps = 0, 0, 0
+    if own_rows != 0:
+        for start in tl.range(begin, end, CHUNK):
+            number = start + tl.arange(0, CHUNK)
+            place = tl.load(places + number, mask=number < end, other=0) - first * inputs
+            behind = (number < end) & (place >= 0)
+            mine = behind & (place < ROW_COUNT * inputs)
+            _, column = row_and_column(tl.where(mine, place, 0), inputs, ROW_COUNT)
+            step = tl.minimum(column // COLUMN_COUNT, LAST_BIT)
+            before += tl.sum(((number < end) & (place < 0)).to(tl.int32), 0)
+            own += tl.sum(mine.to(tl.int32), 0)
+            steps |= tl.reduce(tl.where(mine, 1 << step, 0), 0, either)
+    return begin + before, begin + before + own, steps
 
 
 @triton.jit
@@ -226,8 +235,9 @@ def with_fold(totals, sums, start, OUTER: tl.constexpr, ROW_COUNT: tl.constexpr,
 
 @triton.jit
 def exact_sums_by_threads(
-    x, norm_weight, codes, indices, lowest, starts, listed_places, listed_values, up_codes, up_indices, up_lowest,
-    up_starts, up_listed_places, up_listed_values, first, rows, residual_places, stored, x_step, inputs,
+    x, norm_weight, codes, indices, lowest, listed_rows, starts, listed_places, listed_values, up_codes, up_indices,
+    up_lowest, up_listed_rows, up_starts, up_listed_places, up_listed_values, first, rows, residual_places, stored,
+    x_step, inputs,
     COUNT: tl.constexpr, BATCH: tl.constexpr, ROW_COUNT: tl.constexpr, COLUMN_COUNT: tl.constexpr, FOLDS: tl.constexpr,
     GROUP: tl.constexpr, EVEN: tl.constexpr, WORDS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr,
     ADDED: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -245,7 +255,7 @@ def exact_sums_by_threads(
     if FAR:
         next_start = step_behind(0, inputs, COLUMN_COUNT, FOLDS)
         next_code, next_index = read_tile(places, index_places, group, next_start, inputs, GROUP)
-    begin, end, steps = listed_by_step(starts, listed_places, first, rows, inputs, ROW_COUNT, COLUMN_COUNT)
+    begin, end, steps = listed_by_step(listed_rows, starts, listed_places, first, inputs, ROW_COUNT, COLUMN_COUNT)
     if GATED:
         up_places, up_index_places, _ = places_of(up_codes, up_indices, first, last, inputs, ROW_COUNT, GROUPS, GROUP)
         up_base = first_exponents(up_lowest, held)
@@ -253,7 +263,7 @@ def exact_sums_by_threads(
         if FAR:
             next_up_code, next_up_index = read_tile(up_places, up_index_places, group, next_start, inputs, GROUP)
         up_begin, up_end, up_steps = listed_by_step(
-            up_starts, up_listed_places, first, rows, inputs, ROW_COUNT, COLUMN_COUNT
+            up_listed_rows, up_starts, up_listed_places, first, inputs, ROW_COUNT, COLUMN_COUNT
         )
     if DEPENDENT:
         wait_for_others(INTERPRETED)
