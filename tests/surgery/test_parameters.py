@@ -20,6 +20,10 @@ def test_a_bar_lets_the_approximate_ones_join_and_names_are_taken_once() -> None
     assert SurgeryParameters(edits=["blocks", "blocks"], max_kl=0.1).names == ("blocks",)
 
 
+def test_defaults_contradict_nothing_when_they_are_written_out() -> None:
+    assert SurgeryParameters(remove=1, refit=True, stray=0.125).names == WITHOUT_LOSS
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -28,6 +32,10 @@ def test_a_bar_lets_the_approximate_ones_join_and_names_are_taken_once() -> None
         ({"keep_ids": [1]}, "add it"),
         ({"keep_ids": [-1], "edits": ["vocabulary"]}, "0 or more"),
         ({"max_kl": 0.1, "edits": ["patch_linear"]}, "none of them is among the edits"),
+        ({"remove": 2}, "remove is for the edits attention, blocks"),
+        ({"refit": False, "edits": ["vocabulary"]}, "refit is for the edits"),
+        ({"stray": 0.25, "edits": ["text_only"]}, "stray is for the edits"),
+        ({"stray": 0.25, "refit": False, "edits": ["blocks"]}, "refit is false"),
         ({"remove": 0}, "greater than or equal to 1"),
         ({"depth": 3}, "unknown"),
     ],

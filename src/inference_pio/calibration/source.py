@@ -84,7 +84,9 @@ def _given(model: nn.Module, given: Any, tokenizer: Any, tokens: int, window: in
     if isinstance(given, Tensor):
         if given.dim() != 2 or given.is_floating_point() or not given.numel():
             raise InvalidSetting(f"calibration tokens must be ids [windows, length], not {_shown(given)}.")
-        return CalibrationSource("token ids of the user", _batches(_known(model, given)))
+        taken = _spread(given, max(1, tokens // given.shape[1]))
+        part = "" if len(taken) == len(given) else f", {len(taken)} of {len(given)} rows"
+        return CalibrationSource(f"token ids of the user{part}", _batches(_known(model, taken)))
     if isinstance(given, str):
         given = [given]
     rows = list(given) if isinstance(given, Sequence) else []
@@ -128,8 +130,13 @@ def _windows(ids: Tensor, tokens: int, window: int, what: str) -> Tensor:
     if ids.numel() <= window:
         return ids[None]
     there = ids.numel() // window
-    wanted = min(there, max(1, tokens // window))
-    return ids[: there * window].view(there, window)[[index * there // wanted for index in range(wanted)]]
+    return _spread(ids[: there * window].view(there, window), max(1, tokens // window))
+
+
+def _spread(rows: Tensor, most: int) -> Tensor:
+    """At most so many of some rows, evenly spread."""
+    there, wanted = len(rows), min(len(rows), most)
+    return rows[[index * there // wanted for index in range(wanted)]]
 
 
 def _known(model: nn.Module, rows: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ EditName = Literal[
 ]  # fmt: skip
 WITHOUT_LOSS: tuple[EditName, ...] = ("patch_linear", "latent_decode", "dead_modules")
 APPROXIMATE: tuple[EditName, ...] = ("attention", "blocks")
+OF_APPROXIMATE = ("max_kl", "remove", "refit", "stray")
+"""What is asked of these edits alone."""
 
 
 class SurgeryParameters(Settings):
@@ -44,9 +46,16 @@ class SurgeryParameters(Settings):
             raise ValueError("keep_ids is for the edit 'vocabulary', which is not among the edits: add it")
         if self.keep_ids is not None and min(self.keep_ids) < 0:
             raise ValueError("keep_ids are ids of tokens, 0 or more")
-        if self.max_kl is not None and not set(APPROXIMATE) & set(self.names):
-            raise ValueError(f"max_kl is for the edits {', '.join(APPROXIMATE)}, and none of them is among the edits")
+        if not set(APPROXIMATE) & set(self.names) and (lost := [one for one in OF_APPROXIMATE if self._is_given(one)]):
+            raise ValueError(
+                f"{lost[0]} is for the edits {', '.join(APPROXIMATE)}, and none of them is among the edits"
+            )
+        if not self.refit and self._is_given("stray"):
+            raise ValueError("stray is for what refit fits, and refit is false: leave one of them out")
         return self
+
+    def _is_given(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     @property
     def names(self) -> tuple[EditName, ...]:

@@ -172,6 +172,8 @@ def test_without_a_text_the_smallest_weights_go_and_nothing_is_measured() -> Non
     for asked in ({}, *({"allocation": "uniform", **want} for want in wants)):
         with pytest.raises(InvalidSetting, match="nothing to measure by"):
             prune(tiny.build("llama"), calibration="none", **asked)
+    with pytest.raises(InvalidSetting, match="leave stray out"):
+        prune(tiny.build("llama"), calibration="none", allocation="uniform", stray=0.125)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "glm4_moe"])

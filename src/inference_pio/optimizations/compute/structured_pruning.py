@@ -90,6 +90,8 @@ class StructuredPruningParameters(Settings):
                 "calibration='none' leaves nothing to measure by: it goes with allocation='uniform' and "
                 "refit='outputs', and without max_kl"
             )
+        if self.calibration == "none" and self.stray:
+            raise InvalidSetting("calibration='none' reads no text whose tokens stray could replace: leave stray out")
         return self
 
 
