@@ -18,11 +18,11 @@ def test_it_is_parted_into_what_is_learned_from_and_what_judges() -> None:
 
 
 def test_some_tokens_are_others_in_what_is_fitted_to_alone() -> None:
-    text = SurgeryText(tiny.build("llama"), SurgeryParameters(text=ROWS, stray=0.5))
+    text = SurgeryText(tiny.build("llama"), SurgeryParameters(edits=["attention"], text=ROWS, stray=0.5))
     plain, strayed = (torch.cat([one["input_ids"] for one in of.batches]) for of in (text.learned, text.strayed))
     assert 0.3 < float((plain != strayed).double().mean()) < 0.7
     assert all(one["input_ids"][0].tolist() in ROWS for one in text.held_out.source.batches)
-    none = SurgeryText(tiny.build("llama"), SurgeryParameters(text=ROWS, stray=0.0))
+    none = SurgeryText(tiny.build("llama"), SurgeryParameters(edits=["attention"], text=ROWS, stray=0.0))
     assert none.strayed is none.learned
 
 
