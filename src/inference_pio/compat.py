@@ -473,6 +473,15 @@ def bmm_widens(device_type: str, dtype: Any) -> bool:
     return bool(wide.dtype == torch.float32)
 
 
+@functools.cache
+def row_puts() -> frozenset[Any]:
+    """The operations that put or add rows where indices say: the gradient of `x[rows]` calls one of them."""
+    import torch
+
+    names = ("_index_put_impl_", "index_put_", "index_put")
+    return frozenset(getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name))
+
+
 def assert_on_device(condition: Any, message: str) -> None:
     """Let a device stop where a condition on it does not hold, without the host waiting for it."""
     import torch

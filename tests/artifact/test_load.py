@@ -188,6 +188,16 @@ def test_an_unknown_step_is_named(tmp_path: Path) -> None:
         load(tmp_path / "saved")
 
 
+def test_settings_that_are_refused_by_now_are_told_with_the_way_out(tmp_path: Path) -> None:
+    saved("llama", tmp_path / "saved")
+    file = tmp_path / "saved" / FILE
+    manifest = json.loads(file.read_text())
+    manifest["steps"][0]["parameters"]["least_share"] = 2.0
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"tensor_compression was saved with settings .* Save the model again"):
+        load(tmp_path / "saved")
+
+
 def test_a_model_of_ones_own_needs_an_instance_for_its_structure(tmp_path: Path) -> None:
     saved("plain", tmp_path / "saved")
     with pytest.raises(ArtifactError, match=r"load\(folder, model=\.\.\.\)"):

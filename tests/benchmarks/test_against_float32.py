@@ -23,11 +23,12 @@ def test_a_profile_without_loss_is_as_near_as_the_library(tmp_path: Path, capsys
     assert "tokens equal for 6" in capsys.readouterr().out
 
 
-def test_what_computes_something_else_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("times", [1.1, torch.nan])
+def test_what_computes_something_else_is_seen(times: float, monkeypatch: pytest.MonkeyPatch) -> None:
     @torch.no_grad()
     def spoil(model: nn.Module, profile: str) -> None:
         weight = model.get_submodule("model.layers.0.mlp.down_proj").get_parameter("weight")
-        weight.mul_(1.1)
+        weight.mul_(times)
 
     monkeypatch.setattr("inference_pio.optimize", spoil)
     assert main(ASKED) == 1

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from inference_pio.artifact.manifest import TENSORS, Manifest, folder_named, read_manifest
+from inference_pio.artifact.manifest import TENSORS, Manifest, SavedStep, folder_named, read_manifest
 from inference_pio.compat import ATTENTION_KEY, EXPERTS_KEY, meta_model
-from inference_pio.contract.optimization import Stage, Step
+from inference_pio.contract.optimization import OptimizationInterface, Stage, Step
 from inference_pio.contract.receipt import Receipt
 from inference_pio.contract.registry import OptimizationRegistry
 from inference_pio.contract.site import Site
-from inference_pio.errors import ArtifactError, InferencePioError, VaultError
+from inference_pio.errors import ArtifactError, InferencePioError, InvalidSetting, VaultError
 from inference_pio.files import sha256_of
 from inference_pio.formats.compressed_module import is_sized_by_data, portable_tensor
 from inference_pio.manager.adopt import adopt
@@ -103,11 +103,20 @@ def _rebuild(bones: nn.Module, manifest: Manifest, registry: OptimizationRegistr
     for saved in manifest.steps:
         if saved.stage in REBUILT:
             sites = tuple(Site(path) for path in saved.sites)
-            optimization = registry.create(saved.name, saved.parameters, device)
+            optimization = _created(registry, saved, device)
             try:
                 act(optimization, Step(journal, sites, saved.decision, forecast=True), bones)
             except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 raise ArtifactError(f"{saved.name} cannot be rebuilt from its recorded decision: {error}.") from error
+
+
+def _created(registry: OptimizationRegistry, saved: SavedStep, device: torch.device) -> OptimizationInterface:
+    try:
+        return registry.create(saved.name, saved.parameters, device)
+    except InvalidSetting as error:
+        raise ArtifactError(
+            f"{saved.name} was saved with settings that this version refuses: {error} Save the model again."
+        ) from error
 
 
 def _fill(bones: nn.Module, tensors: dict[str, torch.Tensor], manifest: Manifest) -> None:
@@ -115,7 +124,10 @@ def _fill(bones: nn.Module, tensors: dict[str, torch.Tensor], manifest: Manifest
     names = set(tensors) | set(manifest.ties)
     if names != set(slots):
         wrong = sorted(names ^ set(slots))
-        raise ArtifactError(f"the saved tensors are not those of this model: {', '.join(wrong[:5])} do not match.")
+        raise ArtifactError(
+            f"the saved tensors are not those of this model: {', '.join(wrong[:5])} do not match. "
+            "If another version saved them, save the model again."
+        )
     if astray := sorted(set(manifest.ties.values()) - set(tensors)):
         raise ArtifactError(f"the manifest ties tensors to {astray[0]}, which is not saved: save the model again.")
     trainable = set(manifest.trainable)

@@ -46,7 +46,7 @@ def calibration_source(
     model: nn.Module, calibration: Any = None, tokenizer: Any = None, *, tokens: int = 32768, window: int = 1024,
     seed: int = 0,
 ) -> CalibrationSource:  # fmt: skip
-    """What to calibrate `model` on, at most `tokens` tokens in windows of `window`.
+    """What to calibrate `model` on: of texts at most `tokens` tokens in windows of `window`, else all that is given.
 
     `calibration` may be texts (a tokenizer is needed), token ids [windows, length], or example inputs: mappings of
     keyword arguments. Without it: the default text with `tokenizer`, or with the one that lies where the model was
@@ -84,9 +84,7 @@ def _given(model: nn.Module, given: Any, tokenizer: Any, tokens: int, window: in
     if isinstance(given, Tensor):
         if given.dim() != 2 or given.is_floating_point() or not given.numel():
             raise InvalidSetting(f"calibration tokens must be ids [windows, length], not {_shown(given)}.")
-        taken = _spread(given, max(1, tokens // given.shape[1]))
-        part = "" if len(taken) == len(given) else f", {len(taken)} of {len(given)} rows"
-        return CalibrationSource(f"token ids of the user{part}", _batches(_known(model, taken)))
+        return CalibrationSource("token ids of the user", _batches(_known(model, given)))
     if isinstance(given, str):
         given = [given]
     rows = list(given) if isinstance(given, Sequence) else []
@@ -130,13 +128,8 @@ def _windows(ids: Tensor, tokens: int, window: int, what: str) -> Tensor:
     if ids.numel() <= window:
         return ids[None]
     there = ids.numel() // window
-    return _spread(ids[: there * window].view(there, window), max(1, tokens // window))
-
-
-def _spread(rows: Tensor, most: int) -> Tensor:
-    """At most so many of some rows, evenly spread."""
-    there, wanted = len(rows), min(len(rows), most)
-    return rows[[index * there // wanted for index in range(wanted)]]
+    wanted = min(there, max(1, tokens // window))
+    return ids[: there * window].view(there, window)[[index * there // wanted for index in range(wanted)]]
 
 
 def _known(model: nn.Module, rows: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ LARGEST_EXPONENT = 255
 
 
 class Packed(NamedTuple):
-    """A matrix [N, K], or a stack of them [E, N, K]; all tensors but the last three have those dimensions in front."""
+    """A matrix [N, K], or a stack of them [E, N, K]; all tensors but the last two have those dimensions in front."""
 
     codes: Tensor
     """uint8 [..., N, K]: the sign in the highest bit, the mantissa below; 0 for weights that are listed."""
