@@ -474,12 +474,27 @@ def bmm_widens(device_type: str, dtype: Any) -> bool:
 
 
 @functools.cache
-def row_puts() -> frozenset[Any]:
-    """The operations that put or add rows where indices say: the gradient of `x[rows]` calls one of them."""
+def row_puts() -> dict[Any, bool]:
+    """The operations that put or add rows where indices say, one of which the gradient of `x[rows]` calls, and whether
+    each does so in place."""
     import torch
 
-    names = ("_index_put_impl_", "index_put_", "index_put")
-    return frozenset(getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name))
+    names = {"_index_put_impl_": True, "index_put_": True, "index_put": False}
+    aten = torch.ops.aten
+    return {getattr(aten, name).default: in_place for name, in_place in names.items() if hasattr(aten, name)}
+
+
+def operations_go_through(instead: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]) -> Any:
+    """A context in which `instead(operation, args, kwargs)` answers for each of torch's operations on this thread."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Through(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
+            return instead(func, args, kwargs or {})
+
+    return Through()  # type: ignore[no-untyped-call]
 
 
 def assert_on_device(condition: Any, message: str) -> None:

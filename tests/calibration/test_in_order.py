@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference_pio.calibration.in_order import InOrder
+from inference_pio.calibration.in_order import in_order
 from inference_pio.compat import row_puts
 
 ROWS, WIDTH, TIMES = 512, 64, 8
@@ -15,7 +15,7 @@ def gradient(index: torch.Tensor, *, inputs: torch.Tensor, counts: torch.Tensor,
     loss = (inputs[index] * counts).sum()
     if not ordered:
         return torch.autograd.grad(loss, inputs)[0]
-    with InOrder():
+    with in_order():
         return torch.autograd.grad(loss, inputs)[0]
 
 
@@ -52,13 +52,13 @@ def test_gradients_of_rows_are_the_same_each_time_and_right() -> None:
 def test_every_other_index_is_left_as_it_is(index: tuple[torch.Tensor, ...]) -> None:
     inputs = torch.arange(12.0).view(4, 3).requires_grad_()
     wanted = torch.autograd.grad(inputs[index].square().sum(), inputs)[0]
-    with InOrder():
+    with in_order():
         found = torch.autograd.grad(inputs[index].square().sum(), inputs)[0]
     assert torch.equal(found, wanted)
 
 
 def test_what_is_put_and_not_added_is_put() -> None:
-    with InOrder():
+    with in_order():
         found = torch.zeros(3, 2)
         found[torch.tensor([1, 1])] = torch.ones(2, 2)
     assert found.tolist() == [[0, 0], [1, 1], [0, 0]]

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference_pio.compat import row_puts
+from inference_pio.compat import operations_go_through, row_puts
 
 
-class InOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Here and nowhere else, rows are added where an index says so, one behind another.
+def in_order() -> AbstractContextManager[None]:
+    """A context in which, on this thread alone, rows are added where an index says so, one behind another.
 
     On a CPU the gradient of `x[rows]`, which is how experts take their tokens, is added up by several threads in the
     order in which they come: two calibrations on one text differed in their last bits.
 
     >>> x = torch.ones(2, 3, requires_grad=True)
-    >>> with InOrder():
+    >>> with in_order():
     ...     torch.autograd.grad(x[torch.tensor([1, 1, 0])].sum(), x)
     (tensor([[1., 1., 1.],
             [2., 2., 2.]]),)
     """
+    through: AbstractContextManager[None] = operations_go_through(_with_rows_in_order)
+    return through
 
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func in row_puts() and _adds_whole_rows(*args):
-            into, (index,), rows = args[:3]
-            add = into.index_add_ if func._schema.is_mutable else into.index_add
-            return add(0, index.long() % len(into), rows)  # as an index's, these may count from behind
-        return func(*args, **dict(kwargs or {}))
+
+def _with_rows_in_order(operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if operation not in row_puts() or not _adds_whole_rows(*args):
+        return operation(*args, **kwargs)
+    into, (index,), rows = args[:3]
+    add = into.index_add_ if row_puts()[operation] else into.index_add
+    return add(0, index.long() % len(into), rows)  # as an index's, these may count from behind
 
 
 def _adds_whole_rows(into: Tensor, indices: Sequence[Tensor | None], rows: Tensor, adds: bool = False, *_: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.pieces import whole_calls
-from inference_pio.calibration.in_order import InOrder
+from inference_pio.calibration.in_order import in_order
 from inference_pio.calibration.saved_on_host import SavedOnHost, saved_on_host
 from inference_pio.calibration.source import Batch, CalibrationSource
 from inference_pio.errors import InvalidSetting
@@ -94,7 +94,7 @@ def _gradients(
         try:
             loss, count = _loss(model, batch, chance)
             there = [(path, one) for path, given in outputs.items() for one in given]
-            with InOrder():  # type: ignore[no-untyped-call]
+            with in_order():
                 gradients = torch.autograd.grad(loss, [one for _, one in there], allow_unused=True)
         except torch.OutOfMemoryError:
             raise
