@@ -88,6 +88,52 @@ def test_exact_codes_are_one_product_only_between_merge_and_undo(bias: bool, kep
     assert before.differences(fingerprint(model)) == []
 
 
+def in_8_bits(bias: bool = False, dtype: torch.dtype = torch.bfloat16) -> nn.ModuleList:
+    torch.manual_seed(0)
+    plain = [nn.Linear(32, rows, bias=bias, dtype=dtype) for rows in (8, 2, 3)]
+    return nn.ModuleList(Int8Linear.from_linear(layer) for layer in plain).requires_grad_(False)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_of_rows_lie_side_by_side_and_are_one_product(bias: bool, dtype: torch.dtype) -> None:
+    model, x = in_8_bits(bias, dtype), torch.randn(2, 1, 32, dtype=dtype)
+    assert why_separate(list(model), Sharing(model)) is None
+    assert merged_linear(list(model), x) is None
+    wanted = torch.cat([layer(x) for layer in model], -1)
+    before, state = fingerprint(model), copy.deepcopy(model.state_dict())
+    journal = merged(model)
+    for name in ("weight_int8", "weight_scale"):
+        assert len({storage_key(getattr(layer, name)) for layer in model}) == 1
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+    got = merged_linear(list(model), x)
+    assert got is not None
+    torch.testing.assert_close(got, wanted, rtol=2 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+    twin = copy.deepcopy(model)  # codes lie side by side in the memory of a copy as well, and its biases do not
+    assert storage_key(twin[0].weight_int8) != storage_key(model[0].weight_int8)
+    beside = merged_linear(list(twin), x)
+    assert beside is None if bias else torch.equal(beside, got)  # type: ignore[arg-type]
+    model[1].weight_int8.neg_()
+    assert torch.equal(merged_linear(list(model), x)[..., 8:10], model[1](x))  # type: ignore[index]
+    model[1].weight_int8.neg_()
+    model[1].weight_scale.data = model[1].weight_scale.data.clone()
+    assert merged_linear(list(model), x) is None  # the codes lie side by side, and their scales do not
+    journal.frames[0].unwind(0)
+    assert before.differences(fingerprint(model)) == []
+
+
+def test_a_bias_that_comes_later_is_not_forgotten() -> None:
+    model, x = layers(), torch.randn(2, 6)
+    merged(model)
+    model[1].bias = nn.Parameter(torch.ones(2))
+    assert merged_linear(list(model), x) is None
+
+
+def test_codes_on_another_device_than_the_cpu_stay_where_they_are() -> None:
+    model = in_8_bits().to("meta")
+    assert why_separate(list(model), Sharing(model)) == "a step on a GPU multiplies codes side by side where they are"
+
+
 def alive() -> int:
     """Bytes that tensors hold anywhere in this process; what a process has of the system is no measure of them."""
     found = (one for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter))
@@ -107,7 +153,7 @@ def test_no_more_than_one_merged_tensor_is_held_twice() -> None:
             most = max(most, alive())
     merged_bytes = 3 * 64 * 256 * 4
     assert before - merged_bytes < most <= before + merged_bytes
-    assert all(together(one) is not None for one in sets)
+    assert all(together([layer.weight for layer in one]) is not None for one in sets)
 
 
 def test_weights_written_in_place_count_and_those_that_part_are_computed_alone() -> None:
@@ -117,7 +163,7 @@ def test_weights_written_in_place_count_and_those_that_part_are_computed_alone()
     assert torch.equal(merged_linear(list(model), x)[:, 8:10], model[1](x))  # type: ignore[index]
     assert merged_linear(list(copy.deepcopy(model)), x) is None
     model[1].weight.data = model[1].weight.data.clone()
-    assert together(list(model)) is None
+    assert together([layer.weight for layer in model]) is None
     assert merged_linear(list(model), x) is None
 
 
@@ -128,7 +174,7 @@ def test_neighbours_by_chance_are_not_taken_for_one_tensor() -> None:
     first, second = torch.frombuffer(whole[:12], dtype=torch.float32), torch.frombuffer(whole[12:], dtype=torch.float32)
     assert first.data_ptr() + first.nbytes == second.data_ptr()
     model[0].weight.data, model[1].weight.data = first.view(2, 6), second.view(2, 6)
-    assert together(list(model)) is None
+    assert together([layer.weight for layer in model]) is None
 
 
 @pytest.mark.parametrize("watch", ["hook", "forward"])

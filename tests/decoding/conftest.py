@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inference_pio.decoding.engine import Engine
-from inference_pio.decoding.operations import PlainOperations
+from inference_pio.decoding.host import HostOperations
 from inference_pio.decoding.takeover import take_over
 from inference_pio.kernels.int4 import words_of
 from inference_pio.undo.journal import Journal
@@ -49,7 +49,7 @@ class Taken:
 
 def taken(name: str = "qwen3", dtype: torch.dtype = torch.float32, operations: Any = None) -> Taken:
     model, plain = (tiny.build(name, dtype=dtype) for _ in range(2))
-    journal, engine = Journal(model), Engine(operations or PlainOperations())
+    journal, engine = Journal(model), Engine(operations or HostOperations())
     with journal.step("take over"):
         take_over(journal, model, engine)
     return Taken(model, plain, engine, journal)

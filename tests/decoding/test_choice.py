@@ -8,6 +8,7 @@ import torch
 from inference_pio.decoding import choice
 from inference_pio.decoding.choice import choose_operations
 from inference_pio.decoding.fused import FusedOperations
+from inference_pio.decoding.host import HostOperations
 from inference_pio.decoding.operations import PlainOperations
 from inference_pio.decoding.recordable import RecordableOperations
 from inference_pio.kernels.triton.launch import HOPPER
@@ -22,6 +23,7 @@ def test_each_device_has_its_operations(backend: str, exact: bool, monkeypatch: 
     if backend == "triton":  # no such device is here to be asked
         overlap = pytest.importorskip("inference_pio.kernels.triton.overlap", reason="triton is not installed")
         monkeypatch.setattr(overlap, "device_limits", lambda device: HOPPER)
-    assert type(choose_operations(CPU, torch.bfloat16, exact=exact)) is PlainOperations
+    on_host = PlainOperations if exact else HostOperations
+    assert type(choose_operations(CPU, torch.bfloat16, exact=exact)) is on_host
     expected = FusedOperations if backend == "triton" and not exact else RecordableOperations
     assert type(choose_operations(GPU, torch.bfloat16, exact=exact)) is expected

@@ -10,6 +10,7 @@ import torch
 from inference_pio import get_optimization_manager
 from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.decoding.bucket import Bucket
+from inference_pio.decoding.host import HostOperations
 from inference_pio.decoding.operations import Operations, PlainOperations
 from inference_pio.decoding.step import logits_of_step
 from inference_pio.formats.coded_residual import CodedResidual
@@ -40,11 +41,14 @@ def both(
         return logits_of_step(decoder, operations, bucket), expected
 
 
+@pytest.mark.parametrize("kind", [PlainOperations, HostOperations])
 @pytest.mark.parametrize("padded", [0, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", COMPOSED)
-def test_plain_operations_give_the_librarys_bits(name: str, dtype: torch.dtype, padded: int) -> None:
-    found, expected = both(name, dtype, padded, PlainOperations())
+def test_plain_operations_give_the_librarys_bits(
+    name: str, dtype: torch.dtype, padded: int, kind: type[PlainOperations]
+) -> None:
+    found, expected = both(name, dtype, padded, kind())
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
 

@@ -11,6 +11,8 @@ from inference_pio.kernels.rotary_store import (
     choose_rotary_store_backend,
     naive_rotate_and_store,
     rotate_and_store,
+    rotate_and_store_at,
+    turns_at,
 )
 from tests.kernels.test_rms_norm import DTYPES, drawn
 from tests.kernels.ulps import ulps_apart
@@ -57,6 +59,34 @@ def assert_it_is_its_definition(rotate: Any, case: dict[str, Any], dtype: torch.
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_is_its_definition(case: dict[str, Any], dtype: torch.dtype) -> None:
     assert_it_is_its_definition(rotate_and_store, case, dtype)
+
+
+def in_few_calls(
+    qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
+    positions: torch.Tensor, lengths: torch.Tensor, *, out: torch.Tensor | None = None, **how: Any,
+) -> torch.Tensor:  # fmt: skip
+    assert not how.pop("interleaved")
+    found = rotate_and_store_at(qkv, keys, values, turns_at(cos, sin, positions, lengths), **how)
+    return found if out is None else out.copy_(found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "case", [CASES[0], CASES[1], {"width": 16, "turned": 8, "normed": True}, {"width": 20, "turned": 6}], ids=str
+)
+def test_where_the_host_knows_the_place_it_is_its_definition(
+    case: dict[str, Any], rows: int, dtype: torch.dtype
+) -> None:
+    assert_it_is_its_definition(in_few_calls, {**case, "rows": rows}, dtype)
+
+
+def test_a_table_of_sines_is_not_written_to() -> None:
+    tensors, _ = inputs()
+    before = tensors[4].clone()
+    turns_at(*tensors[3:])
+    turns_at(*tensors[3:5], tensors[5][:1], tensors[6])
+    assert torch.equal(tensors[4], before)
 
 
 def test_the_key_and_the_value_are_written_where_the_row_ends() -> None:

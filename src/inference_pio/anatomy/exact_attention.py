@@ -30,6 +30,8 @@ ONLY_THE_LIBRARY_KNOWS = ("softcap", "position_bias", "cache", "s_aux")
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 FOR_INFERENCE_ALONE = (TRITON, FLEX, JOINED)
 """With gradients or dropout, and inside torch.compile, torch's own choice stands in for these."""
+SERVED = "_inference_pio_served"
+"""The attribute in which a function of ours tells by what it serves."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,14 @@ def exact_attention(served: Served) -> Function:
         out = run(backend, phase, query, key, value, **how, scale=scaling, dropout=dropout)
         return out.transpose(1, 2).contiguous(), None
 
+    vars(attention)[SERVED] = served
     return attention
+
+
+def decodes_by_torch(function: Function) -> bool:
+    """Whether an attention function is one of ours that takes a token which sees all keys to torch's own choice."""
+    served = getattr(function, SERVED, None)
+    return isinstance(served, Served) and all(name == FUSED for _, name in served.serving.steps.get(Phase.DECODE, ()))
 
 
 def exact_vision_attention(served: Served) -> Function:

@@ -1,13 +1,15 @@
 """Linear layers that take one input, merged: one tensor holds their weights side by side, each still with its own name.
 
 At each call it is seen whether weights still lie side by side, so that a copy, or a weight that somebody gave other
-data, is computed as it is. Codes cannot lie so: layers that hold weights exactly, as codes, tell that they are merged.
+data, is computed as it is. So do codes that stand row by row, on a CPU; a GPU's steps multiply them where they are.
+Others cannot: layers that hold weights exactly, as such codes, tell that they are merged.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,21 +41,24 @@ class Sharing:
 
 def why_separate(layers: Sequence[nn.Module], sharing: Sharing) -> str | None:
     """Why layers of one input keep tensors of their own, or None."""
+    coded = _is_coded(layers)
     for layer in layers:
         if is_adapted(layer):
             return "an adapter is wrapped around one of its layers"
-        if type(layer) is not nn.Linear and not _is_exact(layer):
+        if type(layer) is not nn.Linear and not _is_exact(layer) and not coded:
             return f"one of its layers is a {type(layer).__name__}, and no plain Linear"
-        if is_watched(layer) or "forward" in layer.__dict__ or hasattr(layer, "parametrizations"):
+        if is_called(layer) or hasattr(layer, "parametrizations"):
             return "one of its layers carries hooks, a parametrization, or a forward of somebody else"
-        if not _is_exact(layer) and (type(layer.weight) is not nn.Parameter or not layer.weight.numel()):
+        if type(layer) is nn.Linear and (type(layer.weight) is not nn.Parameter or not layer.weight.numel()):
             return "one of its weights is empty, or of a kind of its own"
-    tensors = [tensor for layer in layers for tensor in layer.parameters(recurse=False)]
+    tensors = [tensor for layer in layers for tensor in (_parts(layer) if coded else layer.parameters(recurse=False))]
     if any(sharing.shares(tensor) for tensor in tensors):
         return "one of its weights is shared with another place"
     kinds = {(tensor.dtype, tensor.device, tensor.shape[1:]) for tensor in tensors if tensor.dim() == 2}
     if len(kinds) > 1:
         return "its weights differ in dtype, device or width"
+    if coded and tensors[0].device.type != "cpu":
+        return "a step on a GPU multiplies codes side by side where they are"
     if len({layer.bias is None for layer in layers}) > 1:
         return "some of its layers have a bias and some have none"
     return None
@@ -70,48 +75,67 @@ def merge(journal: Journal, layers: Sequence[nn.Module]) -> None:
         for layer in coded:
             journal.set(layer, MERGED, True)
         return
-    for name in ("weight", "bias"):
-        tensors = [layer._parameters[name] for layer in layers]
-        if None not in tensors:
-            parts: list[torch.Tensor] = tensors  # type: ignore[assignment]
-            whole = torch.cat([part.detach() for part in parts])
-            homes = torch.split(whole, [len(part) for part in parts])
-            journal.rehouse(dict(zip(parts, homes, strict=True)))
+    for tensors in zip(*map(_parts, layers), strict=True):
+        whole = torch.cat([part.detach() for part in tensors])
+        homes = torch.split(whole, [len(part) for part in tensors])
+        journal.rehouse(dict(zip(tensors, homes, strict=True)))
 
 
-def together(layers: Sequence[nn.Module], name: str = "weight") -> torch.Tensor | None:
-    """The weights (or biases) of layers as the one tensor in which they lie side by side; None if they do not."""
-    first: torch.Tensor = layers[0]._parameters[name]  # type: ignore[assignment]
-    end = first.data_ptr()
-    rows, shape = 0, first.shape[1:]
-    for layer in layers:
-        part: torch.Tensor = layer._parameters[name]  # type: ignore[assignment]
-        if part.data_ptr() != end or part.dtype != first.dtype or part.shape[1:] != shape:
+def together(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Weights, codes, scales or biases of layers as the one tensor in which they lie side by side, or None."""
+    first = parts[0]
+    end, rows = first.data_ptr(), 0
+    dtype, shape = first.dtype, first.shape[1:]
+    for part in parts:
+        if part.data_ptr() != end or part.dtype is not dtype or part.shape[1:] != shape:
             return None
-        rows, end = rows + part.shape[0], end + part.nbytes
+        rows, end = rows + len(part), end + part.nbytes
     held = first.untyped_storage()
     if end > held.data_ptr() + held.nbytes():  # neighbours by chance
         return None
     return first.as_strided((rows, *shape), first.stride())
 
 
+def is_called(layer: nn.Module) -> bool:
+    """Whether a layer must be called and not read: hooks see it, or it has a forward of its own."""
+    return is_watched(layer) or "forward" in layer.__dict__
+
+
+def product_of(
+    layers: Sequence[nn.Module], multiply: Multiply = F.linear
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What makes of `x` all that layers would, side by side in one product, while their tensors stay where they are.
+
+    None where they do not lie side by side, or compute in a way of their own; whether they `is_called`, the asker asks.
+    """
+    coded = _is_coded(layers)
+    if not coded and any(type(layer) is not nn.Linear for layer in layers):
+        return None
+    held = [_parts(layer) for layer in layers]
+    if len({len(parts) for parts in held}) > 1:  # a bias has come or gone
+        return None
+    wholes = []
+    for parts in zip(*held, strict=True):
+        if (whole := together(parts)) is None:
+            return None
+        wholes.append(whole)
+    bias = None if layers[0]._parameters["bias"] is None else wholes.pop()
+    if not coded:
+        return lambda x: multiply(x, wholes[0], bias)
+    coded_product: Any = layers[0].multiply
+    return lambda x: coded_product(x, *wholes, bias=bias)
+
+
 def merged_linear(
     layers: Sequence[nn.Module], x: torch.Tensor, multiply: Multiply = F.linear
 ) -> torch.Tensor | None:  # fmt: skip
     """What all layers make of `x`, side by side in one product; None where each must be called."""
-    if any(is_watched(layer) or "forward" in layer.__dict__ for layer in layers):
+    if any(map(is_called, layers)):
         return None
     if any(MERGED in layer.__dict__ for layer in layers):
         return _product_with_codes(layers, x, multiply)
-    if any(type(layer) is not nn.Linear for layer in layers):
-        return None
-    weight = together(layers)
-    if weight is None:
-        return None
-    if layers[0]._parameters["bias"] is None:
-        return multiply(x, weight, None)
-    bias = together(layers, "bias")
-    return None if bias is None else multiply(x, weight, bias)
+    product = product_of(layers, multiply)
+    return None if product is None else product(x)
 
 
 def _product_with_codes(layers: Sequence[nn.Module], x: torch.Tensor, multiply: Multiply) -> torch.Tensor | None:
@@ -128,3 +152,16 @@ def _product_with_codes(layers: Sequence[nn.Module], x: torch.Tensor, multiply: 
 
 def _is_exact(layer: nn.Module) -> bool:
     return getattr(layer, "exact", False) is True
+
+
+def _is_coded(layers: Sequence[nn.Module]) -> bool:
+    """Whether layers of one class hold what can lie side by side: codes of rows, and what stands beside, row by row."""
+    kind = type(layers[0])
+    return getattr(kind, "row_by_row", False) is True and all(type(layer) is kind for layer in layers)
+
+
+def _parts(layer: nn.Module) -> list[torch.Tensor]:
+    """The tensors of a layer that have a row for each of its outputs: its weight, or codes and scales, and its bias."""
+    held = [layer._parameters["weight"]] if type(layer) is nn.Linear else layer.held("weight")  # type: ignore[operator]
+    bias = layer._parameters["bias"]
+    return [*held] if bias is None else [*held, bias]

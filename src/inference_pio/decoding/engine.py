@@ -68,6 +68,7 @@ class Engine:
     def close(self) -> None:
         """Give all room and every recorded step back."""
         self._empty()
+        self.operations.forget()
         self._built = None
 
     def why_never(self, model: nn.Module) -> str | None:

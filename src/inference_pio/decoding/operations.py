@@ -39,6 +39,9 @@ class Operations(Protocol):
     def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
         """Once for a bucket, before its steps are recorded: the slots may be changed, nothing else."""
 
+    def forget(self) -> None:
+        """Let go of all that was looked up in a model's tensors: they may lie elsewhere now."""
+
     def embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor: ...
 
     def project(
@@ -77,6 +80,9 @@ class PlainOperations:
 
     def prepare(self, decoder: Decoder, bucket: Bucket) -> None:
         """Nothing is to be found out."""
+
+    def forget(self) -> None:
+        """Nothing is kept."""
 
     def embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor:
         hidden: Tensor = embedding(tokens)

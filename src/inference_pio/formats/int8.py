@@ -33,6 +33,7 @@ class Int8(WeightFormat):
 
     format = activations = "int8"
     told = "int8 codes with a scale a row"
+    row_by_row = True
     dequantized = staticmethod(dequantize_rows)
     product = staticmethod(int8_linear)
     backend = staticmethod(choose_int8_backend)

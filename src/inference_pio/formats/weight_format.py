@@ -26,6 +26,9 @@ class WeightFormat:
     """Those of them that hold as much as the weights ask for, and nothing on the meta device."""
     activations: ClassVar[str | None] = None
     """What activations may become beside these weights, token by token, where a prompt is long enough."""
+    row_by_row: ClassVar[bool] = False
+    """Whether codes and what stands beside them have a row for each output, in order: those of several layers that read
+    one input can then lie side by side and be one product."""
     exact: ClassVar[bool] = False
     """Whether every bit of the weights comes back."""
 

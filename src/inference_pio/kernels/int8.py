@@ -116,12 +116,13 @@ def _product(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Ten
         return F.linear(x, dequantize_rows(q, scale, x.dtype))
     shape = x.shape
     columns = shape[-1]
-    rows = x.reshape(-1, columns)
+    rows = x if len(shape) == 2 else x.reshape(-1, columns)
     if x.numel() <= PACKED_ROWS * columns and columns % PACKED_COLUMNS == 0:  # decode: a call is 2 us of Python
         y = int8_packed_matmul(cast(rows, torch.bfloat16).contiguous(), q, scale)
     else:  # prefill
         y = _cast_product(cast(rows, _matrix_dtype()), q).mul_(scale)
-    return cast(y, x.dtype).view((*shape[:-1], q.shape[0]))
+    y = cast(y, x.dtype)
+    return y if len(shape) == 2 else y.view((*shape[:-1], q.shape[0]))
 
 
 @torch.compiler.assume_constant_result

@@ -86,7 +86,7 @@ def norm_rotate(
     turned = partial(_rotate, cos=cos, sin=sin, turn=_turn_pairs if interleaved else _turn_halves, width=2 * half)
     if (both := _joined(query, key, query_norm, key_norm)) is not None:
         heads = query.shape[2]
-        out = turned(_norm_joined(both, heads, query_norm, key_norm, eps).transpose(1, 2))
+        out = turned(norm_joined(both, heads, query_norm, key_norm, eps).transpose(1, 2))
         return out[:, :heads], out[:, heads:]
     query = query if query_norm is None else rms_norm(query, query_norm, eps)
     key = key if key_norm is None else rms_norm(key, key_norm, eps)
@@ -110,13 +110,16 @@ def _joined(query, key, query_norm, key_norm):
     return query.as_strided((len(query), 1, heads + key.shape[2], width), (query.stride(0), width, width, 1))
 
 
-def _norm_joined(both, heads, query_norm, key_norm, eps):
-    if query_norm is None:
+def norm_joined(
+    both: torch.Tensor, heads: int, query_norm: torch.Tensor | None, key_norm: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """Queries and keys [..., heads and key heads, D] as one tensor, each head normed, if there are weights for it."""
+    if query_norm is None or key_norm is None:
         return both
     wide = both.float()
     normed = (wide * wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()).to(both.dtype)
-    normed[:, :, :heads].mul_(query_norm)
-    normed[:, :, heads:].mul_(key_norm)
+    normed[..., :heads, :].mul_(query_norm)
+    normed[..., heads:, :].mul_(key_norm)
     return normed
 
 

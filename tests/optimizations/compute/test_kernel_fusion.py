@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import nn
 from inference_pio.anatomy import fused_attention, fused_layer, fused_mlp, fused_norm
 from inference_pio.anatomy.fused_parts import fused_parts
 from inference_pio.errors import InvalidSetting, NoEffect
+from inference_pio.formats.fp8 import Fp8Linear
+from inference_pio.formats.int8 import Int8Linear
 from inference_pio.kernels import elementwise_check
 from inference_pio.kernels.rms_norm import rms_norm
 from inference_pio.manager import ModularOptimizationManager
@@ -157,11 +160,13 @@ def test_few_rows_need_a_gpu_and_a_graph_goes_without() -> None:
     assert said.endswith("as the library does: exact=True, and our sums have another order")
 
 
-def test_auto_goes_all_the_way_on_a_gpu_and_merges_on_a_cpu() -> None:
+def test_auto_goes_all_the_way_where_steps_are_ours_and_merges_elsewhere() -> None:
     fusion = KernelFusion()
-    assert fusion._level() == "merged"
-    fusion.device = torch.device("cuda")
     assert fusion._level() == LEVELS[-1] == "graph"
+    fusion.device = torch.device("cuda")
+    assert fusion._level() == "graph"
+    fusion.device = torch.device("mps")
+    assert fusion._level() == "merged"
 
 
 def test_models_without_a_place_for_it_are_told_why() -> None:
@@ -171,14 +176,17 @@ def test_models_without_a_place_for_it_are_told_why() -> None:
         order(Case("plain"))
 
 
-def test_compressed_layers_are_called_and_kept_separate() -> None:
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_codes_of_rows_lie_side_by_side_and_others_are_kept_separate(format: str) -> None:
     case = Case("qwen3")
-    case.apply("tensor_compression")
+    case.apply("tensor_compression", parameters={"tensor_compression": {"format": format}})
     before = tiny.logits(case.model, "qwen3")
     receipt = order(case)
-    assert torch.equal(tiny.logits(case.model, "qwen3"), before)
-    assert set(receipt.decision["separate"].values()) == {"one of its layers is a Int8Linear, and no plain Linear"}
-    assert len(receipt.decision["separate"]) == 6
+    layers = [module for module in case.model.modules() if isinstance(module, Int8Linear | Fp8Linear)]
+    assert len({storage_key(layer.held("weight")[0]) for layer in layers}) == (3 * 4 if format == "int8" else 3 * 7)
+    torch.testing.assert_close(tiny.logits(case.model, "qwen3"), before)
+    separate = {} if format == "int8" else {"one of its layers is a Fp8Linear, and no plain Linear": 6}
+    assert Counter(receipt.decision["separate"].values()) == separate
     case.manager.remove_optimizations(case.model, ["tensor_compression"])
     alone = Case("qwen3")
     order(alone)

@@ -49,7 +49,7 @@ WHAT_IS_MERGED = {"mlp": "gate and up", "attention": "queries, keys and values"}
 
 
 class KernelFusionParameters(Settings):
-    """`level`: how far to go ("auto": all on a GPU, merged on a CPU); `exact`: every bit as the library computes it.
+    """`level`: how far to go ("auto": all on GPUs and CPUs, merged elsewhere); `exact`: every bit as the library's.
 
     `provider`: "inductor" lets torch compile each decoder layer instead, also of models that our kernels do not know;
     it takes seconds at the first calls, and knows no levels.
@@ -76,9 +76,7 @@ class KernelFusion(OptimizationInterface):
     name = "kernel_fusion"
     optimization_type = OptimizationType.COMPUTE
     stage = Stage.COMPUTATION
-    summary = (
-        "norms, rotations, gates and additions fused; layers of one input merged; on a GPU, generate in whole steps"
-    )
+    summary = "norms, rotations, gates and additions fused; layers of one input merged; generate in whole steps"
     exactness = "exact up to rounding"
     Parameters: ClassVar[type[Settings]] = KernelFusionParameters
     on_small_models: ClassVar[Mapping[str, Any]] = {"level": "graph"}
@@ -176,7 +174,7 @@ class KernelFusion(OptimizationInterface):
         """The level that is ordered, or the highest that serves here. Raises InvalidSetting for one that cannot."""
         level: str = self.parameters.level
         if level == "auto":
-            return "graph" if self.device.type == "cuda" else "merged"
+            return "graph" if self.device.type in ("cuda", "cpu") else "merged"
         if level == "gemv" and not (served := supports_device(self.device)):
             raise InvalidSetting(
                 f"level='gemv' multiplies a few rows by a kernel that does not serve here: {served.said}. "
