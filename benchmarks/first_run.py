@@ -120,7 +120,8 @@ class Checks:
         notes = [note for receipt in receipts for note in receipt.notes if "generate" in note]
         if engine is None:
             raise RuntimeError(f"generate was not taken over: {notes}")
-        name = "torch" if self.device.type == "cpu" else "torch, recorded" if self.exact else "triton"
+        on_gpu, on_cpu = ("torch, recorded", "torch") if self.exact else ("triton", "torch, in few calls")
+        name = on_cpu if self.device.type == "cpu" else on_gpu
         if engine.operations.name != name:
             raise RuntimeError(f"steps are computed by {engine.operations.name}, and not by {name}")
         return "; ".join(notes)

@@ -11,7 +11,7 @@ import torch
 from benchmarks.first_run import MODELS, MORE_ROWS, ROWS, Checks, main, table
 
 from benchmarks import faithful, real_models
-from inference_pio.decoding import operations
+from inference_pio.decoding import host
 from inference_pio.decoding.slots import Slots
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_a_kernel_that_breaks_is_told_with_its_error(monkeypatch: pytest.MonkeyP
     def broken(*given: Any, **how: Any) -> Any:
         raise RuntimeError("an illegal address")
 
-    monkeypatch.setattr(operations, "rotate_and_store", broken)
+    monkeypatch.setattr(host, "rotate_and_store_at", broken)
     rows = Checks("qwen3-4b", CPU, tiny=True).run()
     assert [row["check"] for row in rows] == ["library", "apply"]
     assert "an illegal address" in rows[-1]["said"]

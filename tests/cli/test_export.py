@@ -41,7 +41,9 @@ def test_what_int4_becomes_is_told_on_quiet_terminals_too(tmp_path: Path) -> Non
 
 
 def test_a_saved_model_is_exported_as_it_is(tmp_path: Path) -> None:
-    folder = inference_pio.save(inference_pio.optimize(tiny.build("qwen3")), tmp_path / "saved", byte_tokenizer())
+    model = tiny.build("qwen3")
+    inference_pio.get_optimization_manager().apply_optimizations(model, ["tensor_compression", "kernel_fusion"])
+    folder = inference_pio.save(model, tmp_path / "saved", byte_tokenizer())
     answer = exported(str(folder), str(tmp_path / "out"), "--no-check")
     assert answer.exit_code == 0, answer.output
     assert "modules in int8 by rows" in answer.stdout

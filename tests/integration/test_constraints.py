@@ -21,7 +21,7 @@ def profile(name: str = "mine", **asked: object) -> GlobalOptimizationProfile:
 
 
 def hold(model: torch.nn.Module, **asked: object) -> None:
-    hold_constraints(profile(**asked), model, profile_target("balanced", ModelFamily.OTHER))
+    hold_constraints(profile(**asked), model, profile_target("balanced", ModelFamily.OTHER, hardware="cpu"))
 
 
 def test_weights_may_take_their_share_of_the_memory_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
