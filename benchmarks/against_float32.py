@@ -28,6 +28,7 @@ from benchmarks.arms.decoder import GenerateDecoder  # noqa: E402
 from benchmarks.faithful import check_sane, relative_error  # noqa: E402
 from inference_pio.decoding import runner  # noqa: E402
 from inference_pio.decoding.takeover import engine_of  # noqa: E402
+from inference_pio.measure import describe_machine  # noqa: E402
 
 MOST = 1.2
 """Times the error of the library's own bfloat16."""
@@ -101,13 +102,16 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--smoke", action="store_true", help="a tiny model on a CPU: does this program work")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--commit", help="what is measured, where no repository tells it")
     options = parser.parse_args(words)
     device = torch.device("cpu" if options.smoke else "cuda")
     model = real_models.build(options.model, device, smoke=options.smoke)
     told = measured(model, real_models.prompt(model, options.prompt), options.tokens, options.profile)
     print(table(told))
     if options.json:
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+        machine = describe_machine(device.type).to_json()
+        where = {"model": options.model, "commit": options.commit or machine.pop("commit"), "machine": machine}
+        options.json.write_text(json.dumps(where | told, indent=1) + "\n")
     wrong = not told["ratio"] <= MOST or told["first_that_differs"] is not None
     return int(wrong or (device.type == "cuda" and not told["recorded"]))
 

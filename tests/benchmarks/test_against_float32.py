@@ -17,6 +17,8 @@ def test_a_profile_without_loss_is_as_near_as_the_library(tmp_path: Path, capsys
     out = tmp_path / "told.json"
     assert main([*ASKED, "--json", str(out)]) == 0
     told = json.loads(out.read_text())
+    assert told["model"] == "qwen3-4b"
+    assert told["machine"]["versions"]["torch"] == torch.__version__
     assert 0 < told["library"]["relative"] < 0.1
     assert told["ratio"] <= MOST
     assert told["first_that_differs"] is None
