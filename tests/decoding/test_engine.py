@@ -92,7 +92,8 @@ def test_calls_of_every_size_follow_one_another_without_a_trace(take: Take) -> N
         ours, theirs = one.both(**given, seed=turn, max_new_tokens=new, **sampled)
         assert torch.equal(ours, theirs), turn
     assert one.engine.counts.left == {}
-    assert set(one.engine._buckets) <= {(rows, None) for rows in (1, 2, 3)}
+    assert set(one.engine._buckets) < {(rows, None) for rows in (1, 2, 3)}
+    assert len(one.engine._buckets) == engine_module.KEPT_ON_A_HOST
 
 
 @pytest.mark.slow
@@ -332,6 +333,79 @@ def test_a_copy_has_an_engine_of_its_own(take: Take) -> None:
     twin_engine = engine_of(twin)
     assert twin_engine is not None
     assert (one.engine.counts.calls, twin_engine.counts.calls) == (1, 1)
+
+
+def test_a_model_and_its_copy_decode_at_the_same_time(take: Take) -> None:
+    one = take("llama")
+    twin, said = copy.deepcopy(one.model), dict[int, list[torch.Tensor]]({1: [], 3: []})
+
+    def decode(model: Any, rows: int) -> None:
+        for _ in range(8):
+            said[rows].append(model.generate(**prompt(rows), max_new_tokens=24, do_sample=False, pad_token_id=0))
+
+    threads = [threading.Thread(target=decode, args=given) for given in ((one.model, 1), (twin, 3))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rows, found in said.items():
+        wanted = one.plain.generate(**prompt(rows), max_new_tokens=24, do_sample=False, pad_token_id=0)
+        assert [torch.equal(each, wanted) for each in found] == [True] * 8
+
+
+def test_a_copy_is_freed_while_the_model_stays(take: Take) -> None:
+    one = take("llama")
+    twin = copy.deepcopy(one.model)
+    twin.generate(**prompt(), max_new_tokens=3, pad_token_id=0)
+    gone = [weakref.ref(twin.model.layers[1].mlp.down_proj), weakref.ref(twin.model.layers[1].mlp.down_proj.weight)]
+    del twin
+    gc.collect()
+    assert [one() for one in gone] == [None, None]
+
+
+@pytest.mark.parametrize("edit", ["angles", "angles in place", "scale", "class", "vocabulary", "layer"])
+def test_edits_of_what_steps_read_once_are_seen(edit: str, take: Take) -> None:
+    one = take("llama")
+    first, _ = one.both(**prompt(), max_new_tokens=NEW, do_sample=False)
+    for model in (one.model, one.plain):
+        layers, rotary = model.model.layers, model.model.rotary_emb
+        if edit == "angles":
+            model.model.rotary_emb = copy.deepcopy(rotary)
+            model.model.rotary_emb.inv_freq = rotary.inv_freq * 0.1
+        elif edit == "angles in place":
+            rotary.inv_freq.mul_(0.1)
+        elif edit == "scale":
+            layers[1].self_attn.scaling = 5.0
+        elif edit == "class":
+            layers[1].mlp.down_proj.__class__ = Tripled
+        elif edit == "layer":
+            del layers[2]
+        else:
+            model.resize_token_embeddings(64)
+    ours, theirs = one.both(**prompt() | {"input_ids": prompt()["input_ids"] % 64}, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(ours, theirs)
+    if edit != "vocabulary":
+        assert not torch.equal(ours[:, 9:], first[:, 9:])
+
+
+class Tripled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * -3
+
+
+def test_hooks_on_all_modules_are_respected_while_they_last(take: Take) -> None:
+    one, seen = take("llama"), list[str]()
+    one.both(**prompt(), max_new_tokens=3, do_sample=False)
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *given: seen.append(type(module).__name__)
+    )
+    try:
+        one.model.generate(**prompt(), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    finally:
+        handle.remove()
+    assert seen.count("Linear") == 4 * (3 * 7 + 1)
+    assert list(one.engine.counts.left) == ["hooks on all modules, which a step of our own would not call"]
+    assert torch.equal(*one.both(**prompt(), max_new_tokens=NEW, do_sample=False))
 
 
 def test_a_model_is_freed_with_its_engine() -> None:

@@ -65,6 +65,16 @@ def test_a_layer_with_a_forward_of_its_own_is_called() -> None:
     assert torch.equal(HostOperations().project(x, (linear,)), torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("held", ["buffer", "attribute"])
+def test_a_layer_whose_weight_is_no_parameter_is_called(held: str) -> None:
+    linear, x = nn.Linear(3, 2).requires_grad_(False), torch.randn(1, 3)
+    wanted, weight = linear(x), linear.weight.detach()
+    del linear.weight
+    linear.register_buffer("weight", weight) if held == "buffer" else setattr(linear, "weight", weight)
+    assert torch.equal(HostOperations().project(x, (linear,)), wanted)
+    assert torch.equal(HostOperations().project(x, (linear, linear)), torch.cat((wanted, wanted), -1))
+
+
 @pytest.mark.parametrize("move", ["rebound", "data", "module"])
 def test_weights_that_lie_elsewhere_are_looked_up_anew(move: str) -> None:
     one = taken("qwen3", operations=HostOperations())

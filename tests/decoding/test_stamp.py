@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,33 @@ def _fewer(model: Any) -> None:
     del model.model.layers[2]
 
 
-EDITS: list[Callable[[Any], None]] = [_replace, _rebind, _rehouse, _cast, _forward, _attention, _fewer]
+def _angles(model: Any) -> None:
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+
+
+def _other_angles(model: Any) -> None:
+    model.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)
+
+
+def _scale(model: Any) -> None:
+    model.model.layers[1].self_attn.scaling = 0.5
+
+
+def _class(model: Any) -> None:
+    class Doubled(nn.Linear):
+        """Another class of layer."""
+
+    model.model.layers[1].mlp.up_proj.__class__ = Doubled
+
+
+def _vocabulary(model: Any) -> None:
+    model.resize_token_embeddings(64)
+
+
+EDITS: list[Callable[[Any], None]] = [
+    _replace, _rebind, _rehouse, _cast, _forward, _attention, _fewer, _angles, _other_angles, _scale, _class,
+    _vocabulary,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda one: one.__name__)
@@ -56,9 +83,7 @@ def test_an_edit_moves_the_stamp(edit: Callable[[Any], None]) -> None:
     before = stamp_of(decoder, model)
     assert stamp_of(decoder, model) == before
     edit(model)
-    now = decoder_of(model)
-    assert isinstance(now, Decoder)
-    assert stamp_of(decoder, model) != before or stamp_of(now, model) != before
+    assert stamp_of(decoder, model) != before
 
 
 def test_an_edit_in_place_needs_no_new_step() -> None:

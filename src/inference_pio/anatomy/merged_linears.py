@@ -109,7 +109,7 @@ def product_of(
     None where they do not lie side by side, or compute in a way of their own; whether they `is_called`, the asker asks.
     """
     coded = _is_coded(layers)
-    if not coded and any(type(layer) is not nn.Linear for layer in layers):
+    if not coded and any(type(layer) is not nn.Linear or layer._parameters.get("weight") is None for layer in layers):
         return None
     held = [_parts(layer) for layer in layers]
     if len({len(parts) for parts in held}) > 1:  # a bias has come or gone

@@ -26,6 +26,8 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import on_device
 
 MOST_ROWS = 32
+KEPT_ON_A_HOST = 2
+"""Rooms, one for each number of rows, that a CPU keeps for the next call: its memory is everybody's."""
 FIRST_ROOM = 1024
 """New tokens that room is made for at first; more room is made as they come."""
 
@@ -53,7 +55,7 @@ class Engine:
         self._buckets: dict[tuple[int, str | None], Bucket] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        return Engine(self.operations)
+        return Engine(self.operations.of_a_copy())
 
     @property
     def nbytes(self) -> int:
@@ -158,10 +160,14 @@ class Engine:
         key = (rows, kv_format)
         if key in self._buckets and self._buckets[key].capacity < tokens:
             self._buckets.pop(key).close()
-        if key not in self._buckets:
+        found = self._buckets.pop(key, None)
+        if found is None:
+            while decoder.device.type == "cpu" and len(self._buckets) >= KEPT_ON_A_HOST:
+                self._buckets.pop(next(iter(self._buckets))).close()  # the one that was used longest ago
             plain = Bucket(model, decoder, rows, tokens, AHEAD) if kv_format is None else None
-            self._buckets[key] = plain or CodedBucket(model, decoder, rows, tokens, AHEAD, str(kv_format))
-        return self._buckets[key]
+            found = plain or CodedBucket(model, decoder, rows, tokens, AHEAD, str(kv_format))
+        self._buckets[key] = found
+        return found
 
     def _why_not_cache(self, model: nn.Module, given: Mapping[str, Any]) -> str | None:
         """Why the library must decode a call with the cache that was made for it, or None."""

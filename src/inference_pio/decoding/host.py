@@ -25,7 +25,7 @@ Product = Callable[[Tensor], Tensor]
 
 class HostOperations(PlainOperations):
     """What a step multiplies with is looked up once: where a tensor lies elsewhere, an engine forgets and is built
-    anew, as with recorded steps. What a token turns by is looked up at a step's first layer."""
+    anew, as with recorded steps. What a token turns by is looked up once a step."""
 
     name = "torch, in few calls"
 
@@ -38,6 +38,13 @@ class HostOperations(PlainOperations):
         self._products.clear()
         self._direct.clear()
         self._turns = None
+
+    def of_a_copy(self) -> HostOperations:
+        return HostOperations()
+
+    def embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor:
+        self._turns = None  # another step begins
+        return super().embed(embedding, tokens)
 
     def project(
         self, x: Tensor, linears: Sequence[nn.Module], *, norm: Norm | None = None, gated: bool = False,
@@ -58,7 +65,7 @@ class HostOperations(PlainOperations):
     def attend(self, attention: GroupedAttention, qkv: Tensor, bucket: Bucket, layer: int) -> Tensor:
         if qkv.dtype != bucket.cos.dtype:
             return super().attend(attention, qkv, bucket, layer)
-        if layer == 0 or self._turns is None:
+        if self._turns is None:
             self._turns = turns_at(bucket.cos, bucket.sin, bucket.slots.positions, bucket.written)
         store = bucket.store(layer)
         query = rotate_and_store_at(

@@ -42,6 +42,9 @@ class Operations(Protocol):
     def forget(self) -> None:
         """Let go of all that was looked up in a model's tensors: they may lie elsewhere now."""
 
+    def of_a_copy(self) -> Operations:
+        """What a copy of the model computes with: nothing that was looked up in this one's tensors."""
+
     def embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor: ...
 
     def project(
@@ -83,6 +86,9 @@ class PlainOperations:
 
     def forget(self) -> None:
         """Nothing is kept."""
+
+    def of_a_copy(self) -> Operations:
+        return self
 
     def embed(self, embedding: nn.Module, tokens: Tensor) -> Tensor:
         hidden: Tensor = embedding(tokens)

@@ -6,26 +6,28 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from inference_pio.anatomy.attention_function import OF_PATTERN
 from inference_pio.anatomy.call_guards import WHY_CALLED, is_foreign
 from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.fixed_heads import FIXED_HEADS
-from inference_pio.compat import attention_name
+from inference_pio.compat import attention_name, has_global_hooks
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def stamp_of(decoder: Decoder | None, model: nn.Module) -> tuple[Any, ...]:
-    """Modules, addresses and kinds of their tensors, overridden forwards, names of attention functions; of a model
-    whose parts are not known, its modules alone.
+    """All modules of a model and, where its parts are known, their classes, addresses and kinds of their tensors,
+    overridden forwards, names of attention functions and what scales them; angles also by how often they were written.
 
     Every edit of a model moves one of these: a module replaced, a weight rebound or moved, an adapter put around.
     """
+    modules = tuple(map(id, model.modules()))
     if decoder is None:
-        return tuple(map(id, model.modules()))
-    return tuple(chain.from_iterable(_marks(module) for module in decoder.modules()))
+        return modules
+    marks = chain.from_iterable(_marks(module) for module in (*decoder.modules(), decoder.rotary))
+    return (*modules, *marks, *map(_written, decoder.rotary.buffers()))
 
 
 def why_not_replaced(model: nn.Module, decoder: Decoder, *, asks_patterns: bool = True) -> str | None:
@@ -34,6 +36,8 @@ def why_not_replaced(model: nn.Module, decoder: Decoder, *, asks_patterns: bool 
     """
     if model.training:
         return "the model is in training mode"
+    if has_global_hooks():
+        return "hooks on all modules, which a step of our own would not call"
     for module in chain((model,), decoder.modules()):
         own = vars(module)
         for hook in (hook for name in HOOKS for hook in own[name].values()):
@@ -48,7 +52,9 @@ def why_not_replaced(model: nn.Module, decoder: Decoder, *, asks_patterns: bool 
 def _marks(module: nn.Module) -> Iterator[Any]:
     own = vars(module)
     yield id(module)
+    yield id(type(module))
     yield id(own.get("forward"))
+    yield own.get("scaling")
     for tensor in chain(own["_parameters"].values(), own["_buffers"].values()):
         if tensor is not None:
             yield tensor.data_ptr()
@@ -57,3 +63,8 @@ def _marks(module: nn.Module) -> Iterator[Any]:
     if "config" in own:
         yield attention_name(own["config"])
         yield id(own.get(FIXED_HEADS))
+
+
+def _written(tensor: Tensor) -> int:
+    """How often a tensor was written to, as far as torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version
