@@ -34,7 +34,7 @@ LINES = (
         "pio-memory-efficient-12gb",
     ),
     Line("a prompt of 128K, Qwen3-4B, `sparse_attention`", "prefill-qwen3-4b-128k", "plain", "pio-sparse", "131072"),
-    Line("SmolLM2-135M, `performance`", "cpu-demo", "plain", "pio-performance", on=CPU),
+    Line("SmolLM2-135M, `performance`", "cpu-demo", "plain-float32", "pio-performance", on=CPU),
 )  # fmt: skip
 
 
