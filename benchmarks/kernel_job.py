@@ -144,6 +144,7 @@ class KernelJob:
 
     def _seconds_in_graph(self, problem: Problem, run: Any) -> float:
         copies = max(1, min(MOST_COPIES, math.ceil(CACHE_BYTES / max(1, problem.nbytes))))
+        copies = math.ceil(copies / problem.turns) * problem.turns
         sets = [self._prepared(problem, problem.draw(self.device)) for _ in range(copies)]
         graph = _recorded(run, sets)
         graph.replay()

@@ -6,6 +6,7 @@ of the page that the token was written to, the ranking of all pages by their lea
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.arms import decode_attention
-from benchmarks.arms.problem import Inputs, KernelArm, Problem, Run, relative_error
+from benchmarks.arms.problem import Inputs, KernelArm, Make, Problem, Run, relative_error
 from benchmarks.suites import Suite
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.page_estimate import estimate_pages
@@ -26,6 +27,8 @@ from inference_pio.sparsity.audited_decode import AuditedDecode, DecodeSettings
 BUDGET, SMOKE_BUDGET = 4096, 256
 """Tokens that a head reads."""
 SCORER = "bounds"
+RUN = 4
+"""Tokens that recorded steps take in one go, and choose pages for together."""
 
 
 def problems(suite: Suite, smoke: bool) -> list[Problem]:
@@ -36,7 +39,9 @@ def _problem(heads: tuple[int, int, int], length: int, budget: int) -> Problem:
     """`nbytes` is what a call over chosen pages reads: so many calls in turn find none of it in the GPU's cache."""
     dense = decode_attention.problem(heads, 1, length, length)
     given = {**dense.given, "budget": budget}
-    return replace(dense, name=f"{length}, {budget} read", given=given, nbytes=4 * heads[1] * heads[2] * budget)
+    return replace(
+        dense, name=f"{length}, {budget} read", given=given, nbytes=4 * heads[1] * heads[2] * budget, turns=RUN
+    )
 
 
 def _with_summary(problem: Problem, inputs: Inputs) -> Inputs:
@@ -53,13 +58,22 @@ def _decoding(problem: Problem, device: torch.device) -> AuditedDecode:
     return AuditedDecode(heads, key_heads, DecodeSettings(scorer=SCORER, budget=problem["budget"]), device)
 
 
-def _by_budget(problem: Problem, device: torch.device, smoke: bool) -> Run:
-    decoding, attend = _decoding(problem, device), decode_attention.launched(None)
+def _by_budget(tokens: int) -> Make:
+    """Pages are chosen at every so manieth call."""
 
-    def run(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, summary: PageSummary) -> Tensor:
-        return attend(query, key, value, lengths, decoding.list_pages(query, summary, lengths, written=key))
+    def make(problem: Problem, device: torch.device, smoke: bool) -> Run:
+        decoding, attend = _decoding(problem, device), decode_attention.launched(None)
+        turns = itertools.cycle(range(tokens))
+        held: list[PageList] = []
 
-    return run
+        def run(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, summary: PageSummary) -> Tensor:
+            if next(turns) == 0:
+                held[:] = [decoding.list_pages(query, summary, lengths, written=key, ahead=tokens - 1)]
+            return attend(query, key, value, lengths, held[0])
+
+        return run
+
+    return make
 
 
 def _with_pages(problem: Problem, inputs: Inputs) -> Inputs:
@@ -152,7 +166,11 @@ ARMS: dict[str, KernelArm] = {
     "triton": replace(decode_attention.ARMS["triton"], facts=_all),
     "pio-budget": _sparse(
         "inference-pio, pages chosen by Quest's bounds and read, in a graph (without audits)",
-        _by_budget, _with_summary, _chosen,
+        _by_budget(1), _with_summary, _chosen,
+    ),
+    "pio-budget-x4": _sparse(
+        "the same for four tokens at a time, as recorded steps choose: each token's share of the choice, and its attention",
+        _by_budget(RUN), _with_summary, _chosen,
     ),
     "pio-pages": _sparse("the same kernel over the first page and the last ones", _fixed, _with_pages, _listed),
 }  # fmt: skip

@@ -105,11 +105,11 @@ class AuditedDecode:
 
     def list_pages(
         self, query: Tensor, summary: PageSummary, lengths: Tensor, *, scale: float | None = None,
-        starts: Tensor | None = None, written: Tensor | None = None,
+        starts: Tensor | None = None, written: Tensor | None = None, ahead: int = 0,
     ) -> PageList:  # fmt: skip
         """The pages that `query` [B, H, D] reads of a cache of `lengths` tokens (int32 on the device), in two launches
         and in room of its own: a recorded graph may hold them, with what `shares` holds when it is played. `written`: a
-        cache whose last token the summary does not know yet."""
+        cache whose last token the summary does not know yet; `ahead`: so many tokens more read by the same pages."""
         from inference_pio.kernels.triton.page_choice import PageScratch, choose_pages, empty_lists
 
         batch, key_heads, pages, _ = summary.mean.shape
@@ -124,7 +124,7 @@ class AuditedDecode:
         return choose_pages(
             query, summary, lengths, self.shares, starts=starts, scale=scale, scorer=self.settings.scorer,
             sinks=self.settings.sinks, local=self.settings.local, budget=budget, lists=lists, scratch=scratch,
-            written=written,
+            written=written, ahead=ahead,
         )  # fmt: skip
 
     def _budget(self) -> int | None:

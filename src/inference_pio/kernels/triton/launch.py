@@ -31,6 +31,10 @@ RANKED_AT_A_TIME = 8
 """Blocks that are compared with all others of a row in one step."""
 PAGES_SCORED = 16
 """Pages that one program scores: 256 programs at 32K tokens and 8 key heads."""
+PAGES_RANKED = 16
+"""Pages that one program ranks among all others: as many programs as score them."""
+PAGES_RANKED_AMONG = 512
+"""Pages that it holds its own against at a time."""
 DECODE_EXTRA_BYTES = 8 * 1024
 """Shared bytes of a decode program beside its pages: 6 KB are used at heads of 128."""
 MASS_WAVES = 8
@@ -269,6 +273,15 @@ def choice_warps(blocks: int) -> int:
     (1, 16)
     """
     return 16 if blocks > 2048 else max(1, blocks // BLOCKS_OF_A_WARP)
+
+
+def ranking_warps(pages: int) -> int:
+    """Warps of a program that ranks a few pages among so many at a time: a thread holds 32 pairs at most.
+
+    >>> ranking_warps(512), ranking_warps(16)
+    (8, 1)
+    """
+    return max(1, PAGES_RANKED * pages // 1024)
 
 
 def audit_warps(blocks: int) -> int:

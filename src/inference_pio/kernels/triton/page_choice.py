@@ -1,8 +1,8 @@
 """Which pages of a cache one new token reads: estimate by page, smallest set that holds a share, list; two launches.
 
-The plain truth is `kernels.block_choice.Ranked` over `kernels.page_estimate.estimate_pages`. Many programs score pages;
-then one for each key head finds the least share that is kept by halving what it may be. Shares are whole numbers: their
-sums are exact, and fast within a warp. The length is read on the device: one graph serves all.
+The plain truth is `kernels.page_choice`. Many programs score pages; then as many rank a tile of pages each, by counting
+what comes before them, and what that holds. Shares are whole numbers, so that their sums are exact whoever takes them. The
+length is read on the device: one graph serves all.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.triton.launch import (
     MOST_BLOCKS,
     PAGE,
+    PAGES_RANKED,
+    PAGES_RANKED_AMONG,
     PAGES_SCORED,
-    choice_warps,
     on_device,
+    ranking_warps,
 )
 from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping, wait_for_others
 from inference_pio.kernels.triton.page_summary import summed_up
@@ -48,12 +50,12 @@ class PageScratch:
 
 
 @triton.jit(
-    do_not_specialize=["length_step", "pages"],
+    do_not_specialize=["length_step", "pages", "ahead"],
     do_not_specialize_on_alignment=["lengths", "starts"],
 )
 def page_scores_kernel(
     query, least, largest, mean, keys, scores, lengths, starts,
-    query_batch, query_head, key_batch, key_token, key_head, length_step, pages, scale,
+    query_batch, query_head, key_batch, key_token, key_head, length_step, pages, ahead, scale,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, MEANS: tl.constexpr,
     BOUNDS: tl.constexpr, HAS_STARTS: tl.constexpr, WRITTEN: tl.constexpr, LEADS: tl.constexpr,
     DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -77,23 +79,24 @@ def page_scores_kernel(
     if BOUNDS:
         above = tl.load(largest + offsets, mask=held, other=0.0).to(tl.float32)
         below = tl.load(least + offsets, mask=held, other=0.0).to(tl.float32)
-    if WRITTEN:  # noqa: SIM102 (one of them is known when this is compiled)
-        if (used - 1) // TILE == tile:  # the page that the last token was written to is summed up on the way
-            begin = (used - 1) * PAGE_SIZE
+    if WRITTEN:  # pages of the last tokens are summed up on the way
+        base = keys + batch.to(tl.int64) * key_batch + head.to(tl.int64) * key_head
+        oldest = tl.maximum(length - 1 - ahead, 0) // PAGE_SIZE
+        for fresh in tl.range(tl.maximum(oldest, tile * TILE), tl.minimum(used, (tile + 1) * TILE)):
+            begin = fresh * PAGE_SIZE
             if HAS_STARTS:
                 begin = tl.maximum(begin, tl.load(starts + batch))
-            base = keys + batch.to(tl.int64) * key_batch + head.to(tl.int64) * key_head
-            low, high, average = summed_up(base, begin, length, used - 1, column, key_token, WIDTH, PAGE_SIZE)
-            place = rows + (used - 1) * WIDTH + column
+            low, high, average = summed_up(base, begin, length, fresh, column, key_token, WIDTH, PAGE_SIZE)
+            place = rows + fresh * WIDTH + column
             tl.store(least + place, low.to(least.dtype.element_ty))
             tl.store(largest + place, high.to(largest.dtype.element_ty))
             tl.store(mean + place, average)
-            mine = (page == used - 1)[:, None]
+            here = (page == fresh)[:, None]
             if MEANS:
-                means = tl.where(mine, average[None, :], means)
+                means = tl.where(here, average[None, :], means)
             if BOUNDS:
-                above = tl.where(mine, high[None, :], above)
-                below = tl.where(mine, low[None, :], below)
+                above = tl.where(here, high[None, :], above)
+                below = tl.where(here, low[None, :], below)
     for member in tl.range(0, GROUP):
         asked = tl.load(query + batch * query_batch + (head * GROUP + member) * query_head + column).to(tl.float32)
         asked = (asked * (scale * LOG2_E))[None, :]
@@ -107,75 +110,52 @@ def page_scores_kernel(
 
 
 @triton.jit
-def in_units(found, members, page, length, seen_from, used, GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr):
-    """The share of each page by the scores `found` [members, pages], the mean over the query heads, in whole parts of
-    `UNIT`; and whether it is seen."""
+def found_scores(scores, row, members, page, length, seen_from, used, pages, GROUP: tl.constexpr,
+                 PAGE_SIZE: tl.constexpr):  # fmt: skip
+    """The scores of some pages for the query heads of one key head, [members, pages], a page's tokens counted in;
+    hidden ones and members that are none weigh nothing."""
     tokens = tl.minimum(length - page * PAGE_SIZE, PAGE_SIZE) - tl.maximum(seen_from - page * PAGE_SIZE, 0)
-    visible = (page < used) & (tokens > 0)
-    found += tl.log2(tl.maximum(tokens, 1).to(tl.float32))[None, :]
-    found = tl.where(visible[None, :], found, HIDDEN)
-    shares = tl.exp2(found - tl.max(found, 1)[:, None])
-    shares = shares * ((UNIT / GROUP) / tl.sum(shares, 1)[:, None])
-    return tl.sum(tl.where((members < GROUP)[:, None], shares.to(tl.int32), 0), 0), visible
+    visible = (members < GROUP)[:, None] & ((page < used) & (tokens > 0))[None, :]
+    places = scores + (row * GROUP + members[:, None]) * pages + page[None, :]
+    found = tl.load(places, mask=visible, other=0.0, cache_modifier=".cg")
+    return tl.where(visible, found + tl.log2(tl.maximum(tokens, 1).to(tl.float32))[None, :], HIDDEN)
 
 
 @triton.jit
-def smallest_set(units, fixed, free, seen, wanted, most, CUTS: tl.constexpr):
-    """The `fixed` ones, and of the `free` ones the largest that bring the units of both to `wanted`; never more than
-    `most` together, all if they do not reach it. Equal ones are taken from the front. Told as whether each is kept, how
-    many kept ones stand before it, and how many there are. `seen`: how many are fixed or free.
-
-    Of all with at least `low` units there are enough, of those with at least `low + width` there are not; each round
-    holds `CUTS` bounds against them, until one is left between."""
-    ranked = tl.where(fixed, ALL, tl.where(free, tl.minimum(units, ALL - 1), -1))
-    low, width, over_mass, over_count, low_count = 0, ALL, 0, 0, seen
-    number = tl.arange(0, CUTS)
-    while (width > 1) & (low_count - over_count > 1):
-        step = width // CUTS
-        over = ranked[None, :] >= (low + (number + 1) * step)[:, None]
-        masses, counts = tl.sum(tl.where(over, units[None, :], 0), 1), tl.sum(over.to(tl.int32), 1)
-        enough = (masses >= wanted) | (counts >= most)
-        reached = tl.sum(enough.to(tl.int32), 0)
-        low += reached * step
-        low_count = tl.minimum(low_count, tl.min(tl.where(enough, counts, ALL), 0))
-        over_mass = tl.max(tl.where(enough, 0, masses), 0)
-        over_count = tl.max(tl.where(enough, 0, counts), 0)
-        if reached == CUTS:  # the fixed ones are enough
-            over_count = low_count
-        width = step
-    certain = fixed | (ranked >= low + width)
-    level = free & (ranked >= low) & (ranked < low + width)
-    missing = tl.where(low > 0, (wanted - over_mass - 1) // tl.maximum(low, 1) + 1, most)
-    missing = tl.maximum(tl.minimum(missing, most - over_count), 0)
-    both = tl.cumsum(certain.to(tl.int32) + (level.to(tl.int32) << 16), 0)
-    among = both >> 16
-    kept = certain | (level & (among <= missing))
-    place = (both & 0xFFFF) + tl.minimum(among, missing) - 1
-    return kept, place, over_count + tl.minimum(low_count - over_count, missing)
-
-
-@triton.jit
-def choice(found, members, page, length, seen_from, used, share, sinks, local, most, GROUP: tl.constexpr,
-           PAGE_SIZE: tl.constexpr, CUTS: tl.constexpr):  # fmt: skip
-    """`smallest_set` of the pages of a key head, by the scores `found` [members, pages] of its query heads."""
-    units, visible = in_units(found, members, page, length, seen_from, used, GROUP, PAGE_SIZE)
+def in_units(found, members, peak, scale, page, length, seen_from, used, until, sinks, local, GROUP: tl.constexpr,
+             PAGE_SIZE: tl.constexpr):  # fmt: skip
+    """The share of each page, the mean over the query heads, in whole parts of `UNIT`; and what it is ranked by: `ALL`
+    where it is always kept, -1 where it is not seen. Pages from `used` to `until`, to be written yet, are kept."""
+    parts = (tl.exp2(found - peak[:, None]) * scale[:, None]).to(tl.int32)
+    units = tl.sum(tl.where((members < GROUP)[:, None], parts, 0), 0)
     first = seen_from // PAGE_SIZE
-    fixed = visible & (((page >= first) & (page < first + sinks)) | (page >= used - local))
-    wanted = tl.minimum(tl.ceil(share * UNIT), MORE_THAN_ALL).to(tl.int32)
-    seen = tl.where(length > seen_from, used - first, 0)
-    return smallest_set(units, fixed, visible & (fixed == 0), seen, wanted, most, CUTS)
+    visible = (page >= first) & (page < until) & (length > seen_from)
+    fixed = visible & ((page < first + sinks) | (page >= used - local))
+    return units, tl.where(fixed, ALL, tl.where(visible, tl.minimum(units, ALL - 1), -1))
+
+
+@triton.jit
+def outranking(units, ranked, page, mine, mine_ranked):
+    """How many of the pages `page` come before each of the pages `mine`, equal ones from the front, and what they
+    hold."""
+    before = (ranked[None, :] > mine_ranked[:, None]) | (
+        (ranked[None, :] == mine_ranked[:, None]) & (page[None, :] < mine[:, None])
+    )
+    return tl.sum(before.to(tl.int32), 1), tl.sum(tl.where(before, units[None, :], 0), 1)
 
 
 @triton.jit(
-    do_not_specialize=["length_step", "pages", "list_length", "sinks", "local", "most"],
+    do_not_specialize=["length_step", "pages", "list_length", "sinks", "local", "most", "ahead"],
     do_not_specialize_on_alignment=["lengths", "starts", "shares", "counts", "indices"],
 )
 def page_list_kernel(
-    scores, lengths, starts, shares, counts, indices, length_step, pages, list_length, sinks, local, most,
-    GROUP: tl.constexpr, MEMBERS: tl.constexpr, PAGE_SIZE: tl.constexpr, PAGES: tl.constexpr, CUTS: tl.constexpr,
+    scores, lengths, starts, shares, counts, indices, length_step, pages, list_length, sinks, local, most, ahead,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     HAS_STARTS: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    head, batch = tl.program_id(0), tl.program_id(1)
+    """The smallest set of pages that holds a share: each program ranks a tile of pages among all, and lists those of
+    them that are kept at the place of their rank."""
+    tile, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if DEPENDENT:
         wait_for_others(INTERPRETED)
     length = tl.load(lengths + batch * length_step)
@@ -184,32 +164,63 @@ def page_list_kernel(
     if HAS_STARTS:
         seen_from = tl.maximum(tl.load(starts + batch), 0)
     used = tl.minimum(tl.cdiv(length, PAGE_SIZE), pages)
-    pair = batch.to(tl.int64) * tl.num_programs(0) + head
-    page = tl.arange(0, PAGES)
-    members = tl.arange(0, MEMBERS)
-    found = tl.load(
-        scores + (pair * GROUP + members[:, None]) * pages + page[None, :],
-        mask=(members < GROUP)[:, None] & (page < used)[None, :], other=0.0, cache_modifier=".cg",
+    until = tl.minimum(tl.cdiv(length + ahead, PAGE_SIZE), pages)
+    pair = batch.to(tl.int64) * tl.num_programs(1) + head
+    seen = tl.where(length > seen_from, until - seen_from // PAGE_SIZE, 0)
+    if (seen == 0) & (tile == 0):
+        tl.store(counts + pair, 0)
+    if (seen == 0) | (tile * TILE >= until):
+        return
+    members, page, mine = tl.arange(0, MEMBERS), tl.arange(0, CHUNK), tile * TILE + tl.arange(0, TILE)
+    own = found_scores(scores, pair, members, mine, length, seen_from, used, pages, GROUP, PAGE_SIZE)
+    found = found_scores(scores, pair, members, page, length, seen_from, used, pages, GROUP, PAGE_SIZE)
+    peak = tl.max(found, 1)
+    total = tl.sum(tl.exp2(found - peak[:, None]), 1)
+    for first in tl.range(CHUNK, used, CHUNK):
+        more = found_scores(scores, pair, members, first + page, length, seen_from, used, pages, GROUP, PAGE_SIZE)
+        higher = tl.maximum(peak, tl.max(more, 1))
+        total = total * tl.exp2(peak - higher) + tl.sum(tl.exp2(more - higher[:, None]), 1)
+        peak = higher
+    scale = (UNIT / GROUP) / total
+    held, ranked = in_units(
+        own, members, peak, scale, mine, length, seen_from, used, until, sinks, local, GROUP, PAGE_SIZE
     )  # fmt: skip
-    kept, place, count = choice(
-        found, members, page, length, seen_from, used, share, sinks, local, most, GROUP, PAGE_SIZE, CUTS
+    units, others = in_units(
+        found, members, peak, scale, page, length, seen_from, used, until, sinks, local, GROUP, PAGE_SIZE
     )  # fmt: skip
-    tl.store(counts + pair, count)
-    tl.store(indices + pair * list_length + place, page, mask=kept)
+    rank, mass = outranking(units, others, page, mine, ranked)
+    fixed = tl.sum((others == ALL).to(tl.int32), 0)
+    for first in tl.range(CHUNK, until, CHUNK):
+        more = found_scores(scores, pair, members, first + page, length, seen_from, used, pages, GROUP, PAGE_SIZE)
+        units, others = in_units(
+            more, members, peak, scale, first + page, length, seen_from, used, until, sinks, local, GROUP, PAGE_SIZE
+        )  # fmt: skip
+        in_front, before = outranking(units, others, first + page, mine, ranked)
+        rank += in_front
+        mass += before
+        fixed += tl.sum((others == ALL).to(tl.int32), 0)
+    wanted = tl.minimum(tl.ceil(share * UNIT), MORE_THAN_ALL).to(tl.int32)
+    kept = (ranked == ALL) | ((ranked >= 0) & (mass < wanted) & (rank < most))
+    reached = (mass + held >= wanted) | (rank + 1 >= most)
+    last = kept & ((rank + 1 == seen) | ((rank + 1 >= fixed) & reached))  # of all that are kept, one program's alone
+    none = (rank == 0) & (ranked >= 0) & (kept == 0)
+    tl.store(indices + pair * list_length + rank, mine, mask=kept)
+    tl.store(counts + pair + tl.zeros([TILE], tl.int32), tl.where(kept, rank + 1, 0), mask=last | none)
 
 
 def choose_pages(
     query: torch.Tensor, summary: PageSummary, lengths: torch.Tensor, shares: torch.Tensor, *,
     starts: torch.Tensor | None = None, scale: float | None = None, scorer: str = "mean", sinks: int = 1,
     local: int = 2, budget: int | None = None, lists: PageList | None = None, scratch: PageScratch | None = None,
-    written: torch.Tensor | None = None, dependent: bool = False,
+    written: torch.Tensor | None = None, ahead: int = 0, dependent: bool = False,
 ) -> PageList:  # fmt: skip
     """For each key head (`shares` float32 [key heads]) the pages that hold its share of the estimate for `query`
     [B, H, D], beside the first `sinks` and the last `local` ones, and at most `budget` pages (never fewer than those).
 
     `lengths` and `starts` are int32 on the device, as `decode_attention` takes them. `written`: a cache
     [B, capacity, key heads, D] whose last token the summary does not know yet; that of its page is renewed on the way.
-    `dependent`: the first launch may begin before the one in front of it has ended, as the second always may. Nothing
+    `ahead`: so many tokens more read by the same list, which holds the pages that they will be written to; and the
+    summary may not know as many before the last one. `dependent`: the first launch may begin before the one in front of it has ended, as the second always may. Nothing
     is allocated where `lists` and `scratch` are given; nothing waits for the device.
     """
     keys = summary.minimum.transpose(1, 2)
@@ -225,7 +236,8 @@ def choose_pages(
         raise InvalidSetting("the kernel reads summaries that are contiguous: make them by PageSummary.zeros.")
     if written is not None:
         require(supports_decode(query, written, written, lengths, starts))
-    capped = pages if budget is None else min(max(budget, sinks + local), pages)
+    always = sinks + local + -(-ahead // PAGE)
+    capped = pages if budget is None else min(max(budget, always), pages)
     lists = lists or empty_lists(batch, key_heads, capped, query.device)
     if lists.indices.shape[-1] < capped or (scratch and scratch.scores.shape != (batch, heads, pages)):
         raise InvalidSetting(
@@ -233,7 +245,7 @@ def choose_pages(
             f"{pages} pages: make them by empty_lists and PageScratch.of."
         )
     scratch = scratch or PageScratch.of(batch, heads, pages, query.device)
-    group, padded = heads // key_heads, max(16, triton.next_power_of_2(pages))
+    group, chunk = heads // key_heads, min(max(16, triton.next_power_of_2(pages)), PAGES_RANKED_AMONG)
     tile = max(1, PAGES_SCORED * 128 // max(width, 128))
     steps = (0, 0, 0) if written is None else written.stride()[:3]
     common = {"GROUP": group, "PAGE_SIZE": PAGE, "HAS_STARTS": starts is not None}
@@ -241,15 +253,15 @@ def choose_pages(
     with on_device(query):
         page_scores_kernel[(triton.cdiv(pages, tile), key_heads, batch)](
             query, summary.minimum, summary.maximum, summary.mean, written, scratch.scores, lengths, starts,
-            query.stride(0), query.stride(1), *steps, int(lengths.numel() > 1), pages,
+            query.stride(0), query.stride(1), *steps, int(lengths.numel() > 1), pages, ahead,
             width**-0.5 if scale is None else scale, WIDTH=width, TILE=tile, MEANS=scorer != "bounds",
             BOUNDS=scorer != "mean", WRITTEN=written is not None, LEADS=overlaps, num_warps=4 if width <= 128 else 8,
             **common, **overlapping(dependent),
         )  # fmt: skip
-        page_list_kernel[(key_heads, batch)](
+        page_list_kernel[(triton.cdiv(pages, PAGES_RANKED), key_heads, batch)](
             scratch.scores, lengths, starts, shares, lists.counts, lists.indices, int(lengths.numel() > 1), pages,
-            lists.indices.shape[-1], sinks, local, capped, MEMBERS=triton.next_power_of_2(group), PAGES=padded,
-            CUTS=4, num_warps=choice_warps(padded), **common, **overlapping(overlaps),
+            lists.indices.shape[-1], sinks, local, capped, ahead, MEMBERS=triton.next_power_of_2(group),
+            TILE=PAGES_RANKED, CHUNK=chunk, num_warps=ranking_warps(chunk), **common, **overlapping(overlaps),
         )  # fmt: skip
     return lists
 
