@@ -130,7 +130,7 @@ SUITES = {
         Suite(
             "attention-sparse-decode", "kernels",
             "Attention of one new token over chosen pages, 32 query and 8 key heads of 128: bytes of the whole cache",
-            arms={"default": 12, "triton": 12, "pio-budget": 20, "pio-pages": 15},
+            arms={"default": 12, "triton": 12, "pio-budget": 20, "pio-budget-x4": 20, "pio-pages": 15},
             baseline="default", family="sparse_decode", gigabytes=9, rounds=3, lengths=(32768, 131072),
             smoke_lengths=(320, 520),
         ),
@@ -166,6 +166,13 @@ SUITES = {
             arms={"plain": 75, "pio-graph": 90, "pio-kv-int8": 90},
             optional={"graph-eager": 60, "graph-inductor": 95},
             model="qwen3-4b", gigabytes=34, prompt_tokens=32768, new_tokens=64, check_tokens=16, rounds=3,
+        ),
+        Suite(
+            "decode-qwen3-4b-32k-budget", "decode", "Qwen3-4B, decode behind 32K tokens, 4,096 of which are read",
+            arms={"pio-graph": 90, "pio-graph-budget": 110},
+            optional={"pio-performance": 110, "pio-int4-budget": 110, "plain": 90},
+            baseline="pio-graph", model="qwen3-4b", gigabytes=34, prompt_tokens=32768, new_tokens=256,
+            check_tokens=16, rounds=3,
         ),
         Suite(
             "decode-qwen3-30b-a3b", "decode", "Qwen3-30B-A3B, decode at batch 1 behind 512 tokens",

@@ -116,6 +116,26 @@ def fuse(model: nn.Module, level: str, *, exact: bool = False) -> None:
     inference_pio.get_optimization_manager().apply_optimizations(model, names, parameters=given)
 
 
+def choosing(budget: int, **asked: Any) -> Callable[[nn.Module, Room], Decoder]:
+    """Level graph whose heads read so many tokens at most, pages ranked by Quest's bounds; over weights in a format, if
+    one is `asked` for. A sequence's first runs are dense, so what is checked here is those."""
+
+    def make(model: nn.Module, room: Room) -> Decoder:
+        given: dict[str, dict[str, Any]] = {
+            "adaptive_sparse_attention": {"budget": 256 if room.smoke else budget, "page_scorer": "bounds"},
+            "kernel_fusion": {"level": "graph"},
+        }
+        names = ["flash_attention", "adaptive_sparse_attention", "kernel_fusion"]
+        if asked:
+            given["tensor_compression"] = dict(asked)
+            names = ["tensor_compression", *names]
+        inference_pio.get_optimization_manager().apply_optimizations(model, names, parameters=given)
+        room.notes += _said(model)
+        return EngineDecoder(model, room)
+
+    return make
+
+
 def compressed(**asked: Any) -> Callable[[nn.Module, Room], Decoder]:
     """Level graph over weights or a cache in a format, each number rounded to the nearest; int4 in groups of 128."""
 

@@ -29,8 +29,8 @@ class Problem:
     does more, or leaves something out, shows it in its rate. `draw(device)` gives the inputs, the same at each call.
 
     `in_graph`: calls take microseconds, so they are recorded in a CUDA graph, over inputs of `nbytes` each in turn that
-    together do not fit the cache, as many as are whole rounds of `turns`. `once`: one call a round, since each call meets what none before it met. `given` is
-    what the family's arms read: lengths, a launch.
+    together do not fit the cache: as many as are whole rounds of `turns`. `once`: one call a round, since each call
+    meets what none before it met. `given` is what the family's arms read: lengths, a launch.
     """
 
     name: str

@@ -169,7 +169,7 @@ ARMS: dict[str, KernelArm] = {
         _by_budget(1), _with_summary, _chosen,
     ),
     "pio-budget-x4": _sparse(
-        "the same for four tokens at a time, as recorded steps choose: each token's share of the choice, and its attention",
+        "the same, chosen at every fourth token, as recorded steps choose",
         _by_budget(RUN), _with_summary, _chosen,
     ),
     "pio-pages": _sparse("the same kernel over the first page and the last ones", _fixed, _with_pages, _listed),

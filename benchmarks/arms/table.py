@@ -128,6 +128,15 @@ ARMS: dict[str, Arm] = {
     "pio-merged": Arm("inference-pio kernel_fusion merged", ours.fused("merged")),
     "pio-gemv": Arm("inference-pio kernel_fusion gemv, the library's loop", ours.fused("gemv"), gpu_only=True),
     "pio-graph": Arm("inference-pio kernel_fusion graph", ours.fused("graph")),
+    "pio-graph-budget": Arm(
+        "inference-pio graph, 4,096 tokens read behind the first 32 steps", ours.choosing(4096), gpu_only=True
+    ),
+    "pio-int4-budget": Arm(
+        "the same over int4 weights, head in fp8",
+        ours.choosing(4096, format="int4", group_size=128, head="fp8"),
+        "int4",
+        gpu_only=True,
+    ),
     "pio-graph-exact": Arm("inference-pio kernel_fusion graph, exact", ours.fused("graph", exact=True)),
     "pio-graph-waiting": Arm(
         "the same, no kernel begins before the last has ended",

@@ -63,26 +63,6 @@ def test_padded_rows_are_left_to_the_library(monkeypatch: pytest.MonkeyPatch) ->
     assert "rows are padded and heads follow a fixed pattern" in reason
 
 
-def test_patterns_that_learn_serve_the_prompt_and_hear_that_steps_attend_to_every_token(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(kernel_fusion, "choose_operations", lambda *given, **how: RecordableOperations())
-    found = []
-    for others in (["kernel_fusion"], []):
-        model, manager = tiny.build("llama"), ModularOptimizationManager()
-        given = {"adaptive_sparse_attention": {"dense_below": 0}, "kernel_fusion": {"level": "graph", "exact": True}}
-        names = ["adaptive_sparse_attention", *others]
-        manager.apply_optimizations(model, names, parameters={name: given[name] for name in names})
-        found.append((model, manager, said(model)))
-    (model, manager, ours), (_, _, theirs) = found
-    assert torch.equal(ours[0], theirs[0])  # of the prompt, which the library reads by the pattern
-    engine = engine_of(model)
-    assert engine is not None
-    assert (engine.counts.calls, engine.counts.left) == (1, {})
-    counted = manager.get_optimization_status(model)["optimizations"]["adaptive_sparse_attention"]["counted"]
-    assert counted["dense_calls"]["recorded steps, which attend to every token"] == 3 * 89
-
-
 def test_lists_say_what_each_head_reads_and_are_sent_when_they_change() -> None:
     model, _ = tiny.build("llama"), None
     module: Any = model.model.layers[0].self_attn  # type: ignore[union-attr, index]

@@ -25,10 +25,10 @@ class PatternCounts:
         self._kept: int | Tensor = 0
         self._of: int | Tensor = 0
 
-    def served(self, phase: str, backend: str, *, kept: int | Tensor, of: int | Tensor) -> None:
-        """The pattern served a call: of so many pairs of a query and a key before it, all heads, it kept so many."""
-        self.sparse_calls[phase] += 1
-        self.backends[backend] += 1
+    def served(self, phase: str, backend: str, *, kept: int | Tensor, of: int | Tensor, calls: int = 1) -> None:
+        """The pattern served calls: of so many pairs of a query and a key before it, all heads, it kept so many."""
+        self.sparse_calls[phase] += calls
+        self.backends[backend] += calls
         self._kept, self._of = self._kept + kept, self._of + of
 
     def left(self, reason: str, calls: int = 1) -> None:

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from inference_pio.anatomy.decoder import Decoder
-from inference_pio.anatomy.decoder_attention import LatentHeads
+from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads
 from inference_pio.cache import PagedCache
 from inference_pio.cache.store import Store, bucket
+from inference_pio.decoding.page_choices import PageChoices, page_choices
 from inference_pio.decoding.page_lists import PageLists, fixed_heads_of
 from inference_pio.decoding.runner import Runner
 from inference_pio.decoding.slots import Slots
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.page_list import PageList
 
 KEPT_RUNNERS = 8
 """Recorded steps that a bucket keeps: one for each way of choosing tokens that was asked for last."""
@@ -32,13 +34,16 @@ class Bucket:
         self.runners: dict[Any, Runner] = {}
         self.padded, self.prepared = False, False
         self.pages: PageLists | None = None
-        self.step = 0
+        self.choices: PageChoices | None = None
+        self.step, self.steps = 0, 1
+        """Which step of a run is being composed, and how many it has."""
         self._logits: Tensor | None = None
         self.cos, self.sin = self._angles()
 
     @property
     def nbytes(self) -> int:
-        return self.cache.nbytes + self.cos.nbytes + self.sin.nbytes
+        chosen = 0 if self.choices is None else self.choices.nbytes
+        return self.cache.nbytes + self.cos.nbytes + self.sin.nbytes + chosen
 
     @property
     def starts(self) -> Tensor | None:
@@ -95,10 +100,14 @@ class Bucket:
                 layer.lazy_initialization(keys, values)
 
     def list_pages(self) -> None:
-        """Keep lists of pages for the layers whose heads follow a fixed pattern. Raises InvalidSetting for padded rows,
-        whose pages are not those of the cache.
+        """Keep lists of pages for the layers whose heads follow a fixed pattern, and room for the choices of those that
+        choose. Raises InvalidSetting for padded rows under a fixed pattern, whose pages are not those of the cache.
         """
-        modules = [layer.attention.module for layer in self.decoder.layers]
+        attentions = [layer.attention for layer in self.decoder.layers]
+        if self.choices is None:
+            stores = [self.store(layer) for layer in range(len(attentions))]
+            self.choices = page_choices(attentions, stores, self.capacity, self.device)
+        modules = [attention.module for attention in attentions]
         if not any(fixed_heads_of(module) for module in modules):
             return
         if self.padded:
@@ -107,6 +116,25 @@ class Bucket:
             heads = self.store(0).kind.key_heads
             ahead = self.slots.given.shape[1]
             self.pages = PageLists(modules, self.batch, heads, self.capacity, ahead, self.device)
+
+    def pages_of(self, attention: GroupedAttention, query: Tensor) -> PageList | None:
+        """The pages that a layer's `query` [B, H, D] reads in the step that is being composed; None: all."""
+        if self.pages is not None:
+            return self.pages.of(attention.module, self.step)
+        if self.choices is None:
+            return None
+        starts = self.slots.starts if self.padded else None
+        return self.choices.pages(attention, query, self.slots, starts, self.step, self.steps)
+
+    def knows_pages_of(self, module: nn.Module) -> bool:
+        """Whether steps follow the pattern of an attention, fixed or chosen."""
+        chosen = self.choices is not None and self.choices.serves(module)
+        return chosen or (self.pages is not None and fixed_heads_of(module) is not None)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the next run reads the pages that its first step chooses."""
+        return self.choices is not None and self.choices.sparse
 
     def prompt_cache(self, given: dict[str, Any]) -> Any:
         """What the library reads a prompt into."""
@@ -120,6 +148,8 @@ class Bucket:
         """What the host does before `ahead` steps that come behind `held` tokens."""
         if self.pages is not None:
             self.pages.refresh(held, ahead)
+        if self.choices is not None:
+            self.choices.before_run(held, ahead, self.slots.starts if self.padded else None)
 
     def handed_out(self, model: Any, held: int) -> Cache:
         """A cache of the first `held` tokens that is the caller's to keep."""
@@ -137,6 +167,8 @@ class Bucket:
         for layer in self.cache.paged_layers:
             layer.length = held
         self.cache.reserve(self.capacity)
+        if self.choices is not None:
+            self.choices.grow(self.capacity)
         self.list_pages()
         self.cos, self.sin = self._angles()
 

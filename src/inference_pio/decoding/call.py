@@ -16,7 +16,6 @@ from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.counts import Counts
 from inference_pio.decoding.flights import IN_FLIGHT, Flights
 from inference_pio.decoding.operations import Operations
-from inference_pio.decoding.page_lists import fixed_heads_of
 from inference_pio.decoding.prepare import first_positions, most_tokens
 from inference_pio.decoding.progress import Progress
 from inference_pio.decoding.runner import Runner, record
@@ -58,6 +57,12 @@ class Call:
             bucket.prepared = True
         if self.recipe is not None and self.recipe.marks:
             bucket.slots.mark(self.prompt, self.vocabulary, self.recipe.unmarked)
+        if bucket.choices is not None:
+            bucket.choices.begin()
+            if bucket.choices.may_choose(sum(most_tokens(self.settled, self.prompt, self.given))):
+                bucket.choices.sparse = True
+                self.runner()
+                bucket.choices.sparse = False
         self.runner()
 
     def let_go(self) -> None:
@@ -80,7 +85,7 @@ class Call:
 
     def runner(self) -> Runner:
         """The recorded steps for this way of choosing; recorded now if they are not there."""
-        key = (self.recipe.key if self.recipe else "logits", self.ahead, self.bucket.padded)
+        key = (self.recipe.key if self.recipe else "logits", self.ahead, self.bucket.padded, self.bucket.sparse)
         found = self.bucket.runner(key)
         if found is None:
             start = time.perf_counter()
@@ -110,11 +115,13 @@ class Call:
         return self._result(held + self.progress.new - 1, cache if ended else None)
 
     def _tell_patterns(self, steps: int) -> None:
-        """Patterns that recorded steps do not ask hear of it: those steps attend to every token."""
+        """Patterns hear of recorded steps; those that these do not ask, that they attend to every token."""
         if self.operations.attends_as_configured or not steps:
             return
+        if self.bucket.choices is not None:
+            self.bucket.choices.tell(steps)
         for layer in self.bucket.decoder.layers:
-            if self.bucket.pages is None or fixed_heads_of(layer.attention.module) is None:
+            if not self.bucket.knows_pages_of(layer.attention.module):
                 tell_passed_over(layer.attention.module, RECORDED, steps)
 
     def _begin(self, held: int, cache: Any) -> None:
@@ -168,7 +175,7 @@ class Call:
         bucket, operations, recipe, ahead = self.bucket, self.operations, self.recipe, self.ahead
 
         def chosen_on_the_device() -> None:
-            entered = False
+            entered, bucket.steps = False, ahead
             for step in range(ahead):
                 assert recipe is not None
                 bucket.step = step
@@ -176,7 +183,7 @@ class Call:
                 entered = operations.choose(recipe, logits, bucket.slots, step, enters=step + 1 < ahead)
 
         def logits_alone() -> None:
-            bucket.step = 0
+            bucket.step, bucket.steps = 0, 1
             bucket.logits.copy_(logits_of_step(bucket.decoder, operations, bucket))
 
         return logits_alone if recipe is None else chosen_on_the_device

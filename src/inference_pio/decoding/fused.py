@@ -143,6 +143,7 @@ class FusedOperations(RecordableOperations):
         if (
             not self.rotated
             or bucket.pages is not None
+            or bucket.choices is not None
             or isinstance(store, CodedStore)
             or store.capacity > MOST_ROTATED
         ):
@@ -170,10 +171,9 @@ class FusedOperations(RecordableOperations):
         rows, heads, width = query.shape
         sizes = (rows, heads, store.keys.shape[2], width)
         launch, scratch = self._attention_of(*sizes, store.capacity, query.device)
-        pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
-            query, store.keys, store.values, slots.lengths, starts, pages=pages, scale=attention.scale, launch=launch,
-            scratch=scratch,
+            query, store.keys, store.values, slots.lengths, starts, pages=bucket.pages_of(attention, query),
+            scale=attention.scale, launch=launch, scratch=scratch,
         )  # fmt: skip
 
     def _over_codes(self, attention: GroupedAttention, query: Tensor, store: CodedStore, bucket: Bucket) -> Tensor:

@@ -30,10 +30,9 @@ class RecordableOperations(PlainOperations):
         if isinstance(store, CodedStore):
             view = store.view(bucket.coded_pages)  # type: ignore[attr-defined]
             return coded_decode(query, view, bucket.slots.lengths, starts_of(bucket), scale=attention.scale)
-        pages = None if bucket.pages is None else bucket.pages.of(attention.module, bucket.step)
         return decode_attention(
-            query, store.keys, store.values, bucket.slots.lengths, starts_of(bucket), pages=pages,
-            scale=attention.scale,
+            query, store.keys, store.values, bucket.slots.lengths, starts_of(bucket),
+            pages=bucket.pages_of(attention, query), scale=attention.scale,
         )  # fmt: skip
 
     def _over_latent(

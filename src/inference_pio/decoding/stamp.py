@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from inference_pio.anatomy.attention_function import OF_PATTERN
+from inference_pio.anatomy.attention_name import pattern_part
 from inference_pio.anatomy.call_guards import WHY_CALLED, is_foreign
 from inference_pio.anatomy.decoder import Decoder
-from inference_pio.anatomy.fixed_heads import FIXED_HEADS
 from inference_pio.compat import attention_name, has_global_hooks
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -61,8 +61,9 @@ def _marks(module: nn.Module) -> Iterator[Any]:
             yield tensor.dtype
             yield tensor.device
     if "config" in own:
-        yield attention_name(own["config"])
-        yield id(own.get(FIXED_HEADS))
+        name = attention_name(own["config"])
+        yield name
+        yield id(own.get(pattern_part(name or "") or ""))  # the heads of a pattern stand under its name
 
 
 def _written(tensor: Tensor) -> int:

@@ -9,11 +9,17 @@ import torch
 
 @dataclass(frozen=True)
 class PageList:
-    """The pages that each key head reads: `counts` int32 [B, key heads], that many ascending page numbers at the
-    front of each row of `indices` int32 [B, key heads, at most]. All of it may change between replays of a graph."""
+    """The pages that each key head reads: `counts` int32 [B, key heads], that many page numbers at the front
+    of each row of `indices` int32 [B, key heads, at most]. All of it may change between replays of a graph."""
 
     counts: torch.Tensor
     indices: torch.Tensor
+
+    @classmethod
+    def empty(cls, batch: int, key_heads: int, most: int, device: torch.device) -> PageList:
+        """Room for lists of up to so many pages."""
+        counts = torch.zeros(batch, key_heads, dtype=torch.int32, device=device)
+        return cls(counts, torch.zeros(batch, key_heads, most, dtype=torch.int32, device=device))
 
     def kept(self, pages: int) -> torch.Tensor:
         """The same as boolean [B, key heads, pages].

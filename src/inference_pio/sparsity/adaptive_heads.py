@@ -68,6 +68,18 @@ class AdaptiveHeads:
         """Pickled, the heads are their settings; what they learned and the caches they saw stay here."""
         return AdaptiveHeads, (self.settings, self.number)
 
+    @property
+    def dense_below(self) -> int:
+        return self.settings.dense_below
+
+    def page_chooser(self, heads: int, key_heads: int, device: torch.device) -> AuditedDecode | None:
+        """What these heads have shown at decode; None in certified mode, which serves prefill alone."""
+        if self.settings.eps is not None:
+            return None
+        if self.decode is None:
+            self.decode = AuditedDecode(heads, key_heads, self.settings.decode, device)
+        return self.decode
+
     def given(self, cache: Any, index: int | None) -> None:
         """A call of this layer begins, with this cache or none."""
         layers = getattr(cache, "layers", None)
@@ -125,15 +137,14 @@ class AdaptiveHeads:
         self, query: Tensor, key: Tensor, seen_key: Tensor, seen_value: Tensor, extent: Extent,
         starts: Tensor | None, scale: float | None,
     ) -> Served | str:  # fmt: skip
-        if self.settings.eps is not None:
+        chooser = self.page_chooser(query.shape[1], key.shape[1], query.device)
+        if chooser is None:
             return "certified mode serves prefill alone"
         layer = self._given.layer() if getattr(self._given, "layer", None) is not None else None
         if layer is None or not _holds(layer, key):
             return "keys that no cache layer holds as they are"
-        if self.decode is None:
-            self.decode = AuditedDecode(query.shape[1], key.shape[1], self.settings.decode, query.device)
         summary = self._memory.follow(layer, self._given.keys(), key, extent, new=1)
-        attended = self.decode.attend(query, seen_key, seen_value, summary, scale=scale, starts=starts)
+        attended = chooser.attend(query, seen_key, seen_value, summary, scale=scale, starts=starts)
         return _served("decode", attended) if attended else "decode steps that teach, or attention spread wide"
 
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from inference_pio.kernels.block_choice import DENSE, Ranked
 from inference_pio.kernels.listed_attention import gathered_decode
-from inference_pio.kernels.page_estimate import estimate_pages
+from inference_pio.kernels.page_choice import naive_choose_pages, rank_pages
+from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.row_mass import row_mass
 from inference_pio.kernels.triton.launch import PAGE
+from inference_pio.kernels.triton.support import supports_decode
 from inference_pio.sparsity.audit_log import AuditLog
 from inference_pio.sparsity.backend import TRITON, Attended, choose_backend
 from inference_pio.sparsity.coverage_control import CoverageControl, CoverageTarget
 
 if TYPE_CHECKING:
-    from inference_pio.kernels.page_list import PageList
     from inference_pio.kernels.triton.page_choice import PageScratch
 
 FIRST = 8
-"""Steps of each sequence that are audited and dense: before them nothing is known of its heads."""
+"""Audits of each sequence before which its steps are dense: nothing is known of its heads."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,27 @@ class AuditedDecode:
         self.settings = settings
         self.control = CoverageControl(key_heads, CoverageTarget(settings.coverage), device)
         self.log = AuditLog(key_heads, device)
-        self.steps = 0
+        self.steps = self.audits = 0
         self.shares = self.control.shares()
         """What the control says since the last audit, at an address that stays: a recorded graph may read it."""
         self._heads, self._group = heads, heads // key_heads
         self._grid = torch.cat((self.control.grid, self.control.grid.new_tensor([DENSE])))
-        self._room: tuple[PageList, PageScratch] | None = None
+        self._room: dict[tuple[int, int], tuple[PageList, PageScratch | None]] = {}
 
     def begin(self) -> None:
         """Another sequence begins: its first steps are audited again; what the heads have shown stays."""
-        self.steps = 0
+        self.steps = self.audits = 0
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether this sequence's steps are dense yet."""
+        return self.audits < FIRST
+
+    def is_due(self, steps: int = 1) -> bool:
+        """Whether one of the next steps is among the share that is audited: evenly spread, without chance, so without
+        waiting."""
+        rate = self.settings.audit_rate
+        return self.is_learning or int((self.steps + steps) * rate) > int(self.steps * rate)
 
     def choose(
         self, query: Tensor, key: Tensor, summary: PageSummary, *, scale: float | None = None,
@@ -66,8 +78,8 @@ class AuditedDecode:
         None where the step is better dense: at the start, and where too many pages would be kept.
         """
         ranked = self._ranked(query[:, :, 0], summary, key.shape[2], scale, starts)
-        first = self.steps < FIRST
-        if first or self._is_due():
+        first = self.is_learning
+        if self.is_due():
             self._audit(query, key, ranked, scale, starts)
         self.steps += 1
         if first:
@@ -90,9 +102,9 @@ class AuditedDecode:
 
             starts = None if starts is None else starts.int()
             lengths = torch.full((1,), length, dtype=torch.int32, device=query.device)
-            first = self.steps < FIRST
-            if first or self._is_due():
-                self._audit(query, key, self._ranked(query[:, :, 0], summary, length, scale, starts), scale, starts)
+            first = self.is_learning
+            if self.is_due():
+                self.audit(query, key, summary, scale=scale, starts=starts)
             self.steps += 1
             pages = None if first else self.list_pages(query[:, :, 0], summary, lengths, scale=scale, starts=starts)
             token, keys, values = query[:, :, 0], key.transpose(1, 2), value.transpose(1, 2)
@@ -109,23 +121,42 @@ class AuditedDecode:
     ) -> PageList:  # fmt: skip
         """The pages that `query` [B, H, D] reads of a cache of `lengths` tokens (int32 on the device), in two launches
         and in room of its own: a recorded graph may hold them, with what `shares` holds when it is played. `written`: a
-        cache whose last token the summary does not know yet; `ahead`: so many tokens more read by the same pages."""
-        from inference_pio.kernels.triton.page_choice import PageScratch, choose_pages, empty_lists
+        cache whose last token the summary does not know yet; `ahead`: so many tokens more read by the same pages. Where
+        our kernels do not serve, the host is asked for the length."""
+        settings = self.settings
+        given: dict[str, Any] = {
+            "starts": starts, "scale": scale, "scorer": settings.scorer, "sinks": settings.sinks,
+            "local": settings.local, "budget": self._budget(), "written": written, "ahead": ahead,
+        }  # fmt: skip
+        lists, scratch = self._lists(query, summary, lengths)
+        if scratch is None:
+            return naive_choose_pages(query, summary, int(lengths), self.shares, lists=lists, **given)
+        from inference_pio.kernels.triton.page_choice import choose_pages
 
+        return choose_pages(query, summary, lengths, self.shares, lists=lists, scratch=scratch, **given)
+
+    @torch.inference_mode(False)
+    def _lists(self, query: Tensor, summary: PageSummary, lengths: Tensor) -> tuple[PageList, PageScratch | None]:
+        """Room for lists of the pages of a summary, and for the kernels that make them, where these serve."""
         batch, key_heads, pages, _ = summary.mean.shape
-        budget = self._budget()
-        if self._room is None or self._room[1].scores.shape != (batch, self._heads, pages):
-            most = pages if budget is None else min(budget, pages)
-            self._room = (
-                empty_lists(batch, key_heads, most, query.device),
-                PageScratch.of(batch, self._heads, pages, query.device),
-            )
-        lists, scratch = self._room
-        return choose_pages(
-            query, summary, lengths, self.shares, starts=starts, scale=scale, scorer=self.settings.scorer,
-            sinks=self.settings.sinks, local=self.settings.local, budget=budget, lists=lists, scratch=scratch,
-            written=written, ahead=ahead,
-        )  # fmt: skip
+        if (batch, pages) not in self._room:
+            budget = self._budget()  # one more: the page of tokens to come, where all others are always read
+            lists = PageList.empty(batch, key_heads, pages if budget is None else min(budget + 1, pages), query.device)
+            keys, scratch = summary.minimum.transpose(1, 2), None
+            if supports_decode(query, keys, keys, lengths):
+                from inference_pio.kernels.triton.page_choice import PageScratch
+
+                scratch = PageScratch.of(batch, self._heads, pages, query.device)
+            self._room[batch, pages] = lists, scratch  # kept: a recorded graph may hold it
+        return self._room[batch, pages]
+
+    def audit(
+        self, query: Tensor, key: Tensor, summary: PageSummary, *, scale: float | None = None,
+        starts: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Look at what a step of `query` [B, H, 1, D] keeps of `key` [B, key heads, L, D], and learn from it."""
+        ranked = self._ranked(query[:, :, 0], summary, key.shape[2], scale, starts)
+        self._audit(query, key, ranked, scale, starts)
 
     def _budget(self) -> int | None:
         """Pages that a head reads at most: never fewer than are always read."""
@@ -136,37 +167,25 @@ class AuditedDecode:
     def _ranked(
         self, query: Tensor, summary: PageSummary, length: int, scale: float | None, starts: Tensor | None
     ) -> Ranked:
-        estimate = estimate_pages(query, summary, length, scale=scale, starts=starts, scorer=self.settings.scorer)[
-            :, :, None
-        ]
-        first = torch.arange(0, length, PAGE, device=query.device)
-        number = torch.arange(first.numel(), device=query.device)
-        begin = torch.zeros(1, 1, dtype=torch.int64, device=query.device) if starts is None else starts[:, None].long()
-        visible = first + PAGE > begin
-        fixed = (number >= first.numel() - self.settings.local) | (
-            (number >= begin // PAGE) & (number < begin // PAGE + self.settings.sinks)
-        )
-        ranked = Ranked.of(estimate, fixed[:, None, None], visible[:, None, None])
-        budget = self._budget()
-        return ranked if budget is None else ranked.at_most(budget)
-
-    def _is_due(self) -> bool:
-        """Whether this step is one of the share that is audited: evenly spread, without chance, so without waiting."""
-        rate = self.settings.audit_rate
-        return int((self.steps + 1) * rate) > int(self.steps * rate)
+        settings = self.settings
+        return rank_pages(
+            query, summary, length, starts=starts, scale=scale, scorer=settings.scorer, sinks=settings.sinks,
+            local=settings.local, budget=self._budget(),
+        )  # fmt: skip
 
     def _audit(self, query: Tensor, key: Tensor, ranked: Ranked, scale: float | None, starts: Tensor | None) -> None:
         position = torch.full((1,), key.shape[2] - 1, device=key.device)
         mass = row_mass(query, position, key, block=PAGE, scale=scale, starts=starts)
         mass = mass.view(mass.shape[0], -1, self._group, *mass.shape[2:]).mean(2)
         coverage = ranked.coverage(mass, self._grid.expand(*ranked.before.shape[:-1], -1))[:, :, 0]
-        if self.steps:
+        if self.audits:
             place = torch.searchsorted(self._grid, self.shares)
             self.log.add(coverage.gather(2, place.expand(coverage.shape[0], -1)[..., None])[..., 0])
-        if self.steps % FIRST == 0:
+        if self.audits % FIRST == 0:
             self.control.forget()
         self.control.learn(coverage[..., :-1])
         self.shares.copy_(self.control.shares())
+        self.audits += 1
 
     def _pays(self, kept: Tensor) -> bool:
         """Whether few enough pages are kept; told by the shares alone on a GPU, where counting would wait for it."""

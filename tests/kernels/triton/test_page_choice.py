@@ -10,8 +10,9 @@ import torch
 
 from inference_pio.compat import has_triton
 from inference_pio.errors import InvalidSetting
-from inference_pio.kernels.block_choice import DENSE, Ranked
-from inference_pio.kernels.page_estimate import estimate_pages
+from inference_pio.kernels.block_choice import DENSE
+from inference_pio.kernels.page_choice import naive_choose_pages
+from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary, naive_page_summary
 from tests.kernels.triton.compiling import MACHINES, Compiler
 
@@ -32,7 +33,8 @@ class Case:
     sinks: int = 1
     local: int = 2
     written: bool = False
-    """Whether the summary of the last token's page is left to the kernel."""
+    """Whether the summary of the last tokens' pages is left to the kernel."""
+    ahead: int = 0
 
 
 def made(case: Case, device: str):  # type: ignore[no-untyped-def]
@@ -54,7 +56,7 @@ def made(case: Case, device: str):  # type: ignore[no-untyped-def]
     if case.written:
         for row, length in enumerate(case.lengths):
             for each in (summary.minimum, summary.maximum, summary.mean):
-                each[row, :, (length - 1) // 64] = float("nan")
+                each[row, :, max(length - 1 - case.ahead, 0) // 64 : (length - 1) // 64 + 1] = float("nan")
     lengths = torch.tensor(case.lengths, dtype=torch.int32, device=device)
     starts = None if case.starts is None else torch.tensor(case.starts, dtype=torch.int32, device=device)
     shares = torch.full((case.key_heads,), case.share, device=device)
@@ -63,16 +65,16 @@ def made(case: Case, device: str):  # type: ignore[no-untyped-def]
 
 
 def check(case: Case, device: str = "cpu") -> None:
-    from inference_pio.kernels.triton.page_choice import PageScratch, choose_pages, empty_lists
+    from inference_pio.kernels.triton.page_choice import PageScratch, choose_pages
 
     query, keys, summary, true, lengths, starts, shares = made(case, device)
     batch, pages = len(case.lengths), summary.mean.shape[2]
     scratch = PageScratch.of(batch, case.heads, pages, query.device)
     scratch.scores.fill_(float("nan"))
-    width = pages if case.budget is None else max(case.budget, case.sinks + case.local)
-    lists = empty_lists(batch, case.key_heads, width, query.device)
+    width = pages if case.budget is None else max(case.budget, case.sinks + case.local + (case.ahead > 0))
+    lists = PageList.empty(batch, case.key_heads, width, query.device)
     options = {"scorer": case.scorer, "budget": case.budget, "sinks": case.sinks, "local": case.local}
-    options |= {"written": keys if case.written else None}
+    options |= {"written": keys if case.written else None, "ahead": case.ahead}
     for _ in range(2):  # nothing of one call is left to the next
         lists.counts.fill_(-1)
         lists.indices.fill_(-1)
@@ -85,22 +87,17 @@ def check(case: Case, device: str = "cpu") -> None:
         for head in range(case.key_heads):
             count = int(lists.counts[row, head])
             got = lists.indices[row, head, :count].tolist()
-            assert sorted(got) == expected[head].nonzero().flatten().tolist()
+            assert sorted(got) == expected[head]
             assert bool((lists.indices[row, head, count:] == -1).all())
 
 
-def chosen(case: Case, query, summary: PageSummary, row: int, length: int, shares) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """The same by estimate and sorting: boolean [key heads, pages]."""
+def chosen(case: Case, query: torch.Tensor, summary: PageSummary, row: int, length: int, shares) -> list[list[int]]:  # type: ignore[no-untyped-def]
+    """The same by torch, for each key head."""
     mine = PageSummary(*(one[row : row + 1] for one in (summary.minimum, summary.maximum, summary.mean)))
-    start = 0 if case.starts is None else case.starts[row]
-    begin = torch.tensor([start], device=query.device)
-    estimate = estimate_pages(query, mine, length, starts=begin, scorer=case.scorer)[:, :, None]
-    number = torch.arange(estimate.shape[-1], device=query.device)
-    sink = (number >= start // 64) & (number < start // 64 + case.sinks)
-    ranked = Ranked.of(estimate, sink | (number >= len(number) - case.local), (number + 1) * 64 > start)
-    if case.budget is not None:
-        ranked = ranked.at_most(max(case.budget, case.sinks + case.local))
-    return ranked.kept(shares[None, :, None])[0, :, 0]
+    starts = None if case.starts is None else torch.tensor([case.starts[row]], device=query.device)
+    options = {"scorer": case.scorer, "budget": case.budget, "sinks": case.sinks, "local": case.local}
+    found = naive_choose_pages(query, mine, length, shares, starts=starts, ahead=case.ahead, **options)
+    return [head.nonzero().flatten().tolist() for head in found.kept(mine.mean.shape[2])[0]]
 
 
 CASES = [
@@ -137,6 +134,25 @@ def test_it_sums_up_the_page_that_was_written_to(case: Case, scorer: str, interp
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(
+            (3000, 128, 62), ahead=3, scorer="both"
+        ),  # a page that is written to yet, one that is full, one that fills
+        Case((2944, 129), ahead=3, budget=8, scorer="bounds"),
+        Case((2944, 66), ahead=7, budget=1, starts=(100, 60)),
+        Case((3006,), ahead=63, capacity=3008, share=DENSE),  # no page follows the last one
+        Case((40001,), ahead=3, capacity=40064, heads=2, key_heads=1, budget=64),  # more than are ranked
+        Case((39999,), ahead=3, capacity=40064, heads=2, key_heads=1, share=0.6),
+    ],
+    ids=str,
+)
+def test_a_list_serves_the_tokens_to_come(case: Case, interpreted: Callable[..., None]) -> None:
+    interpreted(check, Case(**{**case.__dict__, "written": True}))
+
+
+@needs_triton
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from inference_pio.kernels.triton import support
     from inference_pio.kernels.triton.page_choice import choose_pages
@@ -156,14 +172,15 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("pages", [1024, 4096, pytest.param(2048, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pages", [512, 1024, 4096, pytest.param(2048, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("scorer", "width"), [("mean", 128), ("both", 128), ("both", 256)])
 def test_it_compiles_to_wide_loads_without_spilling(
     capability: int, pages: int, scorer: str, width: int, compiler: Compiler
 ) -> None:
     from inference_pio.kernels.triton import page_choice
 
-    compiler.for_machine(capability, page_choice.page_scores_kernel, page_choice.page_list_kernel)
+    kernels = page_choice.page_scores_kernel, page_choice.page_list_kernel, page_choice.page_rank_kernel
+    compiler.for_machine(capability, *kernels)
     compiler.patch.setattr(page_choice, "may_overlap", lambda device: capability >= 90)
     query, places = torch.zeros(1, 8, width, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int32)
     keys = torch.zeros(1, pages * 64, 1, width, dtype=torch.bfloat16)
@@ -188,3 +205,4 @@ def test_gpu_it_chooses_as_sorting_does(scorer: str, width: int) -> None:
     for case in (Case((33000, 700), heads=32, key_heads=8, capacity=33024), Case((9000,), budget=64, capacity=66000)):
         check(Case(**{**case.__dict__, "scorer": scorer, "width": width}), "cuda")
         check(Case(**{**case.__dict__, "scorer": scorer, "width": width, "written": True}), "cuda")
+        check(Case(**{**case.__dict__, "scorer": scorer, "width": width, "written": True, "ahead": 3}), "cuda")
