@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inference_pio.kernels import row_mass as row_mass_module
 from inference_pio.kernels.attention_mass import naive_attention_mass
 from inference_pio.kernels.row_mass import naive_row_mass, row_mass
 
@@ -36,3 +37,15 @@ def test_a_row_that_sees_nothing_gives_zeros() -> None:
         torch.randn(1, 1, 1, 8), torch.tensor([3]), torch.randn(1, 1, 9, 8), block=4, starts=torch.tensor([5])
     )
     assert bool((got == 0).all())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2**24])
+def test_many_layers_at_once_are_what_each_is(monkeypatch: pytest.MonkeyPatch, padded: bool, at_once: int) -> None:
+    monkeypatch.setattr(row_mass_module, "NUMBERS_AT_A_TIME", at_once)
+    queries, starts = torch.randn(3, 2, 4, 16), torch.tensor([70, 0]) if padded else None
+    keys = [torch.randn(2, 2, 150, 16) for _ in range(3)]
+    found = row_mass_module.last_token_mass(queries, keys, block=64, starts=starts)
+    for layer, key in enumerate(keys):
+        wanted = naive_row_mass(queries[layer][:, :, None], torch.tensor([149]), key, block=64, starts=starts)
+        torch.testing.assert_close(found[layer], wanted[:, :, 0].unflatten(1, (2, 2)).mean(2))

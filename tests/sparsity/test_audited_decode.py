@@ -75,6 +75,36 @@ def test_the_first_and_the_last_pages_are_always_read(scorer) -> None:
     assert pages[0, 0, -2:].tolist() == [True, True]
 
 
+@pytest.mark.parametrize("padding", [None, 70])
+def test_layers_that_are_joined_learn_as_they_do_by_themselves(padding: int | None) -> None:
+    layers, tokens, settings = 3, 700, DecodeSettings(scorer="both")
+    starts = None if padding is None else torch.tensor([padding, 0])
+    joined, alone = ([AuditedDecode(2, 1, settings, torch.device("cpu")) for _ in range(layers)] for _ in range(2))
+    joined[1].shares.fill_(0.5)
+    whole = joined[0].joined(joined[1:])
+    assert joined[0].joined(joined[1:]) is whole
+    assert whole.shares.tolist() == [2.0, 0.5, 2.0]
+    drawn = [[_sequence(tokens, seed=2 * layer + row) for row in range(2)] for layer in range(layers)]
+    keys = [torch.cat([key for key, _ in rows]) for rows in drawn]
+    found = [naive_page_summary(key.transpose(1, 2), tokens, starts) for key in keys]
+    stacked = PageSummary(
+        *(torch.cat([getattr(one, name) for one in found]) for name in ("minimum", "maximum", "mean"))
+    )
+    for step in range(FIRST + 3):
+        queries = torch.stack([torch.stack([asked[step].expand(2, -1) for _, asked in rows]) for rows in drawn])
+        for layer, part in enumerate(alone):
+            ranked = part._ranked(queries[layer], found[layer], tokens, None, starts)
+            part._audit(queries[layer][:, :, None], keys[layer], ranked, None, starts)
+        whole.audit_layers(queries, keys, stacked, starts=starts)
+    assert whole.is_learning is False
+    for mine, theirs in zip(joined, alone, strict=True):
+        torch.testing.assert_close(mine.shares, theirs.shares)
+        assert torch.equal(mine.log.counts, theirs.log.counts)
+        torch.testing.assert_close(mine.log.sums, theirs.log.sums)
+    assert torch.equal(whole.shares, torch.cat([part.shares for part in joined]))
+    assert float(whole.shares.min()) < 1
+
+
 def check_kernels(scorer: str, budget: int | None, padding: int | None, device: str = "cpu") -> None:
     """The same pages, step by step, by both ways; and the attention over them."""
     tokens, steps, settings = 1500, FIRST + 5, DecodeSettings(scorer=scorer, budget=budget)

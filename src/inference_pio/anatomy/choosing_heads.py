@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,9 +16,12 @@ from inference_pio.kernels.page_summary import PageSummary
 
 
 class PageChooser(Protocol):
-    """The choice of one layer: it learns from audits what its heads must read, and lists pages on the device."""
+    """The choice of one layer, or of several that are `joined`: audits tell it what its heads must read."""
 
     steps: int
+
+    def joined(self, others: Sequence[Any]) -> PageChooser:
+        """One for these layers and those of other choosers."""
 
     @property
     def is_learning(self) -> bool:
@@ -29,11 +33,11 @@ class PageChooser(Protocol):
     def begin(self) -> None:
         """Another sequence begins."""
 
-    def audit(
-        self, query: Tensor, key: Tensor, summary: PageSummary, *, scale: float | None = None,
+    def audit_layers(
+        self, queries: Tensor, keys: Sequence[Tensor], summary: PageSummary, *, scale: float | None = None,
         starts: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Learn from what a step of `query` [B, H, 1, D] keeps of `key` [B, key heads, L, D]."""
+        """Learn from what a step's `queries` [layers, B, H, D] keep of each layer's `keys` [B, key heads, L, D]."""
 
     def list_pages(
         self, query: Tensor, summary: PageSummary, lengths: Tensor, *, scale: float | None = None,

@@ -149,7 +149,8 @@ class Bucket:
         if self.pages is not None:
             self.pages.refresh(held, ahead)
         if self.choices is not None:
-            self.choices.before_run(held, ahead, self.slots.starts if self.padded else None)
+            starts = self.slots.starts if self.padded else None
+            self.choices.before_run(held, ahead, self.slots.lengths, starts)
 
     def handed_out(self, model: Any, held: int) -> Cache:
         """A cache of the first `held` tokens that is the caller's to keep."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,12 @@ from inference_pio.decoding.slots import Slots
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary, update_page_summary
 from inference_pio.kernels.triton.launch import MOST_BLOCKS, PAGE
+from inference_pio.kernels.triton.support import supports_page_summary
 
 LEARNING = "recorded steps that teach"
 TOO_WIDE = f"recorded steps in room for more than {MOST_BLOCKS * PAGE} tokens"
+FEW_TOKENS = 2 * PAGE
+"""New tokens up to which a summary follows by our kernel, which reads their pages alone."""
 
 
 @dataclass
@@ -29,9 +33,49 @@ class Layer:
     heads: ChoosingHeads
     chooser: PageChooser
     store: Store
-    summary: PageSummary
     query: Tensor
+    summary: PageSummary
     lists: PageList | None = None
+
+
+class Group:
+    """Layers of one shape, which are audited together: their queries and page summaries lie side by side."""
+
+    def __init__(self, members: Sequence[tuple[GroupedAttention, ChoosingHeads, PageChooser, Store]]) -> None:
+        attention, _, chooser, store = members[0]
+        self.chooser, self.scale = chooser.joined([other for _, _, other, _ in members[1:]]), attention.scale
+        shape = (len(members), store.kind.batch, attention.heads, attention.head_dim)
+        self.queries = store.keys.new_zeros(shape)
+        self.layers = [
+            Layer(*member, query, PageSummary.zeros(member[3].keys[:, :0]))
+            for member, query in zip(members, self.queries, strict=True)
+        ]
+        self.grow()
+
+    def grow(self) -> None:
+        """Summaries for all the room that the stores have, of nothing yet."""
+        like = self.layers[0].store.keys
+        self.summary = PageSummary.zeros(like[:1].expand(len(self.layers) * len(like), -1, -1, -1))
+        parts = (self.summary.minimum, self.summary.maximum, self.summary.mean)
+        for number, layer in enumerate(self.layers):
+            rows = slice(number * len(like), (number + 1) * len(like))
+            layer.summary, layer.lists = PageSummary(*(part[rows] for part in parts)), None
+
+    def follow(self, known: int, held: int, lengths: Tensor, starts: Tensor | None) -> None:
+        """Let the summaries know of all tokens that are `held`, as `lengths` says too."""
+        for layer in self.layers:
+            few = held - known <= FEW_TOKENS
+            if few and supports_page_summary(layer.summary, layer.store.keys, lengths, starts):
+                from inference_pio.kernels.triton.page_summary import update_page_summary as follow
+
+                follow(layer.summary, layer.store.keys, lengths, held - known, starts)
+            else:
+                update_page_summary(layer.summary, layer.store.keys, known, held, starts)
+
+    def audit(self, held: int, starts: Tensor | None) -> None:
+        """What the last step kept."""
+        keys = [layer.store.views(held)[0] for layer in self.layers]
+        self.chooser.audit_layers(self.queries, keys, self.summary, scale=self.scale, starts=starts)
 
 
 class PageChoices:
@@ -43,43 +87,40 @@ class PageChoices:
     """
 
     @torch.inference_mode(False)
-    def __init__(self, attentions: Iterable[tuple[GroupedAttention, ChoosingHeads, PageChooser, Store]]) -> None:
-        self.layers = {
-            id(attention.module): Layer(
-                attention, heads, chooser, store, PageSummary.zeros(store.keys[:, :0]),
-                store.keys.new_zeros(store.kind.batch, attention.heads, attention.head_dim),
-            )
-            for attention, heads, chooser, store in attentions
-        }  # fmt: skip
+    def __init__(self, members: Iterable[tuple[GroupedAttention, ChoosingHeads, PageChooser, Store]]) -> None:
+        alike: dict[Any, list[tuple[GroupedAttention, ChoosingHeads, PageChooser, Store]]] = {}
+        for member in members:
+            alike.setdefault((member[0].scale, member[0].heads, member[3].kind), []).append(member)
+        self.groups = [Group(some) for some in alike.values()]
+        self.layers = {id(layer.attention.module): layer for group in self.groups for layer in group.layers}
         self.dense_below = max(layer.heads.dense_below for layer in self.layers.values())
-        self.sparse = self._wide = False
-        self._known = self._runs = 0
-        self._dense: dict[str, int] = {}
-        self._kept: int | Tensor = 0
-        self._seen = 0
-        self._last: tuple[int, int] | None = None
+        self._wide = False
+        self.begin()
 
     @property
     def nbytes(self) -> int:
         return sum(
             tensor.nbytes
-            for layer in self.layers.values()
-            for tensor in (layer.summary.minimum, layer.summary.maximum, layer.summary.mean, layer.query)
+            for group in self.groups
+            for tensor in (group.queries, group.summary.minimum, group.summary.maximum, group.summary.mean)
         )
 
     @torch.inference_mode(False)
     def grow(self, capacity: int) -> None:
         """The stores have more room now: so do the summaries, which are made anew."""
         self._known, self._wide = 0, capacity > MOST_BLOCKS * PAGE
-        for layer in self.layers.values():
-            layer.summary, layer.lists = PageSummary.zeros(layer.store.keys), None
+        for group in self.groups:
+            group.grow()
 
     def begin(self) -> None:
         """Another sequence begins."""
+        self.sparse = False
         self._known = self._runs = self._seen = 0
-        self._kept, self._last, self._dense, self.sparse = 0, None, {}, False
-        for layer in self.layers.values():
-            layer.chooser.begin()
+        self._kept: int | Tensor = 0
+        self._dense: dict[str, int] = {}
+        self._last: tuple[int, int] | None = None
+        for group in self.groups:
+            group.chooser.begin()
 
     def serves(self, module: nn.Module) -> bool:
         """Whether the heads of an attention choose here."""
@@ -110,25 +151,23 @@ class PageChoices:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def before_run(self, held: int, steps: int, starts: Tensor | None) -> None:
-        """What the host does before a run of `steps` behind `held` tokens: count the last one, audit if it is time."""
+    def before_run(self, held: int, steps: int, lengths: Tensor, starts: Tensor | None) -> None:
+        """What the host does before a run of `steps` behind `held` tokens, which `lengths` are on the device: count
+        what the last one read, audit it if it is time."""
         self._count()
-        choosers = [layer.chooser for layer in self.layers.values()]
-        if self._runs and self.may_choose(held) and choosers[0].is_due(steps):
-            self._follow(held, starts)
-            for layer in self.layers.values():
-                keys = layer.store.views(held)[0]
-                layer.chooser.audit(
-                    layer.query[:, :, None], keys, layer.summary, scale=layer.attention.scale, starts=starts
-                )
+        first = self.groups[0].chooser
+        if self._runs and self.may_choose(held) and first.is_due(steps):
+            self._follow(held, lengths, starts)
+            for group in self.groups:
+                group.audit(held, starts)
         long = self.may_choose(held + 1)
-        self.sparse = long and not choosers[0].is_learning
+        self.sparse = long and not first.is_learning
         if self.sparse:
             if self._known < held - steps + 1:
-                self._follow(held, starts)
+                self._follow(held, lengths, starts)
             self._known = held + 1
-            for chooser in choosers:
-                chooser.steps += steps
+            for group in self.groups:
+                group.chooser.steps += steps
         else:
             few = f"fewer than {self.dense_below} tokens"
             reason = LEARNING if long else TOO_WIDE if self._wide else few
@@ -145,8 +184,8 @@ class PageChoices:
             left -= told
             for layer in self.layers.values():
                 layer.heads.counts.left(reason, told)
-        if left and self.layers:
-            counts = next(iter(self.layers.values())).heads.counts
+        if left:
+            counts = self.groups[0].layers[0].heads.counts
             counts.served("decode", ENGINE, kept=self._kept, of=self._seen, calls=left * len(self.layers))
 
     def _count(self) -> None:
@@ -154,17 +193,14 @@ class PageChoices:
         if self._last is None:
             return
         held, steps = self._last
-        for layer in self.layers.values():
-            if layer.lists is not None:
-                counts = layer.lists.counts
-                self._kept = self._kept + counts.sum() * steps
-                self._seen += counts.numel() * -(-(held + 1) // PAGE) * steps
+        listed = [layer.lists.counts for layer in self.layers.values() if layer.lists is not None]
+        self._kept = self._kept + sum(counts.sum() for counts in listed) * steps
+        self._seen += sum(counts.numel() for counts in listed) * -(-(held + 1) // PAGE) * steps
         self._last = None
 
-    def _follow(self, held: int, starts: Tensor | None) -> None:
-        """Let the summaries know of all that is held."""
-        for layer in self.layers.values():
-            update_page_summary(layer.summary, layer.store.keys, self._known, held, starts)
+    def _follow(self, held: int, lengths: Tensor, starts: Tensor | None) -> None:
+        for group in self.groups:
+            group.follow(self._known, held, lengths, starts)
         self._known = held
 
 

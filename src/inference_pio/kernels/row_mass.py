@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -39,3 +41,36 @@ def row_mass(
         weights = F.pad(scores.sub_(highest).exp_(), (0, -scores.shape[-1] % block)).unflatten(-1, (-1, block)).sum(-1)
         parts.append(weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny))
     return torch.cat(parts, 2)
+
+
+NUMBERS_AT_A_TIME = 2**24
+"""Scores that `last_token_mass` holds: 64 MB."""
+
+
+def last_token_mass(
+    queries: torch.Tensor, keys: Sequence[torch.Tensor], *, block: int, scale: float | None = None,
+    starts: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Of many layers at once, the mean over the query heads of each key head of `naive_row_mass` for the last token:
+    `queries` [layers, B, H, D], of each layer `keys` [B, key heads, L, D], float32 [layers, B, key heads, blocks].
+
+    >>> last_token_mass(torch.ones(3, 1, 4, 8), [torch.ones(1, 2, 100, 8)] * 3, block=64).shape
+    torch.Size([3, 1, 2, 2])
+    """
+    batch, key_heads, length, width = keys[0].shape
+    scale, hidden = width**-0.5 if scale is None else scale, None
+    if starts is not None:
+        hidden = (torch.arange(length, device=queries.device) < starts[:, None])[:, None, None]
+    asked = queries.unflatten(2, (key_heads, -1))
+    at_once = max(1, NUMBERS_AT_A_TIME // (batch * queries.shape[2] * length))
+    parts = []
+    for first in range(0, len(keys), at_once):
+        some = range(first, min(first + at_once, len(keys)))
+        scores = torch.stack([asked[layer] @ keys[layer].transpose(-1, -2) for layer in some]).float().mul_(scale)
+        if hidden is not None:
+            scores.masked_fill_(hidden, float("-inf"))
+        highest = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+        weights = F.pad(scores.sub_(highest).exp_(), (0, -length % block)).unflatten(-1, (-1, block)).sum(-1)
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        parts.append(weights.mean(3))
+    return torch.cat(parts)

@@ -20,9 +20,15 @@ class AuditLog:
     (0.5, 0.8332)
     """
 
+    @torch.inference_mode(False)  # what was made in inference mode could not be written outside of it
     def __init__(self, heads: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(heads, BINS + 1, dtype=torch.int64, device=device)
         self.sums = torch.zeros(heads, dtype=torch.float64, device=device)
+
+    def lies_in(self, whole: AuditLog, heads: slice) -> None:
+        """Keep what is found from now on with that of other layers, of which these are some heads."""
+        self.counts = whole.counts[heads].copy_(self.counts)
+        self.sums = whole.sums[heads].copy_(self.sums)
 
     def add(self, coverage: Tensor) -> None:
         """Audited coverage [rows, heads]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from inference_pio.kernels.listed_attention import gathered_decode
 from inference_pio.kernels.page_choice import naive_choose_pages, rank_pages
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary
-from inference_pio.kernels.row_mass import row_mass
+from inference_pio.kernels.row_mass import last_token_mass, row_mass
 from inference_pio.kernels.triton.launch import PAGE
 from inference_pio.kernels.triton.support import supports_decode
 from inference_pio.sparsity.audit_log import AuditLog
@@ -43,6 +44,7 @@ class DecodeSettings:
 class AuditedDecode:
     """The decode of one layer: what its key heads have shown so far, and the choice for the next token."""
 
+    @torch.inference_mode(False)
     def __init__(self, heads: int, key_heads: int, settings: DecodeSettings, device: torch.device) -> None:
         self.settings = settings
         self.control = CoverageControl(key_heads, CoverageTarget(settings.coverage), device)
@@ -53,6 +55,28 @@ class AuditedDecode:
         self._heads, self._group = heads, heads // key_heads
         self._grid = torch.cat((self.control.grid, self.control.grid.new_tensor([DENSE])))
         self._room: dict[tuple[int, int], tuple[PageList, PageScratch | None]] = {}
+        self._parts: tuple[AuditedDecode, ...] = ()
+        self._whole: AuditedDecode | None = None
+
+    @torch.inference_mode(False)
+    def joined(self, others: Sequence[AuditedDecode]) -> AuditedDecode:
+        """One for the heads of this layer and of the `others`, which are audited together: what each has learned and
+        learns lies in one place for both. Asked again for the same layers, the same one."""
+        parts = (self, *others)
+        if self._whole is not None and self._whole._parts == parts:
+            return self._whole
+        whole = AuditedDecode(
+            sum(part._heads for part in parts), sum(len(part.shares) for part in parts), self.settings,
+            self.shares.device,
+        )  # fmt: skip
+        whole._parts, first = parts, 0
+        for part in parts:
+            heads = slice(first, first + len(part.shares))
+            part.control.lies_in(whole.control, heads)
+            part.log.lies_in(whole.log, heads)
+            part.shares = whole.shares[heads].copy_(part.shares)
+            part._whole, first = whole, heads.stop
+        return whole
 
     def begin(self) -> None:
         """Another sequence begins: its first steps are audited again; what the heads have shown stays."""
@@ -104,7 +128,7 @@ class AuditedDecode:
             lengths = torch.full((1,), length, dtype=torch.int32, device=query.device)
             first = self.is_learning
             if self.is_due():
-                self.audit(query, key, summary, scale=scale, starts=starts)
+                self._audit(query, key, self._ranked(query[:, :, 0], summary, length, scale, starts), scale, starts)
             self.steps += 1
             pages = None if first else self.list_pages(query[:, :, 0], summary, lengths, scale=scale, starts=starts)
             token, keys, values = query[:, :, 0], key.transpose(1, 2), value.transpose(1, 2)
@@ -150,13 +174,19 @@ class AuditedDecode:
             self._room[batch, pages] = lists, scratch  # kept: a recorded graph may hold it
         return self._room[batch, pages]
 
-    def audit(
-        self, query: Tensor, key: Tensor, summary: PageSummary, *, scale: float | None = None,
+    def audit_layers(
+        self, queries: Tensor, keys: Sequence[Tensor], summary: PageSummary, *, scale: float | None = None,
         starts: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Look at what a step of `query` [B, H, 1, D] keeps of `key` [B, key heads, L, D], and learn from it."""
-        ranked = self._ranked(query[:, :, 0], summary, key.shape[2], scale, starts)
-        self._audit(query, key, ranked, scale, starts)
+        """Look at what a step keeps in all layers that are joined here, and learn from it: `queries`
+        [layers, B, H, D], of each layer `keys` [B, key heads, L, D], and a `summary` of [layers * B, ...]."""
+        layers, batch, length = *queries.shape[:2], keys[0].shape[2]
+        begins = None if starts is None else starts.repeat(layers)
+        ranked = self._ranked(queries.flatten(0, 1), summary, length, scale, begins)
+        mass = last_token_mass(queries, keys, block=PAGE, scale=scale, starts=starts)
+        coverage = ranked.coverage(mass.flatten(0, 1)[:, :, None], self._grid.expand(*ranked.before.shape[:-1], -1))
+        of_layers = coverage.view(layers, batch, *coverage.shape[1:])[:, :, :, 0]
+        self._learn(of_layers.transpose(0, 1).flatten(1, 2))
 
     def _budget(self) -> int | None:
         """Pages that a head reads at most: never fewer than are always read."""
@@ -177,7 +207,10 @@ class AuditedDecode:
         position = torch.full((1,), key.shape[2] - 1, device=key.device)
         mass = row_mass(query, position, key, block=PAGE, scale=scale, starts=starts)
         mass = mass.view(mass.shape[0], -1, self._group, *mass.shape[2:]).mean(2)
-        coverage = ranked.coverage(mass, self._grid.expand(*ranked.before.shape[:-1], -1))[:, :, 0]
+        self._learn(ranked.coverage(mass, self._grid.expand(*ranked.before.shape[:-1], -1))[:, :, 0])
+
+    def _learn(self, coverage: Tensor) -> None:
+        """What audited rows keep at each share, and whole: [rows, key heads, shares]."""
         if self.audits:
             place = torch.searchsorted(self._grid, self.shares)
             self.log.add(coverage.gather(2, place.expand(coverage.shape[0], -1)[..., None])[..., 0])

@@ -42,12 +42,18 @@ class CoverageControl:
     True
     """
 
+    @torch.inference_mode(False)  # what was made in inference mode could not be written outside of it
     def __init__(self, heads: int, target: CoverageTarget, device: torch.device | str = "cpu") -> None:
         self.target = target
         self.grid = torch.tensor(SHARES, device=device)
         self._rows = torch.zeros(heads, 1, device=device)
         self._kept = torch.zeros(heads, len(SHARES), device=device)
         self._low = torch.zeros(heads, len(SHARES), device=device)
+
+    def lies_in(self, whole: CoverageControl, heads: slice) -> None:
+        """Keep what is learned from now on with that of other layers, of which these are some heads."""
+        for name in ("_rows", "_kept", "_low"):
+            setattr(self, name, getattr(whole, name)[heads].copy_(getattr(self, name)))
 
     def forget(self) -> None:
         """Let what was learned weigh less than what comes."""

@@ -16,7 +16,6 @@ UNIT = tl.constexpr(float(2**30))
 MORE_THAN_ALL = tl.constexpr(float(2**30 + 128))
 ALL = tl.constexpr(2**30)
 HIDDEN = tl.constexpr(-1.0e30)
-HIDDEN = tl.constexpr(-1.0e30)
 
 
 @triton.jit
@@ -54,6 +53,14 @@ def page_kinds(page, length, seen_from, used, until, sinks, local, PAGE_SIZE: tl
     visible = (page >= first) & (page < until) & (length > seen_from)
     fixed = visible & ((page < first + sinks) | (page >= used - local))
     return fixed, visible & (fixed == 0)
+
+
+@triton.jit
+def always_read(seen_from, used, until, sinks, local, PAGE_SIZE: tl.constexpr):
+    """How many pages `page_kinds` tells to be always kept."""
+    first = seen_from // PAGE_SIZE
+    front, back = tl.minimum(first + sinks, until), tl.maximum(used - local, first)
+    return front - first + until - back - tl.maximum(front - back, 0)
 
 
 @triton.jit
@@ -171,11 +178,13 @@ def page_rank_kernel(
     before = (ranked[None, :] > rank_by[:, None]) | (
         (ranked[None, :] == rank_by[:, None]) & (page[None, :] < mine[:, None])
     )
-    rank, mass = tl.sum(before.to(tl.int32), 1), tl.sum(tl.where(before, units[None, :], 0), 1)
+    both = tl.sum(tl.where(before, ((units.to(tl.int64) << 16) + 1)[None, :], 0), 1)  # two sums would wait twice
+    rank, mass = (both & 0xFFFF).to(tl.int32), (both >> 16).to(tl.int32)
     wanted = in_whole_units(share)
     kept = always | (maybe & (mass < wanted) & (rank < most))
     reached = (mass + held >= wanted) | (rank + 1 >= most)
-    last = kept & ((rank + 1 == seen) | ((rank + 1 >= tl.sum(fixed.to(tl.int32), 0)) & reached))
+    constant = always_read(seen_from, used, until, sinks, local, PAGE_SIZE)
+    last = kept & ((rank + 1 == seen) | ((rank + 1 >= constant) & reached))
     none = (rank == 0) & maybe & (kept == 0)
     tl.store(indices + pair * list_length + rank, mine, mask=kept)
     # one program's alone: of the last that is kept, or where nothing is
