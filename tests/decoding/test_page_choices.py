@@ -12,7 +12,7 @@ from torch import Tensor
 from inference_pio.anatomy.pattern_counts import PatternCounts
 from inference_pio.cache.store import Kind, Store
 from inference_pio.decoding import call
-from inference_pio.decoding.page_choices import LEARNING, PageChoices, page_choices
+from inference_pio.decoding.page_choices import LEARNING, WIDE, PageChoices, page_choices
 from inference_pio.decoding.page_lists import ENGINE
 from inference_pio.decoding.recordable import RecordableOperations
 from inference_pio.decoding.takeover import engine_of
@@ -109,6 +109,17 @@ def test_a_run_reads_what_its_first_step_chose(monkeypatch: pytest.MonkeyPatch) 
     assert engine.counts.calls == 1
 
 
+def test_attention_that_is_spread_wide_is_dense_up_to_the_next_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, manager = adapted(monkeypatch, coverage=0.9999, dense_above=0.5, audit_rate=0.1)
+    said(ours)
+    found = counted(manager, ours)
+    # steps 8 to 48, an audit at every tenth: one run behind each is sparse, and shows that it does not pay
+    assert found["backends"][ENGINE] == 3 * 5
+    assert found["dense_calls"][LEARNING] == 3 * FIRST
+    assert found["dense_calls"][WIDE] == 3 * (41 - 5)
+    assert found["density"] > 0.5
+
+
 def test_certified_heads_attend_to_every_token_at_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, manager = adapted(monkeypatch, mode="certified")
     said(ours, new=5)
@@ -120,7 +131,9 @@ HEADS, KEY_HEADS, WIDTH = 4, 2, 32
 
 def alone(budget: int | None, capacity: int = 1024) -> tuple[PageChoices, Any, Store, AdaptiveHeads]:
     """One attention that chooses over a store."""
-    heads = AdaptiveHeads(AdaptiveSettings(decode=DecodeSettings(budget=budget, scorer="both"), dense_below=0))
+    heads = AdaptiveHeads(
+        AdaptiveSettings(decode=DecodeSettings(budget=budget, scorer="both", dense_above=1.0), dense_below=0)
+    )
     store = Store(Kind(1, KEY_HEADS, WIDTH, KEY_HEADS, WIDTH, torch.float32, CPU), capacity)
     attention: Any = SimpleNamespace(
         module=SimpleNamespace(config=None), heads=HEADS, key_heads=KEY_HEADS, head_dim=WIDTH, scale=WIDTH**-0.5

@@ -20,6 +20,10 @@ class PageChooser(Protocol):
 
     steps: int
 
+    @property
+    def dense_above(self) -> float:
+        """The share of pages above which steps had better attend to all tokens."""
+
     def joined(self, others: Sequence[Any]) -> PageChooser:
         """One for these layers and those of other choosers."""
 

@@ -20,7 +20,8 @@ from inference_pio.kernels.triton.launch import MOST_BLOCKS, PAGE
 from inference_pio.kernels.triton.support import supports_page_summary
 
 LEARNING = "recorded steps that teach"
-TOO_WIDE = f"recorded steps in room for more than {MOST_BLOCKS * PAGE} tokens"
+TOO_MANY = f"recorded steps in room for more than {MOST_BLOCKS * PAGE} tokens"
+WIDE = "recorded steps whose attention is spread wide"
 FEW_TOKENS = 2 * PAGE
 """New tokens up to which a summary follows by our kernel, which reads their pages alone."""
 
@@ -78,12 +79,31 @@ class Group:
         self.chooser.audit_layers(self.queries, keys, self.summary, scale=self.scale, starts=starts)
 
 
+class Shown:
+    """A count on its way from the device: nobody waits for it."""
+
+    def __init__(self, kept: Tensor, of: int) -> None:
+        self._of, self._landed = of, None
+        self._kept = kept
+        if kept.is_cuda:
+            self._kept = torch.empty(kept.shape, dtype=kept.dtype, pin_memory=True).copy_(kept, non_blocking=True)
+            self._landed = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._landed.record()
+
+    def share(self) -> float | None:
+        """What it is of the whole; None as long as it is on its way."""
+        if self._landed is not None and not self._landed.query():  # type: ignore[no-untyped-call]
+            return None
+        return int(self._kept) / self._of
+
+
 class PageChoices:
     """For the layers of a bucket whose heads choose.
 
     The first step of a run chooses for all of its tokens. `sparse` says whether the next run reads what is chosen; a
     run that is recorded keeps to what it said then. Page summaries are made on the host's word when sparse runs begin;
-    from then on each choice sums up the pages of the tokens since the one before.
+    from then on each choice sums up the pages of the tokens since the one before. Where the first run behind an audit
+    keeps too much to pay, runs are dense up to the next audit.
     """
 
     @torch.inference_mode(False)
@@ -94,7 +114,7 @@ class PageChoices:
         self.groups = [Group(some) for some in alike.values()]
         self.layers = {id(layer.attention.module): layer for group in self.groups for layer in group.layers}
         self.dense_below = max(layer.heads.dense_below for layer in self.layers.values())
-        self._wide = False
+        self._too_many = False
         self.begin()
 
     @property
@@ -108,7 +128,8 @@ class PageChoices:
     @torch.inference_mode(False)
     def grow(self, capacity: int) -> None:
         """The stores have more room now: so do the summaries, which are made anew."""
-        self._known, self._wide = 0, capacity > MOST_BLOCKS * PAGE
+        self._count()
+        self._known, self._too_many = 0, capacity > MOST_BLOCKS * PAGE
         for group in self.groups:
             group.grow()
 
@@ -119,6 +140,8 @@ class PageChoices:
         self._kept: int | Tensor = 0
         self._dense: dict[str, int] = {}
         self._last: tuple[int, int] | None = None
+        self._asked, self._wide = True, False
+        self._shown: Shown | None = None
         for group in self.groups:
             group.chooser.begin()
 
@@ -128,7 +151,7 @@ class PageChoices:
 
     def may_choose(self, tokens: int) -> bool:
         """Whether a sequence of so many tokens is long enough for a choice, in room that our kernel chooses among."""
-        return tokens >= self.dense_below and not self._wide
+        return tokens >= self.dense_below and not self._too_many
 
     def pages(
         self, attention: GroupedAttention, query: Tensor, slots: Slots, starts: Tensor | None, step: int, steps: int
@@ -160,17 +183,21 @@ class PageChoices:
             self._follow(held, lengths, starts)
             for group in self.groups:
                 group.audit(held, starts)
+            self._asked, self._shown, self._wide = True, None, False
+        if self._shown is not None and (share := self._shown.share()) is not None:
+            self._shown, self._wide = None, share > first.dense_above
         long = self.may_choose(held + 1)
-        self.sparse = long and not first.is_learning
+        self.sparse = long and not first.is_learning and not self._wide
+        if long and not first.is_learning:
+            for group in self.groups:
+                group.chooser.steps += steps
         if self.sparse:
             if self._known < held - steps + 1:
                 self._follow(held, lengths, starts)
             self._known = held + 1
-            for group in self.groups:
-                group.chooser.steps += steps
         else:
-            few = f"fewer than {self.dense_below} tokens"
-            reason = LEARNING if long else TOO_WIDE if self._wide else few
+            few = TOO_MANY if self._too_many else f"fewer than {self.dense_below} tokens"
+            reason = few if not long else WIDE if self._wide else LEARNING
             self._dense[reason] = self._dense.get(reason, 0) + steps
         self._runs += 1
         self._last = (held, steps) if self.sparse else None
@@ -194,8 +221,11 @@ class PageChoices:
             return
         held, steps = self._last
         listed = [layer.lists.counts for layer in self.layers.values() if layer.lists is not None]
-        self._kept = self._kept + sum(counts.sum() for counts in listed) * steps
-        self._seen += sum(counts.numel() for counts in listed) * -(-(held + 1) // PAGE) * steps
+        kept = torch.stack([counts.sum() for counts in listed]).sum()
+        seen = sum(counts.numel() for counts in listed) * -(-(held + 1) // PAGE)
+        self._kept, self._seen = self._kept + kept * steps, self._seen + seen * steps
+        if self._asked:
+            self._asked, self._shown = False, Shown(kept, seen)
         self._last = None
 
     def _follow(self, held: int, lengths: Tensor, starts: Tensor | None) -> None:

@@ -83,6 +83,10 @@ class AuditedDecode:
         self.steps = self.audits = 0
 
     @property
+    def dense_above(self) -> float:
+        return self.settings.dense_above
+
+    @property
     def is_learning(self) -> bool:
         """Whether this sequence's steps are dense yet."""
         return self.audits < FIRST

@@ -165,21 +165,21 @@ def page_rank_kernel(
     page, mine, members = tl.arange(0, PAGES), tile * TILE + tl.arange(0, TILE), tl.arange(0, MEMBERS)
     rows, real = scores + (pair * GROUP + members[:, None]) * pages, (members < GROUP)[:, None]
     found = tl.load(rows + page[None, :], mask=real & (page < used)[None, :], other=0.0, cache_modifier=".cg")
-    own = tl.load(rows + mine[None, :], mask=real & (mine < used)[None, :], other=0.0, cache_modifier=".cg")
     found = counted_in(found, page, length, seen_from, used, PAGE_SIZE)
-    own = counted_in(own, mine, length, seen_from, used, PAGE_SIZE)
     peak = tl.max(found, 1)[:, None]
     scale = (UNIT / GROUP) / tl.sum(tl.exp2(found - peak), 1)[:, None]
-    units, held = in_units(found, members, peak, scale, GROUP), in_units(own, members, peak, scale, GROUP)
+    units = in_units(found, members, peak, scale, GROUP)
     fixed, free = page_kinds(page, length, seen_from, used, until, sinks, local, PAGE_SIZE)
     ranked = ranks_by(units, fixed, free)
+    # by a sum, as ranks are, so that all of `mine` lies with the same threads: moving it costs more
+    held = tl.sum(tl.where(page[None, :] == mine[:, None], units[None, :], 0), 1)
     always, maybe = page_kinds(mine, length, seen_from, used, until, sinks, local, PAGE_SIZE)
     rank_by = ranks_by(held, always, maybe)
     before = (ranked[None, :] > rank_by[:, None]) | (
         (ranked[None, :] == rank_by[:, None]) & (page[None, :] < mine[:, None])
     )
-    both = tl.sum(tl.where(before, ((units.to(tl.int64) << 16) + 1)[None, :], 0), 1)  # two sums would wait twice
-    rank, mass = (both & 0xFFFF).to(tl.int32), (both >> 16).to(tl.int32)
+    # two sums of 32 bits: a warp takes them in one instruction each, which one of 64 bits does not have
+    rank, mass = tl.sum(before.to(tl.int32), 1), tl.sum(tl.where(before, units[None, :], 0), 1)
     wanted = in_whole_units(share)
     kept = always | (maybe & (mass < wanted) & (rank < most))
     reached = (mass + held >= wanted) | (rank + 1 >= most)
