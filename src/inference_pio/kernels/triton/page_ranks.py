@@ -19,18 +19,38 @@ HIDDEN = tl.constexpr(-1.0e30)
 
 
 @triton.jit
-def counted_in(found, page, length, seen_from, used, PAGE_SIZE: tl.constexpr):
-    """The scores of pages, [members, pages], with the number of their tokens; those that hold none weigh nothing."""
+def found_scores(scores, row, members, page, length, seen_from, used, pages, GROUP: tl.constexpr,
+                 PAGE_SIZE: tl.constexpr):  # fmt: skip
+    """The scores of some pages for the query heads of one key head, [members, pages], a page's tokens counted in;
+    hidden ones and members that are none weigh nothing."""
     tokens = tl.minimum(length - page * PAGE_SIZE, PAGE_SIZE) - tl.maximum(seen_from - page * PAGE_SIZE, 0)
-    found += tl.log2(tl.maximum(tokens, 1).to(tl.float32))[None, :]
-    return tl.where(((page < used) & (tokens > 0))[None, :], found, HIDDEN)
+    visible = (members < GROUP)[:, None] & ((page < used) & (tokens > 0))[None, :]
+    places = scores + (row * GROUP + members[:, None]) * pages + page[None, :]
+    found = tl.load(places, mask=visible, other=0.0, cache_modifier=".cg")
+    return tl.where(visible, found + tl.log2(tl.maximum(tokens, 1).to(tl.float32))[None, :], HIDDEN)
 
 
 @triton.jit
-def in_units(found, members, peak, scale, GROUP: tl.constexpr):
-    """The share of each page by its scores, the mean over the query heads, in whole parts of `UNIT`."""
-    parts = (tl.exp2(found - peak) * scale).to(tl.int32)
-    return tl.sum(tl.where((members < GROUP)[:, None], parts, 0), 0)
+def in_units(found, members, peak, scale, page, length, seen_from, used, until, sinks, local, GROUP: tl.constexpr,
+             PAGE_SIZE: tl.constexpr):  # fmt: skip
+    """The share of each page, the mean over the query heads, in whole parts of `UNIT`; and what it is ranked by: `ALL`
+    where it is always kept, -1 where it is not seen. Pages from `used` to `until`, to be written yet, are kept."""
+    parts = (tl.exp2(found - peak[:, None]) * scale[:, None]).to(tl.int32)
+    units = tl.sum(tl.where((members < GROUP)[:, None], parts, 0), 0)
+    first = seen_from // PAGE_SIZE
+    visible = (page >= first) & (page < until) & (length > seen_from)
+    fixed = visible & ((page < first + sinks) | (page >= used - local))
+    return units, tl.where(fixed, ALL, tl.where(visible, tl.minimum(units, ALL - 1), -1))
+
+
+@triton.jit
+def outranking(units, ranked, page, mine, mine_ranked):
+    """How many of the pages `page` come before each of the pages `mine`, equal ones from the front, and what they
+    hold."""
+    before = (ranked[None, :] > mine_ranked[:, None]) | (
+        (ranked[None, :] == mine_ranked[:, None]) & (page[None, :] < mine[:, None])
+    )
+    return tl.sum(before.to(tl.int32), 1), tl.sum(tl.where(before, units[None, :], 0), 1)
 
 
 @triton.jit
@@ -40,38 +60,13 @@ def in_whole_units(share):
 
 
 @triton.jit
-def ranks_by(units, fixed, free):
-    """What pages are ranked by: those that are always kept before all, those that are not seen behind."""
-    return tl.where(fixed, ALL, tl.where(free, tl.minimum(units, ALL - 1), -1))
-
-
-@triton.jit
-def page_kinds(page, length, seen_from, used, until, sinks, local, PAGE_SIZE: tl.constexpr):
-    """Which pages are always kept, and which only for what they hold. Those from `used` to `until`, which tokens to
-    come are written to, are kept."""
-    first = seen_from // PAGE_SIZE
-    visible = (page >= first) & (page < until) & (length > seen_from)
-    fixed = visible & ((page < first + sinks) | (page >= used - local))
-    return fixed, visible & (fixed == 0)
-
-
-@triton.jit
-def always_read(seen_from, used, until, sinks, local, PAGE_SIZE: tl.constexpr):
-    """How many pages `page_kinds` tells to be always kept."""
-    first = seen_from // PAGE_SIZE
-    front, back = tl.minimum(first + sinks, until), tl.maximum(used - local, first)
-    return front - first + until - back - tl.maximum(front - back, 0)
-
-
-@triton.jit
-def smallest_set(units, fixed, free, seen, wanted, most, CUTS: tl.constexpr):
-    """The `fixed` ones, and of the `free` ones the largest that bring the units of both to `wanted`; never more than
-    `most` together, all if they do not reach it. Equal ones are taken from the front. Told as whether each is kept, how
-    many kept ones stand before it, and how many there are. `seen`: how many are fixed or free.
+def smallest_set(units, ranked, seen, wanted, most, CUTS: tl.constexpr):
+    """Those that are always kept, and of the other ones that are seen the largest that bring the units of all to
+    `wanted`; never more than `most` together, all if they do not reach it. Equal ones are taken from the front. Told as
+    whether each is kept, how many kept ones stand before it, and how many there are. `seen`: how many there may be.
 
     Of all with at least `low` units there are enough, of those with at least `low + width` there are not; each round
     holds `CUTS` bounds against them, until one is left between."""
-    ranked = ranks_by(units, fixed, free)
     low, width, over_mass, over_count, low_count = 0, ALL, 0, 0, seen
     number = tl.arange(0, CUTS)
     while (width > 1) & (low_count - over_count > 1):
@@ -87,8 +82,8 @@ def smallest_set(units, fixed, free, seen, wanted, most, CUTS: tl.constexpr):
         if reached == CUTS:  # the fixed ones are enough
             over_count = low_count
         width = step
-    certain = fixed | (ranked >= low + width)
-    level = free & (ranked >= low) & (ranked < low + width)
+    certain = (ranked == ALL) | (ranked >= low + width)
+    level = (ranked >= low) & (ranked < low + width) & (ranked < ALL)
     missing = tl.where(low > 0, (wanted - over_mass - 1) // tl.maximum(low, 1) + 1, most)
     missing = tl.maximum(tl.minimum(missing, most - over_count), 0)
     both = tl.cumsum(certain.to(tl.int32) + (level.to(tl.int32) << 16), 0)
@@ -107,6 +102,7 @@ def page_list_kernel(
     GROUP: tl.constexpr, MEMBERS: tl.constexpr, PAGE_SIZE: tl.constexpr, PAGES: tl.constexpr, CUTS: tl.constexpr,
     HAS_STARTS: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    """By one program for each key head."""
     head, batch = tl.program_id(0), tl.program_id(1)
     if DEPENDENT:
         wait_for_others(INTERPRETED)
@@ -118,19 +114,15 @@ def page_list_kernel(
     used = tl.minimum(tl.cdiv(length, PAGE_SIZE), pages)
     until = tl.minimum(tl.cdiv(length + ahead, PAGE_SIZE), pages)
     pair = batch.to(tl.int64) * tl.num_programs(0) + head
-    page = tl.arange(0, PAGES)
-    members = tl.arange(0, MEMBERS)
-    found = tl.load(
-        scores + (pair * GROUP + members[:, None]) * pages + page[None, :],
-        mask=(members < GROUP)[:, None] & (page < used)[None, :], other=0.0, cache_modifier=".cg",
+    members, page = tl.arange(0, MEMBERS), tl.arange(0, PAGES)
+    found = found_scores(scores, pair, members, page, length, seen_from, used, pages, GROUP, PAGE_SIZE)
+    peak = tl.max(found, 1)
+    scale = (UNIT / GROUP) / tl.sum(tl.exp2(found - peak[:, None]), 1)
+    units, ranked = in_units(
+        found, members, peak, scale, page, length, seen_from, used, until, sinks, local, GROUP, PAGE_SIZE
     )  # fmt: skip
-    found = counted_in(found, page, length, seen_from, used, PAGE_SIZE)
-    peak = tl.max(found, 1)[:, None]
-    scale = (UNIT / GROUP) / tl.sum(tl.exp2(found - peak), 1)[:, None]
-    units = in_units(found, members, peak, scale, GROUP)
-    fixed, free = page_kinds(page, length, seen_from, used, until, sinks, local, PAGE_SIZE)
     seen = tl.where(length > seen_from, until - seen_from // PAGE_SIZE, 0)
-    kept, place, count = smallest_set(units, fixed, free, seen, in_whole_units(share), most, CUTS)
+    kept, place, count = smallest_set(units, ranked, seen, in_whole_units(share), most, CUTS)
     tl.store(counts + pair, count)
     tl.store(indices + pair * list_length + place, page, mask=kept)
 
@@ -144,8 +136,8 @@ def page_rank_kernel(
     GROUP: tl.constexpr, MEMBERS: tl.constexpr, PAGE_SIZE: tl.constexpr, PAGES: tl.constexpr, TILE: tl.constexpr,
     HAS_STARTS: tl.constexpr, DEPENDENT: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """`page_list_kernel` by many programs: each ranks a tile of pages among all, by counting what comes before them and
-    what that holds, and lists those that are kept at the place of their rank."""
+    """By many programs: each ranks a tile of pages among all, by counting what comes before them and what that holds,
+    and lists those of them that are kept at the place of their rank."""
     tile, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if DEPENDENT:
         wait_for_others(INTERPRETED)
@@ -162,30 +154,24 @@ def page_rank_kernel(
         tl.store(counts + pair, 0)
     if (seen == 0) | (tile * TILE >= until):
         return
-    page, mine, members = tl.arange(0, PAGES), tile * TILE + tl.arange(0, TILE), tl.arange(0, MEMBERS)
-    rows, real = scores + (pair * GROUP + members[:, None]) * pages, (members < GROUP)[:, None]
-    found = tl.load(rows + page[None, :], mask=real & (page < used)[None, :], other=0.0, cache_modifier=".cg")
-    found = counted_in(found, page, length, seen_from, used, PAGE_SIZE)
-    peak = tl.max(found, 1)[:, None]
-    scale = (UNIT / GROUP) / tl.sum(tl.exp2(found - peak), 1)[:, None]
-    units = in_units(found, members, peak, scale, GROUP)
-    fixed, free = page_kinds(page, length, seen_from, used, until, sinks, local, PAGE_SIZE)
-    ranked = ranks_by(units, fixed, free)
-    # by a sum, as ranks are, so that all of `mine` lies with the same threads: moving it costs more
-    held = tl.sum(tl.where(page[None, :] == mine[:, None], units[None, :], 0), 1)
-    always, maybe = page_kinds(mine, length, seen_from, used, until, sinks, local, PAGE_SIZE)
-    rank_by = ranks_by(held, always, maybe)
-    before = (ranked[None, :] > rank_by[:, None]) | (
-        (ranked[None, :] == rank_by[:, None]) & (page[None, :] < mine[:, None])
-    )
-    # two sums of 32 bits: a warp takes them in one instruction each, which one of 64 bits does not have
-    rank, mass = tl.sum(before.to(tl.int32), 1), tl.sum(tl.where(before, units[None, :], 0), 1)
+    members, page, mine = tl.arange(0, MEMBERS), tl.arange(0, PAGES), tile * TILE + tl.arange(0, TILE)
+    own = found_scores(scores, pair, members, mine, length, seen_from, used, pages, GROUP, PAGE_SIZE)
+    found = found_scores(scores, pair, members, page, length, seen_from, used, pages, GROUP, PAGE_SIZE)
+    peak = tl.max(found, 1)
+    total = tl.sum(tl.exp2(found - peak[:, None]), 1)
+    scale = (UNIT / GROUP) / total
+    held, ranked = in_units(
+        own, members, peak, scale, mine, length, seen_from, used, until, sinks, local, GROUP, PAGE_SIZE
+    )  # fmt: skip
+    units, others = in_units(
+        found, members, peak, scale, page, length, seen_from, used, until, sinks, local, GROUP, PAGE_SIZE
+    )  # fmt: skip
+    rank, mass = outranking(units, others, page, mine, ranked)
+    fixed = tl.sum((others == ALL).to(tl.int32), 0)
     wanted = in_whole_units(share)
-    kept = always | (maybe & (mass < wanted) & (rank < most))
+    kept = (ranked == ALL) | ((ranked >= 0) & (mass < wanted) & (rank < most))
     reached = (mass + held >= wanted) | (rank + 1 >= most)
-    constant = always_read(seen_from, used, until, sinks, local, PAGE_SIZE)
-    last = kept & ((rank + 1 == seen) | ((rank + 1 >= constant) & reached))
-    none = (rank == 0) & maybe & (kept == 0)
+    last = kept & ((rank + 1 == seen) | ((rank + 1 >= fixed) & reached))  # of all that are kept, one program's alone
+    none = (rank == 0) & (ranked >= 0) & (kept == 0)
     tl.store(indices + pair * list_length + rank, mine, mask=kept)
-    # one program's alone: of the last that is kept, or where nothing is
     tl.store(counts + pair + tl.zeros([TILE], tl.int32), tl.where(kept, rank + 1, 0), mask=last | none)
