@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from inference_pio.anatomy.choosing_heads import ChoosingHeads, PageChooser, choosing_heads_of
 from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads
 from inference_pio.cache.store import Store
+from inference_pio.decoding.flights import IN_FLIGHT
 from inference_pio.decoding.page_lists import ENGINE
 from inference_pio.decoding.slots import Slots
 from inference_pio.kernels.page_list import PageList
@@ -80,20 +81,24 @@ class Group:
 
 
 class Shown:
-    """A count on its way from the device: nobody waits for it."""
+    """A count on its way from the device, which is there by the time the host has seen two runs more: it looks then,
+    and at no other time, so that nothing hangs on how fast it is."""
 
     def __init__(self, kept: Tensor, of: int) -> None:
-        self._of, self._landed = of, None
-        self._kept = kept
+        self._kept, self._of, self._runs = kept, of, 0
+        self._landed: torch.cuda.Event | None = None
         if kept.is_cuda:
             self._kept = torch.empty(kept.shape, dtype=kept.dtype, pin_memory=True).copy_(kept, non_blocking=True)
             self._landed = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._landed.record()
 
     def share(self) -> float | None:
-        """What it is of the whole; None as long as it is on its way."""
-        if self._landed is not None and not self._landed.query():  # type: ignore[no-untyped-call]
+        """What it is of the whole; None where it is too early. Asked once before each run."""
+        self._runs += 1
+        if self._runs <= IN_FLIGHT:
             return None
+        if self._landed is not None:
+            self._landed.synchronize()
         return int(self._kept) / self._of
 
 
@@ -103,7 +108,7 @@ class PageChoices:
     The first step of a run chooses for all of its tokens. `sparse` says whether the next run reads what is chosen; a
     run that is recorded keeps to what it said then. Page summaries are made on the host's word when sparse runs begin;
     from then on each choice sums up the pages of the tokens since the one before. Where the first run behind an audit
-    keeps too much to pay, runs are dense up to the next audit.
+    keeps too much to pay, runs are dense, from the third one after it to the next audit.
     """
 
     @torch.inference_mode(False)
