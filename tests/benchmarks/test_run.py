@@ -16,7 +16,7 @@ NEED_A_GPU = {
     "cudnn", "efficient", "flash-only", "liger", "plain-flash-only", "plain-no-cudnn", "torchao-fp8", "torchao-int4",
     "torchao-int8-tuned", "triton", "triton-best", "pio-built", "pio-window", "pio-selected",
     "pio-selected-mean", "pio-selection",
-    "pio-budget", "pio-pages",
+    "pio-budget", "pio-budget-x4", "pio-pages", "pio-graph-budget",
     "pio-graph-waiting", "pio-graph-two", "pio-graph-products",
     "library-kv-offload", "pio-kv-host", "pio-kv-host-third",
     "pio-gemv", "pio-rule", "pio-tuned", "pio-dependent", "pio-kernels",
