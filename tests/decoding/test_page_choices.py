@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from inference_pio.anatomy.decoder_attention import GroupedAttention
 from inference_pio.anatomy.pattern_counts import PatternCounts
 from inference_pio.cache.store import Kind, Store
 from inference_pio.decoding import call
 from inference_pio.decoding.page_choices import LEARNING, WIDE, PageChoices, page_choices
 from inference_pio.decoding.page_lists import ENGINE
 from inference_pio.decoding.recordable import RecordableOperations
+from inference_pio.decoding.runner import WARM_UPS, EagerRunner
 from inference_pio.decoding.takeover import engine_of
 from inference_pio.kernels.page_choice import naive_choose_pages
 from inference_pio.kernels.page_list import PageList
@@ -126,6 +131,59 @@ def test_certified_heads_attend_to_every_token_at_decode(monkeypatch: pytest.Mon
     assert counted(manager, ours)["dense_calls"]["recorded steps, which attend to every token"] == 3 * 4
 
 
+def warmed_up(steps: Any, kept: Any, device: Any) -> EagerRunner:
+    """What recording does on a GPU: some runs first, after which all is put back."""
+    before = [tensor.clone() for tensor in kept]
+    for _ in range(WARM_UPS):
+        steps()
+    for tensor, was in zip(kept, before, strict=True):
+        tensor.copy_(was)
+    return EagerRunner(steps)
+
+
+@pytest.mark.parametrize("dense_below", [476, 480, 484])
+def test_steps_that_are_recorded_in_mid_call_have_room(monkeypatch: pytest.MonkeyPatch, dense_below: int) -> None:
+    """The last run before the room's end is the first that chooses."""
+    monkeypatch.setattr("inference_pio.decoding.engine.FIRST_ROOM", 1)
+    monkeypatch.setattr(call.Call, "ahead", property(lambda self: 4))
+    monkeypatch.setattr(call, "record", warmed_up)
+    ours, _ = adapted(monkeypatch, budget=256, dense_below=dense_below)
+    tokens = torch.randint(1, 120, (1, 240), generator=torch.Generator().manual_seed(5))
+    how: dict[str, Any] = {"max_new_tokens": 271, "do_sample": False, "pad_token_id": 0}
+    assert ours.generate(tokens, **how).shape == (1, 511)
+    engine = engine_of(ours)
+    assert engine is not None
+    assert (engine.counts.calls, engine.counts.left) == (1, {})
+
+
+def test_rooms_of_other_numbers_of_rows_and_copies_keep_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"budget": 256, "page_scorer": "bounds"}
+    ours, _ = adapted(monkeypatch, **asked)
+    tokens = torch.randint(1, 120, (2, 440), generator=torch.Generator().manual_seed(7))
+    how: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
+    first = ours.generate(tokens[:1], **how)
+    both = ours.generate(tokens, **how)
+    assert torch.equal(ours.generate(tokens[:1], **how), first)
+    assert torch.equal(copy.deepcopy(ours).generate(tokens, **how), both)
+    engine = engine_of(ours)
+    assert engine is not None
+    held = [weakref.ref(bucket.choices) for bucket in engine._buckets.values()]
+    assert len(held) == 2
+    engine.close()
+    gc.collect()
+    assert [one() for one in held] == [None, None]
+
+
+def test_a_sequence_that_ends_within_a_run_tells_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call.Call, "ahead", property(lambda self: 4))
+    ours, manager = adapted(monkeypatch, budget=256)
+    tokens = torch.randint(1, 120, (1, 440), generator=torch.Generator().manual_seed(5))
+    ours.generate(tokens, max_new_tokens=4 * FIRST + 7, do_sample=False, pad_token_id=0)
+    found = counted(manager, ours)
+    assert found["dense_calls"][LEARNING] == 3 * 4 * FIRST
+    assert found["backends"][ENGINE] == 3 * 6
+
+
 HEADS, KEY_HEADS, WIDTH = 4, 2, 32
 
 
@@ -140,8 +198,7 @@ def alone(budget: int | None, capacity: int = 1024) -> tuple[PageChoices, Any, S
     )
     chooser = heads.page_chooser(HEADS, KEY_HEADS, CPU)
     assert chooser is not None
-    choices = PageChoices([(attention, heads, chooser, store)])
-    choices.grow(capacity)
+    choices = PageChoices([(attention, heads, chooser, store)], capacity)
     return choices, attention, store, heads
 
 
@@ -189,6 +246,50 @@ def wanted(query: Tensor, keys: Tensor, held: int, chooser: Any, steps: int) -> 
     return naive_choose_pages(
         query, summary, held, chooser.shares, scorer="both", scale=WIDTH**-0.5, budget=budget, ahead=steps - 1
     )
+
+
+def test_layers_of_other_shapes_are_audited_by_themselves() -> None:
+    _, attention, store, heads = alone(256)
+    kind = Kind(1, 1, WIDTH, 1, WIDTH, torch.float32, CPU)
+    other = SimpleNamespace(**{**vars(attention), "module": SimpleNamespace(config=None), "key_heads": 1})
+    more = AdaptiveHeads(heads.settings, 1)
+    members: Any = [
+        (attention, heads, heads.page_chooser(HEADS, KEY_HEADS, CPU), store),
+        (other, more, more.page_chooser(HEADS, 1, CPU), Store(kind, 1024)),
+    ]
+    choices = PageChoices(members, 1024)
+    assert [len(group.layers) for group in choices.groups] == [1, 1]
+    choices.begin()
+    slots: Any = SimpleNamespace(lengths=torch.tensor([600], dtype=torch.int32))
+    for run in range(FIRST + 2):
+        choices.before_run(600 + run, 1, slots.lengths.fill_(600 + run), None)
+        slots.lengths += 1
+        for part in (attention, other):
+            listed = choices.pages(part, torch.ones(1, HEADS, WIDTH), slots, None, 0, 1)
+            assert (listed is not None) is (run >= FIRST)
+    assert listed is not None
+    assert listed.counts.shape == (1, 1)
+
+
+def test_on_a_gpu_layers_that_no_kernel_serves_attend_to_all() -> None:
+    _, attention, store, heads = alone(256)
+    name = "mine_over_sdpa"
+    attention.module = torch.nn.Module()
+    attention.module.config = SimpleNamespace(_attn_implementation_internal=name)
+    vars(attention.module)["mine"] = heads
+    served = GroupedAttention(attention.module, *[torch.nn.Identity()] * 4, None, None, HEADS, KEY_HEADS, WIDTH, 1.0)
+    assert page_choices([served], [store], 1024, CPU) is not None
+    assert page_choices([served], [store], 1024, torch.device("cuda")) is None
+
+
+def test_room_that_is_too_short_for_a_choice_is_not_followed() -> None:
+    heads = AdaptiveHeads(AdaptiveSettings(dense_below=2048))
+    _, attention, store, _ = alone(None)
+    choices = PageChoices([(attention, heads, heads.page_chooser(HEADS, KEY_HEADS, CPU), store)], 1024)  # type: ignore[list-item]
+    assert not choices.may_choose(choices.capacity)
+    slots: Any = SimpleNamespace(lengths=torch.tensor([600], dtype=torch.int32))
+    assert choices.pages(attention, torch.ones(1, HEADS, WIDTH), slots, None, 0, 1) is None
+    assert float(choices.layers[id(attention.module)].query.abs().max()) == 0
 
 
 def test_a_cache_of_too_many_pages_is_read_whole() -> None:
@@ -259,6 +360,5 @@ def test_gpu_lists_are_those_of_a_summary_that_is_made_anew() -> None:
         expected = naive_choose_pages(
             layer.query, summary, held, chooser.shares, scorer="bounds", scale=layer.attention.scale, budget=8
         )
-        assert layer.lists is not None
-        differ = layer.lists.kept(32)[..., :25] ^ expected.kept(25)
+        differ = layer.room.lists.kept(32)[..., :25] ^ expected.kept(25)
         assert int(differ.sum(-1).max()) <= 2

@@ -15,6 +15,16 @@ from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary
 
 
+class PageRoom(Protocol):
+    """Lists of pages at an address that stays, and what those who make them need beside."""
+
+    @property
+    def lists(self) -> PageList: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
 class PageChooser(Protocol):
     """The choice of one layer, or of several that are `joined`: audits tell it what its heads must read."""
 
@@ -43,11 +53,14 @@ class PageChooser(Protocol):
     ) -> None:  # fmt: skip
         """Learn from what a step's `queries` [layers, B, H, D] keep of each layer's `keys` [B, key heads, L, D]."""
 
+    def room(self, query: Tensor, summary: PageSummary) -> PageRoom:
+        """Where `list_pages` leaves what such queries [B, H, D] read by such a summary."""
+
     def list_pages(
         self, query: Tensor, summary: PageSummary, lengths: Tensor, *, scale: float | None = None,
-        starts: Tensor | None = None, written: Tensor | None = None, ahead: int = 0,
+        starts: Tensor | None = None, written: Tensor | None = None, ahead: int = 0, room: PageRoom | None = None,
     ) -> PageList:  # fmt: skip
-        """The pages that `query` [B, H, D] and the tokens `ahead` read, at an address that stays."""
+        """The pages that `query` [B, H, D] and the tokens `ahead` read, in its room if one is given."""
 
 
 @runtime_checkable

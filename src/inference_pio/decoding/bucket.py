@@ -119,17 +119,20 @@ class Bucket:
 
     def pages_of(self, attention: GroupedAttention, query: Tensor) -> PageList | None:
         """The pages that a layer's `query` [B, H, D] reads in the step that is being composed; None: all."""
-        if self.pages is not None:
-            return self.pages.of(attention.module, self.step)
-        if self.choices is None:
-            return None
-        starts = self.slots.starts if self.padded else None
-        return self.choices.pages(attention, query, self.slots, starts, self.step, self.steps)
+        if self.choices is not None and self.choices.serves(attention.module):
+            starts = self.slots.starts if self.padded else None
+            return self.choices.pages(attention, query, self.slots, starts, self.step, self.steps)
+        return None if self.pages is None else self.pages.of(attention.module, self.step)
 
     def knows_pages_of(self, module: nn.Module) -> bool:
         """Whether steps follow the pattern of an attention, fixed or chosen."""
         chosen = self.choices is not None and self.choices.serves(module)
         return chosen or (self.pages is not None and fixed_heads_of(module) is not None)
+
+    @property
+    def may_choose(self) -> bool:
+        """Whether steps may come to read chosen pages in the room that there is."""
+        return self.choices is not None and self.choices.may_choose(self.capacity)
 
     @property
     def sparse(self) -> bool:

@@ -18,7 +18,7 @@ from inference_pio.decoding.flights import IN_FLIGHT, Flights
 from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.prepare import first_positions, most_tokens
 from inference_pio.decoding.progress import Progress
-from inference_pio.decoding.runner import Runner, record
+from inference_pio.decoding.runner import WARM_UPS, Runner, record
 from inference_pio.decoding.sampling import Recipe, draw, recipe_of
 from inference_pio.decoding.step import logits_of_step
 
@@ -166,7 +166,7 @@ class Call:
 
     def _begin_run(self, held: int) -> None:
         """Room for one run more behind `held` tokens, and for the positions that those have; then the bucket's own."""
-        wanted = held + self._lead + self.ahead
+        wanted = held + self._lead + WARM_UPS * self.ahead  # they may be recorded here, which runs them so often first
         if wanted > self.bucket.capacity:
             self.bucket.grow(wanted, held)
         self.bucket.before_run(held, self.ahead)

@@ -143,7 +143,7 @@ class FusedOperations(RecordableOperations):
         if (
             not self.rotated
             or bucket.pages is not None
-            or bucket.choices is not None
+            or bucket.may_choose
             or isinstance(store, CodedStore)
             or store.capacity > MOST_ROTATED
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.block_choice import Ranked
 from inference_pio.kernels.page_estimate import estimate_pages
 from inference_pio.kernels.page_list import PageList
@@ -56,7 +57,11 @@ def naive_choose_pages(
     order = kept.int().sort(dim=-1, descending=True, stable=True).indices.int()
     if lists is None:
         return PageList(counts, order)
+    listed = min(order.shape[-1], lists.indices.shape[-1])
+    if budget is not None and listed < min(budget + len(to_come), order.shape[-1]):
+        raise InvalidSetting(
+            f"lists of {listed} pages are not for up to {budget + len(to_come)}: make them by PageList.empty."
+        )
     lists.counts.copy_(counts)
-    room = min(order.shape[-1], lists.indices.shape[-1])
-    lists.indices[..., :room].copy_(order[..., :room])
+    lists.indices[..., :listed].copy_(order[..., :listed])
     return lists

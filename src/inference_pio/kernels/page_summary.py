@@ -28,8 +28,8 @@ class PageSummary:
         torch.Size([1, 2, 5, 8])
         """
         batch, capacity, heads, width = keys.shape
-        least, largest, mean = keys.new_zeros(3, batch, heads, -(-capacity // page_size), width, dtype=torch.float32)
-        return cls(least.to(keys.dtype), largest.to(keys.dtype), mean)
+        shape = (batch, heads, -(-capacity // page_size), width)
+        return cls(keys.new_zeros(shape), keys.new_zeros(shape), keys.new_zeros(shape, dtype=torch.float32))
 
 
 def naive_page_summary(

@@ -76,7 +76,7 @@ class AdaptiveHeads:
         """What these heads have shown at decode; None in certified mode, which serves prefill alone."""
         if self.settings.eps is not None:
             return None
-        if self.decode is None:
+        if self.decode is None or self.decode.shares.device != device:
             self.decode = AuditedDecode(heads, key_heads, self.settings.decode, device)
         return self.decode
 

@@ -41,6 +41,20 @@ class DecodeSettings:
     dense_above: float = 0.75
 
 
+@dataclass(frozen=True)
+class ListRoom:
+    """Where lists are left, for (rows, pages); `scratch` where our kernels make them."""
+
+    lists: PageList
+    scratch: PageScratch | None
+    of: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        scores = 0 if self.scratch is None else self.scratch.scores.nbytes
+        return self.lists.counts.nbytes + self.lists.indices.nbytes + scores
+
+
 class AuditedDecode:
     """The decode of one layer: what its key heads have shown so far, and the choice for the next token."""
 
@@ -54,7 +68,7 @@ class AuditedDecode:
         """What the control says since the last audit, at an address that stays: a recorded graph may read it."""
         self._heads, self._group = heads, heads // key_heads
         self._grid = torch.cat((self.control.grid, self.control.grid.new_tensor([DENSE])))
-        self._room: dict[tuple[int, int], tuple[PageList, PageScratch | None]] = {}
+        self._room: ListRoom | None = None
         self._parts: tuple[AuditedDecode, ...] = ()
         self._whole: AuditedDecode | None = None
 
@@ -145,10 +159,10 @@ class AuditedDecode:
 
     def list_pages(
         self, query: Tensor, summary: PageSummary, lengths: Tensor, *, scale: float | None = None,
-        starts: Tensor | None = None, written: Tensor | None = None, ahead: int = 0,
+        starts: Tensor | None = None, written: Tensor | None = None, ahead: int = 0, room: ListRoom | None = None,
     ) -> PageList:  # fmt: skip
-        """The pages that `query` [B, H, D] reads of a cache of `lengths` tokens (int32 on the device), in two launches
-        and in room of its own: a recorded graph may hold them, with what `shares` holds when it is played. `written`: a
+        """The pages that `query` [B, H, D] reads of a cache of `lengths` tokens (int32 on the device), in two launches.
+        In a `room` of its own a recorded graph may hold them, with what `shares` holds when it is played. `written`: a
         cache whose last token the summary does not know yet; `ahead`: so many tokens more read by the same pages. Where
         our kernels do not serve, the host is asked for the length."""
         settings = self.settings
@@ -156,27 +170,28 @@ class AuditedDecode:
             "starts": starts, "scale": scale, "scorer": settings.scorer, "sinks": settings.sinks,
             "local": settings.local, "budget": self._budget(), "written": written, "ahead": ahead,
         }  # fmt: skip
-        lists, scratch = self._lists(query, summary, lengths)
-        if scratch is None:
-            return naive_choose_pages(query, summary, int(lengths), self.shares, lists=lists, **given)
+        if room is None:
+            if self._room is None or self._room.of != (len(query), summary.mean.shape[2]):
+                self._room = self.room(query, summary)
+            room = self._room
+        if room.scratch is None:
+            return naive_choose_pages(query, summary, int(lengths), self.shares, lists=room.lists, **given)
         from inference_pio.kernels.triton.page_choice import choose_pages
 
-        return choose_pages(query, summary, lengths, self.shares, lists=lists, scratch=scratch, **given)
+        return choose_pages(query, summary, lengths, self.shares, lists=room.lists, scratch=room.scratch, **given)
 
     @torch.inference_mode(False)
-    def _lists(self, query: Tensor, summary: PageSummary, lengths: Tensor) -> tuple[PageList, PageScratch | None]:
-        """Room for lists of the pages of a summary, and for the kernels that make them, where these serve."""
+    def room(self, query: Tensor, summary: PageSummary) -> ListRoom:
+        """Room for lists of the pages of a `summary`, and for the kernels that make them, where these serve."""
         batch, key_heads, pages, _ = summary.mean.shape
-        if (batch, pages) not in self._room:
-            budget = self._budget()  # one more: the page of tokens to come, where all others are always read
-            lists = PageList.empty(batch, key_heads, pages if budget is None else min(budget + 1, pages), query.device)
-            keys, scratch = summary.minimum.transpose(1, 2), None
-            if supports_decode(query, keys, keys, lengths):
-                from inference_pio.kernels.triton.page_choice import PageScratch
+        budget = self._budget()  # one more: the page of tokens to come, where all others are always read
+        lists = PageList.empty(batch, key_heads, pages if budget is None else min(budget + 1, pages), query.device)
+        keys, scratch = summary.minimum.transpose(1, 2), None
+        if supports_decode(query, keys, keys, lists.counts.flatten()[:1]):
+            from inference_pio.kernels.triton.page_choice import PageScratch
 
-                scratch = PageScratch.of(batch, self._heads, pages, query.device)
-            self._room[batch, pages] = lists, scratch  # kept: a recorded graph may hold it
-        return self._room[batch, pages]
+            scratch = PageScratch.of(batch, self._heads, pages, query.device)
+        return ListRoom(lists, scratch, (batch, pages))
 
     def audit_layers(
         self, queries: Tensor, keys: Sequence[Tensor], summary: PageSummary, *, scale: float | None = None,
