@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INFERENCE_PIO_CACHE", str(tmp_path / "cache"))
+def own_cache(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of its own, which is there once it is written to: most never are, and a folder takes 3 ms."""
+    path = next(_caches)
+    monkeypatch.setenv("INFERENCE_PIO_CACHE", str(path))
+    yield path
+    if path.exists():
+        shutil.rmtree(path)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -95,6 +95,15 @@ def in_its_turn(place: int, of: int) -> Callable[[Test], Test]:
     return _as_it_is if turn_of_this_commit() % of == place else pytest.mark.slow
 
 
+def marks_of(place: int, of: int) -> list[pytest.MarkDecorator]:
+    """`in_its_turn` for one parameter of a test.
+
+    >>> sum(bool(marks_of(place, of=3)) for place in range(3))
+    2
+    """
+    return [] if turn_of_this_commit() % of == place else [pytest.mark.slow]
+
+
 def _as_it_is(test: Test) -> Test:
     return test
 

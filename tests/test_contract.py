@@ -215,14 +215,14 @@ def test_planning_touches_nothing_and_forecasts_what_is_done(optimization: str, 
 
 
 @HALF_IN_TURN
-def test_deleting_an_optimized_model_frees_it(optimization: str, model_name: str, tmp_path: Path) -> None:
+def test_deleting_an_optimized_model_frees_it(optimization: str, model_name: str, own_cache: Path) -> None:
     case = Case(model_name)
     case.apply(optimization)
     model = weakref.ref(case.model)
     del case
     gc.collect()
     assert model() is None
-    assert list((tmp_path / "cache" / "undo").glob("*")) == []
+    assert list((own_cache / "undo").glob("*")) == []
 
 
 CYCLES = 30
@@ -241,7 +241,7 @@ CYCLES = 30
         for count in (CYCLES, 300)
     ],
 )
-def test_cycles_leak_nothing(optimization: str, cycles: int, tmp_path: Path) -> None:
+def test_cycles_leak_nothing(optimization: str, cycles: int, own_cache: Path) -> None:
     case = Case("llama")
     process = psutil.Process()
 
@@ -261,7 +261,7 @@ def test_cycles_leak_nothing(optimization: str, cycles: int, tmp_path: Path) -> 
     assert len(gc.get_objects()) - objects < cycles / 2
     assert process.memory_info().rss - resident < 2**24  # 16 MB, and the model alone has 0.5
     assert (process.num_fds(), threading.active_count()) == (files, threads)
-    assert list((tmp_path / "cache" / "undo").glob("*")) == []
+    assert list((own_cache / "undo").glob("*")) == []
     case.check_untouched()
 
 

@@ -27,7 +27,7 @@ from inference_pio.formats.int8 import Int8Embedding
 from tests import tiny
 from tests.decoding.conftest import COMPOSED, in_words
 from tests.decoding.test_step import both
-from tests.sweep import in_its_turn
+from tests.sweep import in_its_turn, marks_of
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
@@ -427,7 +427,9 @@ def test_products_that_are_not_tuned_overlap_where_it_is_asked_for(interpreted: 
 
 
 @needs_triton
-@pytest.mark.parametrize("form", ["int4", *(pytest.param(form, marks=pytest.mark.slow) for form in ("fp8", "int8"))])
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=marks_of(place, of=6)) for place, form in enumerate(("int4", "fp8", "int8"))]
+)
 def test_it_is_near_the_library_over_codes_in_the_interpreter(form: str, interpreted: Callable[..., Any]) -> None:
     interpreted(near_over_codes, "qwen3", form)
 

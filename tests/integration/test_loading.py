@@ -361,7 +361,7 @@ def left_open() -> tuple[int, int]:
     return threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
-def test_weights_that_cannot_be_rounded_end_it(tmp_path: Path) -> None:
+def test_weights_that_cannot_be_rounded_end_it(tmp_path: Path, own_cache: Path) -> None:
     folder = shutil.copytree(reference.FOLDER / "qwen3", tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.2.mlp.up_proj.weight"][0, 0] = float("nan")
@@ -372,7 +372,7 @@ def test_weights_that_cannot_be_rounded_end_it(tmp_path: Path) -> None:
         load_pretrained(folder, parameters=INT8, progress=False, **STREAMED)
     gc.collect()
     assert left_open() == before
-    assert not list((tmp_path / "cache" / "undo").glob("undo-*"))
+    assert not list((own_cache / "undo").glob("undo-*"))
 
 
 def test_a_disk_without_room_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from tests import tiny
 from tests.sweep import TOGETHER, Case, Marker
 
 
-def test_a_removal_that_cannot_fetch_its_originals_leaves_the_model_as_it_is(tmp_path: Path) -> None:
+def test_a_removal_that_cannot_fetch_its_originals_leaves_the_model_as_it_is(own_cache: Path) -> None:
     case = Case("llama")
     case.apply(*TOGETHER, keep_originals="disk")
     before, answers = fingerprint(case.model), tiny.logits(case.model, "llama")
-    file = sorted((tmp_path / "cache" / "undo").rglob("*.bin"))[-1]
+    file = sorted((own_cache / "undo").rglob("*.bin"))[-1]
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(VaultError, match="damaged"):

@@ -41,7 +41,7 @@ def open_files() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
-def test_switching_one_step_while_another_stands_keeps_no_folder_or_file_open(tmp_path: Path) -> None:
+def test_switching_one_step_while_another_stands_keeps_no_folder_or_file_open(own_cache: Path) -> None:
     case = Case("llama")
     case.apply("flash_attention")
     case.apply("tensor_compression", keep_originals="disk")
@@ -52,7 +52,7 @@ def test_switching_one_step_while_another_stands_keeps_no_folder_or_file_open(tm
         case.apply("tensor_compression", keep_originals="disk")
         case.manager.remove_optimizations(case.model, ["tensor_compression"])
     assert open_files() == before
-    assert len(list((tmp_path / "cache" / "undo").iterdir())) == 1
+    assert len(list((own_cache / "undo").iterdir())) == 1
     case.manager.remove_optimizations(case.model)
     case.check_untouched()
 

@@ -104,6 +104,7 @@ def test_needles_are_found_at_8192_tokens_too(name: str) -> None:
     assert (sum(found) - sum(plain)) / len(found) >= -0.02
 
 
+@in_its_turn(5, of=LONG_ONES)
 @pytest.mark.parametrize("name", [name for name in EVERY if "glm4_moe" not in name.values])
 def test_without_the_gate_needles_are_lost(name: str) -> None:
     """The proof that the test above can fail: every head follows the pattern."""

@@ -10,6 +10,7 @@ from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.attention_mass import attention_mass
 from inference_pio.kernels.block_choice import fixed_blocks, seen_blocks
 from inference_pio.sparsity.audited_prefill import AuditedPrefill, Choice, PrefillSettings
+from tests.sweep import marks_of
 
 TOKENS, WIDTH = 2048, 32
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
@@ -176,7 +177,10 @@ def check_misled() -> None:
 @needs_triton
 @pytest.mark.parametrize(
     ("seed", "tokens", "queries", "padding"),
-    [(0, 1024, 1024, None), (2, 1000, 700, None), (4, 1024, 1024, (0, 300))],
+    [
+        pytest.param(*case, marks=marks_of(place, of=3))
+        for place, case in enumerate(((0, 1024, 1024, None), (2, 1000, 700, None), (4, 1024, 1024, (0, 300))))
+    ],
 )
 def test_kernels_choose_and_attend_as_torch_does(seed, tokens, queries, padding, interpreted) -> None:
     interpreted(check_kernels, seed, tokens, queries, padding)

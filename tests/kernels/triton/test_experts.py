@@ -21,6 +21,7 @@ from inference_pio.kernels.int4 import quantize_groups, words_of
 from inference_pio.kernels.int8 import quantize_rows
 from inference_pio.kernels.triton.experts_launch import RowLaunch
 from tests.kernels.triton.compiling import MACHINES, Compiler
+from tests.sweep import in_its_turn, rotating, turn_of_this_commit
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
@@ -191,6 +192,7 @@ def nothing_is_read_behind_the_tokens() -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+@in_its_turn(0, of=3)
 @needs_triton
 def test_nothing_is_read_behind_the_tokens() -> None:
     code = f"from {__name__} import *; nothing_is_read_behind_the_tokens()"  # where it is, the process ends
@@ -241,7 +243,13 @@ REAL = {
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.int8, torch.int32], ids=str)
-@pytest.mark.parametrize("name", ["30B-A3B", "GLM-4.7-Flash", pytest.param("GLM-4.7", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *rotating(["30B-A3B", "GLM-4.7-Flash"], turn_of_this_commit(), 1),
+        pytest.param("GLM-4.7", marks=pytest.mark.slow),
+    ],
+)
 def test_they_compile_to_wide_loads_without_spilling(
     name: str, kind: torch.dtype, capability: int, compiler: Compiler
 ) -> None:

@@ -25,6 +25,7 @@ from inference_pio.kernels.int8 import quantize_rows
 from inference_pio.kernels.triton.gemv_choice import choose_gemv_launch
 from inference_pio.kernels.triton.gemv_launch import GemvLaunch, weight_bytes
 from tests.kernels.triton.compiling import MACHINES, Code, Compiler
+from tests.sweep import in_its_turn
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
@@ -244,6 +245,7 @@ def nothing_is_read_behind_the_tensors() -> None:
         torch.testing.assert_close(out, wanted, rtol=near, atol=near)
 
 
+@in_its_turn(1, of=3)
 @needs_triton
 def test_nothing_is_read_behind_the_tensors(interpreted: Callable[..., None]) -> None:
     code = f"from {__name__} import *; nothing_is_read_behind_the_tensors()"  # where it is, the process ends

@@ -16,6 +16,7 @@ from tests.kernels.triton.compiling import MACHINES, Compiler
 from tests.kernels.triton.test_gemv import REAL, Case, compiled
 from tests.kernels.triton.test_gemv import check as check_case
 from tests.kernels.triton.test_group_codes import check
+from tests.sweep import marks_of
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 ONE_WARP, TWO_WARPS = GemvLaunch(16, 128, 1, HELD), GemvLaunch(16, 256, 2, HELD)
@@ -27,7 +28,11 @@ PRODUCTS = ["qkv", "attention_out", "gate_up", "down"]
 
 
 @needs_triton
-@pytest.mark.parametrize("launch", LAUNCHES, ids=str)
+@pytest.mark.parametrize(
+    "launch",
+    [pytest.param(one, marks=marks_of(place, of=len(LAUNCHES))) for place, one in enumerate(LAUNCHES)],
+    ids=str,
+)
 def test_every_code_is_its_number_in_its_place(launch: GemvLaunch, interpreted: Callable[..., None]) -> None:
     interpreted(check, launch, "cpu", torch.bfloat16)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from inference_pio.compat import has_triton
+from tests.sweep import marks_of
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 
@@ -28,7 +29,10 @@ def check(dtype: torch.dtype, device: str = "cpu", count: int = 5000) -> None:
 @needs_triton
 @pytest.mark.parametrize(
     "dtype",
-    [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.float16))],
+    [
+        pytest.param(dtype, marks=marks_of(place, of=3))
+        for place, dtype in enumerate((torch.bfloat16, torch.float32, torch.float16))
+    ],
 )
 def test_it_rounds_to_the_nearest_in_the_interpreter(dtype: torch.dtype, interpreted: Callable[..., None]) -> None:
     interpreted(check, dtype, "cpu", 1000)

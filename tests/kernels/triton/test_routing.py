@@ -14,6 +14,7 @@ from inference_pio.kernels import routing as plain
 from inference_pio.kernels.routing import RoutingRule, naive_route
 from inference_pio.kernels.triton.experts_launch import RowLaunch
 from tests.kernels.triton.compiling import MACHINES, Compiler
+from tests.sweep import in_its_turn
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")
 FLASH = RoutingRule(4, "sigmoid", scale=1.8, norm_floor=1e-20)
@@ -119,6 +120,7 @@ def check_roundings(dtype: torch.dtype = torch.float16, device: str = "cpu") -> 
             assert ((weight - told).abs() / told).mean() < 5e-6
 
 
+@in_its_turn(2, of=3)
 @needs_triton
 def test_it_rounds_where_the_library_rounds(interpreted: Callable[..., None]) -> None:
     interpreted(check_roundings)

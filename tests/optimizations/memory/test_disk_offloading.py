@@ -41,7 +41,7 @@ from tests import tiny
 from tests.quality import reference_models as reference
 from tests.streaming.help import flip, run
 from tests.streaming.mixture import mixture
-from tests.sweep import Case, rotating, turn_of_this_commit
+from tests.sweep import Case, in_its_turn, rotating, turn_of_this_commit
 
 NAME = "disk_offloading"
 
@@ -437,7 +437,8 @@ def within(folder: Path, dtype: str, budget: str) -> tuple[float, float]:
     return peak, planned
 
 
-@pytest.mark.parametrize("dtype", rotating(["float32", "bfloat16"], turn_of_this_commit(), 1))
+@in_its_turn(2, of=4)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_process_keeps_to_the_budget_while_the_model_computes(tmp_path: Path, dtype: str) -> None:
     """Measured from outside, activations and reading included: 1 MB a thread and what the allocator keeps on top."""
     sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8}

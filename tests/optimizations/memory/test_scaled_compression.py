@@ -18,7 +18,7 @@ from tests import tiny
 from tests.calibration.test_folds import layers_of
 from tests.calibration.test_scaling import uneven
 from tests.optimizations.memory.test_tensor_compression import CALIBRATED, plan_of
-from tests.sweep import Case
+from tests.sweep import Case, rotating, turn_of_this_commit
 
 SCALED: dict[str, Any] = {**CALIBRATED, "calibration": "awq"}
 HOW: dict[str, Any] = {"parameters": {"tensor_compression": SCALED}}
@@ -38,9 +38,12 @@ class Uneven(Case):
         return all(one.shape[-1] % 32 == 0 for one in parameters if one.dim() > 1)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "glm4_moe_lite"])
-@pytest.mark.parametrize("keep", ["host", "device"])
-def test_scales_are_recorded_undone_and_repeated_to_the_bit(name: str, keep: str) -> None:
+KEPT = [(name, keep) for keep in ("host", "device") for name in ("llama", "qwen3", "glm4_moe_lite")]
+
+
+@pytest.mark.parametrize("kept", rotating(KEPT, turn_of_this_commit()))
+def test_scales_are_recorded_undone_and_repeated_to_the_bit(kept: tuple[str, str]) -> None:
+    name, keep = kept
     case = Uneven(name)
     case.apply("tensor_compression", **HOW, keep_originals=keep)
     receipt = case.manager.get_receipts(case.model)[0]
@@ -93,8 +96,8 @@ def test_it_comes_off_in_any_order(first_out: int) -> None:
     case.check_untouched()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
-def test_a_failure_midway_leaves_no_trace(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("share", rotating(["0.0", "0.3", "0.7", "1.0"], turn_of_this_commit()))
+def test_a_failure_midway_leaves_no_trace(share: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, write, writes = Uneven("llama"), Journal._write, [0]
     fatal = 0
 
@@ -109,7 +112,7 @@ def test_a_failure_midway_leaves_no_trace(share: float, monkeypatch: pytest.Monk
     total, writes[0] = writes[0], 0
     case.manager.remove_optimizations(case.model)
     writes[0] = 0
-    fatal = 1 + round(share * (total - 1))
+    fatal = 1 + round(float(share) * (total - 1))
     with pytest.raises(KeyboardInterrupt):
         case.apply("tensor_compression", **HOW)
     monkeypatch.undo()
