@@ -132,7 +132,7 @@ ARMS: dict[str, Arm] = {
         "inference-pio graph, 4,096 tokens read behind the first 32 steps", ours.choosing(4096), gpu_only=True
     ),
     "pio-int4-budget": Arm(
-        "the same over int4 weights, head in fp8",
+        "inference-pio graph over int4 weights, head in fp8, 4,096 tokens read",
         ours.choosing(4096, format="int4", group_size=128, head="fp8"),
         "int4",
         gpu_only=True,

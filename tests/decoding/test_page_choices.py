@@ -15,6 +15,7 @@ from torch import Tensor
 from inference_pio.anatomy.decoder_attention import GroupedAttention
 from inference_pio.anatomy.pattern_counts import PatternCounts
 from inference_pio.cache.store import Kind, Store
+from inference_pio.compat import ATTENTION_KEY
 from inference_pio.decoding import call
 from inference_pio.decoding.page_choices import LEARNING, WIDE, PageChoices, page_choices
 from inference_pio.decoding.page_lists import ENGINE
@@ -275,7 +276,7 @@ def test_on_a_gpu_layers_that_no_kernel_serves_attend_to_all() -> None:
     _, attention, store, heads = alone(256)
     name = "mine_over_sdpa"
     attention.module = torch.nn.Module()
-    attention.module.config = SimpleNamespace(_attn_implementation_internal=name)
+    attention.module.config = SimpleNamespace(**{ATTENTION_KEY: name})
     vars(attention.module)["mine"] = heads
     served = GroupedAttention(attention.module, *[torch.nn.Identity()] * 4, None, None, HEADS, KEY_HEADS, WIDTH, 1.0)
     assert page_choices([served], [store], 1024, CPU) is not None

@@ -23,8 +23,6 @@ from inference_pio.kernels.triton.support import supports_decode, supports_page_
 LEARNING = "recorded steps that teach"
 TOO_MANY = f"recorded steps in room for more than {MOST_BLOCKS * PAGE} tokens"
 WIDE = "recorded steps whose attention is spread wide"
-FEW_TOKENS = 2 * PAGE
-"""New tokens up to which a summary follows by our kernel, which reads their pages alone."""
 
 
 @dataclass
@@ -70,8 +68,7 @@ class Group:
     def follow(self, known: int, held: int, lengths: Tensor, starts: Tensor | None) -> None:
         """Let the summaries know of all tokens that are `held`, as `lengths` says too."""
         for layer in self.layers:
-            few = held - known <= FEW_TOKENS
-            if few and supports_page_summary(layer.summary, layer.store.keys, lengths, starts):
+            if supports_page_summary(layer.summary, layer.store.keys, lengths, starts):
                 from inference_pio.kernels.triton.page_summary import update_page_summary as follow
 
                 follow(layer.summary, layer.store.keys, lengths, held - known, starts)

@@ -34,7 +34,7 @@ PAGES_SCORED = 16
 PAGES_RANKED = 16
 """Pages that one program ranks among all others."""
 MOST_RANKED = 512
-"""Pages up to which that pays: on an H100 5 us where searching takes 9."""
+"""Pages up to which that pays, measured on an H100 (benchmarks/LOG.md)."""
 DECODE_EXTRA_BYTES = 8 * 1024
 """Shared bytes of a decode program beside its pages: 6 KB are used at heads of 128."""
 MASS_WAVES = 8

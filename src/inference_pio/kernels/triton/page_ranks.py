@@ -19,6 +19,19 @@ HIDDEN = tl.constexpr(-1.0e30)
 
 
 @triton.jit
+def extent(lengths, starts, batch, length_step, pages, ahead, PAGE_SIZE: tl.constexpr, HAS_STARTS: tl.constexpr):
+    """Of one row: its tokens, the first that is seen, the pages that are used and those that will be, and how many of
+    these may be listed."""
+    length = tl.load(lengths + batch * length_step)
+    seen_from = 0
+    if HAS_STARTS:
+        seen_from = tl.maximum(tl.load(starts + batch), 0)
+    used = tl.minimum(tl.cdiv(length, PAGE_SIZE), pages)
+    until = tl.minimum(tl.cdiv(length + ahead, PAGE_SIZE), pages)
+    return length, seen_from, used, until, tl.where(length > seen_from, until - seen_from // PAGE_SIZE, 0)
+
+
+@triton.jit
 def found_scores(scores, row, members, page, length, seen_from, used, pages, GROUP: tl.constexpr,
                  PAGE_SIZE: tl.constexpr):  # fmt: skip
     """The scores of some pages for the query heads of one key head, [members, pages], a page's tokens counted in;
@@ -106,13 +119,10 @@ def page_list_kernel(
     head, batch = tl.program_id(0), tl.program_id(1)
     if DEPENDENT:
         wait_for_others(INTERPRETED)
-    length = tl.load(lengths + batch * length_step)
     share = tl.load(shares + head)
-    seen_from = 0
-    if HAS_STARTS:
-        seen_from = tl.maximum(tl.load(starts + batch), 0)
-    used = tl.minimum(tl.cdiv(length, PAGE_SIZE), pages)
-    until = tl.minimum(tl.cdiv(length + ahead, PAGE_SIZE), pages)
+    length, seen_from, used, until, seen = extent(
+        lengths, starts, batch, length_step, pages, ahead, PAGE_SIZE, HAS_STARTS
+    )  # fmt: skip
     pair = batch.to(tl.int64) * tl.num_programs(0) + head
     members, page = tl.arange(0, MEMBERS), tl.arange(0, PAGES)
     found = found_scores(scores, pair, members, page, length, seen_from, used, pages, GROUP, PAGE_SIZE)
@@ -121,7 +131,6 @@ def page_list_kernel(
     units, ranked = in_units(
         found, members, peak, scale, page, length, seen_from, used, until, sinks, local, GROUP, PAGE_SIZE
     )  # fmt: skip
-    seen = tl.where(length > seen_from, until - seen_from // PAGE_SIZE, 0)
     kept, place, count = smallest_set(units, ranked, seen, in_whole_units(share), most, CUTS)
     tl.store(counts + pair, count)
     tl.store(indices + pair * list_length + place, page, mask=kept)
@@ -141,15 +150,11 @@ def page_rank_kernel(
     tile, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if DEPENDENT:
         wait_for_others(INTERPRETED)
-    length = tl.load(lengths + batch * length_step)
     share = tl.load(shares + head)
-    seen_from = 0
-    if HAS_STARTS:
-        seen_from = tl.maximum(tl.load(starts + batch), 0)
-    used = tl.minimum(tl.cdiv(length, PAGE_SIZE), pages)
-    until = tl.minimum(tl.cdiv(length + ahead, PAGE_SIZE), pages)
+    length, seen_from, used, until, seen = extent(
+        lengths, starts, batch, length_step, pages, ahead, PAGE_SIZE, HAS_STARTS
+    )  # fmt: skip
     pair = batch.to(tl.int64) * tl.num_programs(1) + head
-    seen = tl.where(length > seen_from, until - seen_from // PAGE_SIZE, 0)
     if (seen == 0) & (tile == 0):
         tl.store(counts + pair, 0)
     if (seen == 0) | (tile * TILE >= until):
