@@ -515,6 +515,22 @@ def triton_interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
+@functools.cache
+def has_warp_roles() -> bool:
+    """Whether Triton's language for one architecture, in which warps take roles, is there as we write it (3.6, 3.7)."""
+    if not has_triton() or triton_interprets():
+        return False
+    names = ("language", "language.nvidia.hopper", "nvidia.hopper")
+    try:
+        language, hopper, host = (importlib.import_module(f"triton.experimental.gluon.{name}") for name in names)
+    except ImportError:
+        return False
+    wanted = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
+    roles = inspect.signature(getattr(language, "warp_specialize", lambda: None)).parameters
+    there = all(hasattr(hopper, name) for name in wanted) and hasattr(host, "TensorDescriptor")
+    return there and "functions_and_args" in roles
+
+
 def compile_errors() -> tuple[type[Exception], ...]:
     """What torch raises where it cannot compile a function whole, before anything of it is computed."""
     from torch._dynamo import exc

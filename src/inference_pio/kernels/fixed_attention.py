@@ -76,7 +76,7 @@ def triton_prefill(query, key, value, pattern, *, scale=None):
             query[:, :, start - first : stop - first], key[:, :, :stop], value[:, :, :stop], scale=scale,
             lists=pattern.lists(start, stop - start, tuple(query.shape[:2]), launch.query_block,
                                 query.device),
-            out=out[:, start - first : stop - first].transpose(1, 2), launch=launch,
+            out=out[:, start - first : stop - first].transpose(1, 2),
         )  # fmt: skip
     return out
 

@@ -19,7 +19,7 @@ REGISTERS = 65536
 MOST_PROGRAMS = 65535
 """Of a launch along its second and third axis; the first takes 2**31."""
 WANTED = re.compile(
-    r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG|FFMA|I2F|ACQBULK|PREEXIT|BAR|LDSM)((?:\.[A-Z0-9]+)*)"
+    r"\b(HGMMA|HMMA|LDL|STL|UTMALDG|LDGSTS|LDG|STG|FFMA|I2F|ACQBULK|PREEXIT|BAR|LDSM|DEPBAR|MUFU)((?:\.[A-Z0-9]+)*)"
 )
 
 

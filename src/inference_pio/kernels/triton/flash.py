@@ -11,11 +11,18 @@ import torch
 
 import triton
 import triton.language as tl
-from inference_pio.compat import triton_interprets
+from inference_pio.compat import has_warp_roles, triton_interprets
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.block_sparse import BlockList
 from inference_pio.kernels.triton.flash_steps import HIDDEN, LOG2_E, rows_of, visit
-from inference_pio.kernels.triton.launch import FlashLaunch, choose_flash_launch, device_limits, on_device
+from inference_pio.kernels.triton.launch import (
+    FlashLaunch,
+    RolesLaunch,
+    choose_flash_launch,
+    choose_roles_launch,
+    device_limits,
+    on_device,
+)
 from inference_pio.kernels.triton.mask_tiles import tiles_of
 from inference_pio.kernels.triton.support import require, supports
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -154,6 +161,9 @@ def flash_attention(
 
     `certified`: leave out tiles that provably hold no more than that share of any query's attention all together
     (`kernels.certified_attention`); their number is added to `skipped`, int32 [1].
+
+    Without a `launch` the kernel is the best that serves here: on Hopper that whose warps take roles
+    (`flash_roles`), where neither a mask, a certificate nor `ends` is given.
     """
     require(supports(query, key, value, mask))
     if mask is not None and (causal or not (starts is ends is lists is certified is None)):
@@ -162,6 +172,17 @@ def flash_attention(
         raise InvalidSetting(f"a share of the attention that may be left out lies between 0 and 1, unlike {certified}.")
     batch, heads, queries, width = query.shape
     key_heads, keys = key.shape[1:3]
+    scale = width**-0.5 if scale is None else scale
+    if out is None:
+        out = query.new_empty(batch, queries, heads, width).transpose(1, 2)
+    plain = launch is None and ends is mask is certified is None
+    roles = roles_launch_for(query, key, value, out, lists, causal=causal, padded=starts is not None) if plain else None
+    if roles is not None:
+        from inference_pio.kernels.triton.flash_roles import flash_attention_by_roles
+
+        return flash_attention_by_roles(
+            query, key, value, out, roles, causal=causal, scale=scale, starts=starts, lists=lists, lse=lse
+        )
     padded = starts is not None or ends is not None
     launch = launch or launch_for(
         key, value, padded=padded, certified=certified is not None, mask=None if mask is None else mask.dtype
@@ -169,8 +190,6 @@ def flash_attention(
     read = None if mask is None else tiles_of(mask, query, key, launch)
     chosen = lists if read is None else read
     parts = _parts(lists, launch)
-    if out is None:
-        out = query.new_empty(batch, queries, heads, width).transpose(1, 2)
     group = heads // key_heads
     limits = {} if launch.registers is None or triton_interprets() else {"maxnreg": launch.registers}
     with on_device(query):
@@ -179,7 +198,7 @@ def flash_attention(
             None if chosen is None else chosen.counts, None if chosen is None else chosen.indices,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *out.stride()[:3],
             heads, key_heads, queries, keys, 0 if chosen is None else chosen.indices.shape[-1],
-            width**-0.5 if scale is None else scale, skipped, None if certified is None else log2(certified),
+            scale, skipped, None if certified is None else log2(certified),
             *((None, 0, 0, 0, 0, 0) if read is None else (read.mask, *read.steps)),
             BLOCK_M=launch.query_block, BLOCK_N=launch.key_block, WIDTH=width, GROUP=group, CAUSAL=causal,
             HAS_STARTS=starts is not None, HAS_ENDS=ends is not None, LISTED=lists is not None, PARTS=parts,
@@ -203,6 +222,22 @@ def launch_for(
     aligned = _aligned(key) and _aligned(value)
     limits = device_limits(key.device)
     return choose_flash_launch(limits, key.shape[-1], aligned=aligned, padded=padded, certified=certified, mask=mask)
+
+
+def roles_launch_for(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor, lists: BlockList | None = None, *,
+    causal: bool = True, padded: bool = False,
+) -> RolesLaunch | None:  # fmt: skip
+    """The launch of the kernel whose warps take roles, or None where it does not serve: it wants Hopper and a Triton
+    that has roles, tensors that the copy engine can address, and, given lists, blocks of its own sizes and no padding.
+    Where nothing is hidden it would spill."""
+    limits = device_limits(query.device)
+    launch = choose_roles_launch(limits, query.shape[-1]) if has_warp_roles() else None
+    if launch is None or out.dtype != query.dtype or not all(_aligned(each) for each in (query, key, value, out)):
+        return None
+    if lists is None:
+        return launch if causal or padded else None
+    return launch if not padded and launch.takes_lists(lists.query_block, lists.key_block) else None
 
 
 def _described(tensor: torch.Tensor, launch: FlashLaunch) -> torch.Tensor | TensorDescriptor:

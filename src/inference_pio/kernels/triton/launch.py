@@ -77,6 +77,25 @@ class FlashLaunch:
 
 
 @dataclass(frozen=True)
+class RolesLaunch:
+    """The flash kernel whose warps take roles: `query_block` queries a tile, of which each of two warpgroups has half,
+    and `key_block` keys a step, of which `stages` lie in shared memory.
+
+    A warpgroup that attends has `registers` a thread, and every warp `registers_at_entry` before roles are taken.
+    """
+
+    query_block: int
+    key_block: int
+    stages: int
+    registers: int = 232
+    registers_at_entry: int = 168
+
+    def takes_lists(self, query_block: int, key_block: int) -> bool:
+        """Whether lists of such blocks fit: a step takes a block of keys, or two of half the size."""
+        return query_block == self.query_block and key_block in (self.key_block, self.key_block // 2)
+
+
+@dataclass(frozen=True)
 class DecodeLaunch:
     """`splits` programs share the tokens of one key head of one row of the batch."""
 
@@ -122,6 +141,11 @@ FLASH_DESCRIBED = {
     128: FlashLaunch(128, 64, 8, 2, described=True, registers=128),
     256: FlashLaunch(128, 64, 8, 2, described=True),
 }
+FLASH_ROLES = {
+    64: RolesLaunch(128, 128, 4),
+    128: RolesLaunch(128, 128, 2),
+}
+"""With heads of 256 a thread would have no registers for both its sums and a tile of scores."""
 FLASH_PADDED = {
     64: FlashLaunch(128, 64, 8, 3, described=True, registers=128),
     128: FlashLaunch(128, 64, 8, 3, described=True),
@@ -180,6 +204,16 @@ def choose_flash_launch(
     if head_dim not in table:
         raise InvalidSetting(f"no Triton attention kernel for heads of {head_dim}: known are {list(table)}.")
     return table[head_dim]
+
+
+def choose_roles_launch(limits: Limits, head_dim: int) -> RolesLaunch | None:
+    """The launch of the flash kernel whose warps take roles; None where the GPU, or the width, has none. Its
+    instructions are Hopper's own: later GPUs lack them.
+
+    >>> choose_roles_launch(HOPPER, 128), choose_roles_launch(AMPERE, 128)
+    (RolesLaunch(query_block=128, key_block=128, stages=2, registers=232, registers_at_entry=168), None)
+    """
+    return FLASH_ROLES.get(head_dim) if limits.has_descriptors and limits.capability == HOPPER.capability else None
 
 
 def choose_decode_launch(limits: Limits, batch: int, key_heads: int, head_dim: int, capacity: int) -> DecodeLaunch:
