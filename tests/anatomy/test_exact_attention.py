@@ -14,7 +14,7 @@ from inference_pio.compat import library_attention, seen_keys, telling_mask
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.attention_backends import run
-from inference_pio.kernels.attention_choice import FUSED, JOINED, TRITON, Phase
+from inference_pio.kernels.attention_choice import FUSED, TRITON, Phase
 from inference_pio.kernels.attention_serving import Serving
 from inference_pio.kernels.triton import support
 
@@ -121,19 +121,6 @@ def test_triton_serves_inference_in_the_dtype_and_widths_that_it_was_checked_for
         function(MODULE, query.double(), key.double(), value.double(), None)
         function(MODULE, query[..., :8], key[..., :8], value, None)
     assert [backend for backend, _ in served_by] == [TRITON, FUSED, FUSED, TRITON, FUSED, FUSED]
-
-
-def test_pieces_of_whole_thousands_are_joined_and_other_chunks_are_tritons(served_by: list[tuple[str, Phase]]) -> None:
-    function = exact_attention(Served(Serving({Phase.CHUNK: ((0, JOINED),)}), torch.float32, 16, 16))
-    with torch.no_grad():
-        for queries, keys in ((1024, 2048), (1024, 2049), (3, 2048)):
-            mask = telling_mask(2, queries, keys, q_offset=keys - queries)
-            function(MODULE, *_tensors(queries, keys), mask)
-        function(MODULE, *_tensors(1024, 2048), telling_mask(2, 1024, 2048, q_offset=1024), dropout=0.1)
-    function(
-        MODULE, *(one.requires_grad_() for one in _tensors(1024, 2048)), telling_mask(2, 1024, 2048, q_offset=1024)
-    )
-    assert served_by == [(name, Phase.CHUNK) for name in (JOINED, TRITON, TRITON, FUSED, FUSED)]
 
 
 def test_a_mask_that_the_kernel_does_not_read_goes_to_torchs_own_choice(

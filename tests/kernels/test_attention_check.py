@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from inference_pio.kernels import attention_backends
 from inference_pio.kernels.attention import KERNELS
 from inference_pio.kernels.attention_backends import HeadShape
 from inference_pio.kernels.attention_check import PROBLEMS, why_it_fails
-from inference_pio.kernels.attention_choice import FUSED, JOINED, Phase
+from inference_pio.kernels.attention_choice import FUSED, Phase
 
 CPU = torch.device("cpu")
 SHAPE = HeadShape(6, 2, 32, 32)
@@ -69,20 +68,6 @@ def test_a_kernel_that_raises_gives_its_reason(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(KERNELS, FUSED, kernel)
     reason = why_it_fails(FUSED, Phase.PREFILL, SHAPE, torch.float32, CPU)
     assert reason == "it does not run here (no plan)"
-
-
-def test_two_calls_that_are_joined_are_checked_and_so_is_what_serves_other_lengths(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def why() -> str:
-        why_it_fails.cache_clear()
-        return str(why_it_fails(JOINED, Phase.CHUNK, SHAPE, torch.float32, CPU))
-
-    assert "the Triton kernel does not serve here" in why(), "on a CPU two calls are right, and Triton serves nothing"
-    monkeypatch.setattr(attention_backends, "_triton", lambda phase, *rest: RIGHT(*rest[:4]))
-    assert why() == "None"
-    monkeypatch.setattr(attention_backends, "joined_attention", lambda *given, scale: RIGHT(*given, scale=scale))
-    assert "it is off by" in why()
 
 
 def test_memory_that_runs_out_is_no_fault_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

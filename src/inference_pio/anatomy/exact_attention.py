@@ -19,16 +19,15 @@ from inference_pio.compat import (
 )
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.kernels.attention_backends import run
-from inference_pio.kernels.attention_choice import FLASH, FLEX, FUSED, JOINED, READ_A_MASK, TRITON, Phase
+from inference_pio.kernels.attention_choice import FLASH, FLEX, FUSED, READ_A_MASK, TRITON, Phase
 from inference_pio.kernels.attention_serving import Serving
-from inference_pio.kernels.joined_attention import pays
 from inference_pio.kernels.packed_attention import lengths_of, packed_attention, packed_varlen_attention
 from inference_pio.kernels.triton.support import supports
 
 Function = Callable[..., tuple[Tensor, None]]
 ONLY_THE_LIBRARY_KNOWS = ("softcap", "position_bias", "cache", "s_aux")
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-FOR_INFERENCE_ALONE = (TRITON, FLEX, JOINED)
+FOR_INFERENCE_ALONE = (TRITON, FLEX)
 """With gradients or dropout, and inside torch.compile, torch's own choice stands in for these."""
 SERVED = "_inference_pio_served"
 """The attribute in which a function of ours tells by what it serves."""
@@ -54,8 +53,6 @@ class Served:
             trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
             if trained or dropout or torch.compiler.is_compiling():
                 return FUSED
-        if backend == JOINED and not pays(query.shape[2], key.shape[2]):
-            backend = TRITON
         if backend == TRITON and phase in READ_A_MASK and not supports(query, key, value, mask):
             return FUSED
         return backend

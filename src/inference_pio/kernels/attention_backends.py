@@ -17,16 +17,14 @@ from inference_pio.kernels.attention_choice import (
     FLASH,
     FLEX,
     FUSED,
-    JOINED,
     READ_A_MASK,
     TRITON,
     Phase,
 )
-from inference_pio.kernels.joined_attention import joined_attention
 from inference_pio.kernels.triton.launch import choose_decode_launch, device_limits
 from inference_pio.kernels.triton.support import supports
 
-BACKENDS = (FUSED, CUDNN, FLASH, EFFICIENT, FLEX, TRITON, JOINED)
+BACKENDS = (FUSED, CUDNN, FLASH, EFFICIENT, FLEX, TRITON)
 HALF = (torch.bfloat16, torch.float16)
 FLASH_PHASES = frozenset({Phase.PREFILL, Phase.CHUNK, Phase.DECODE, Phase.VISION})
 
@@ -59,8 +57,6 @@ def lacks(backend: str, phase: Phase, shape: HeadShape, dtype: torch.dtype, devi
         return None
     if backend == TRITON:
         return _triton_lacks(phase, shape, dtype, device)
-    if backend == JOINED:
-        return _joined_lacks(phase, shape, dtype, device)
     if backend == FLEX:
         return why_no_inductor(device.type) or (None if phase in CAUSAL else "it is used for causal prefill alone")
     if (capability := capability_of(device)) == 0:
@@ -97,12 +93,6 @@ def _triton_lacks(phase, shape, dtype, device):
     return supports(query, key, value).said or None
 
 
-def _joined_lacks(phase, shape, dtype, device):
-    if phase is not Phase.CHUNK:
-        return "it is two calls over keys from before and one's own, and no other mask"
-    return lacks(CUDNN, phase, shape, dtype, device) or _triton_lacks(phase, shape, dtype, device)
-
-
 def run(
     backend: str, phase: Phase, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *,
     mask: torch.Tensor | None = None, starts: torch.Tensor | None = None, ends: torch.Tensor | None = None,
@@ -115,8 +105,6 @@ def run(
     """
     if backend == TRITON:
         return _triton(phase, query, key, value, mask, starts, ends, scale)
-    if backend == JOINED:
-        return joined_attention(query, key, value, scale=scale)
     if backend == FLEX:
         return _flex(query, key, value, starts, scale)
     causal = phase in CAUSAL and (backend == FLASH or mask is None)

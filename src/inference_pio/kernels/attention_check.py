@@ -11,7 +11,7 @@ import torch
 from inference_pio.compat import has_varlen_attention
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.attention_backends import HeadShape, run
-from inference_pio.kernels.attention_choice import CAUSAL, FLASH, JOINED, TRITON, Phase
+from inference_pio.kernels.attention_choice import CAUSAL, FLASH, Phase
 from inference_pio.kernels.packed_attention import naive_packed_attention, packed_attention, packed_varlen_attention
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -72,8 +72,6 @@ def why_it_fails(backend: str, phase: Phase, shape: HeadShape, dtype: torch.dtyp
                 return f"it does not run here ({(str(raised) or repr(raised)).splitlines()[0]})"
             if not error <= _tolerance(dtype, device):
                 return f"it is off by {error:.2g} from the float32 reference with {tried.key_heads} key heads"
-    if backend == JOINED:  # what serves the lengths that it is not for
-        return why_it_fails(TRITON, phase, shape, dtype, device)
     return None
 
 

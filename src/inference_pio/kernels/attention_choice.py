@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 FUSED, FLASH, CUDNN, EFFICIENT, TRITON, FLEX = "fused", "flash", "cudnn", "efficient", "triton", "flex"
-JOINED = "joined"
 
 
 class Phase(StrEnum):
@@ -46,6 +45,8 @@ class Row:
     capability: tuple[int, int]
     widths: tuple[int, int] = (1, 256)
     keys: int = 0
+    by_roles: bool = False
+    """Whether it was measured with the kernel whose warps take roles, and counts only where that is there."""
 
     def fits(self, capability: int, phase: Phase, width: int) -> bool:
         in_range = self.capability[0] <= capability <= self.capability[1]
@@ -55,8 +56,11 @@ class Row:
 HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
 
 TABLE = (
-    # Measured on an H100, causal, 32 heads over 8 of 128: cuDNN 595/677/567 TFLOP/s at 8K/32K/128K keys, where the
-    # built-in flash kernel reaches 317/359/338.
+    # Measured on an H100, causal, 32 heads over 8 of 128: our kernel ROLES_AT. Before 2K keys the GPU gains less than
+    # calling it costs; heads of 64 it serves as fast as cuDNN.
+    Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=2048, by_roles=True),
+    # Measured likewise: cuDNN 595/677/567 TFLOP/s at 8K/32K/128K keys, where the built-in flash kernel reaches
+    # 317/359/338.
     Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),
     # Predicted: 509 against 298 TFLOP/s were published for heads of 256, where this cuDNN has such a kernel; if it has
     # none, the check drops it.
@@ -67,10 +71,9 @@ TABLE = (
     # an H100: 8 prompts of 2048 behind padding 305 TFLOP/s, where torch's own choice reaches 80.
     Row((Phase.PADDED_PREFILL,), (TRITON, CUDNN, EFFICIENT), HOPPER),
     Row((Phase.PADDED_PREFILL,), (TRITON, EFFICIENT), NVIDIA),
-    # Measured on an H100: causal, 16K tokens, the Triton kernel 525 TFLOP/s, the built-in flash kernel 359; 32K tokens
-    # in pieces of 2048 took 1.47 times as long by the latter as whole by cuDNN, which would need a mask here, and 1.23
-    # times by the former. Predicted: cuDNN twice, over the keys before and over its own square, is faster than both.
-    Row((Phase.CHUNK,), (JOINED, TRITON, FLASH, EFFICIENT), HOPPER, widths=(1, 128)),
+    # Measured on an H100: 2048 tokens behind 30K from before 690 TFLOP/s, cuDNN called twice, over those and over its
+    # own square, as it takes no mask of this kind, 590; without roles 485, where the built-in flash kernel reaches 359.
+    Row((Phase.CHUNK,), (TRITON, FLASH, EFFICIENT), HOPPER, widths=(1, 128)),
     # Predicted: the flash kernel's own lower-right causal form.
     Row((Phase.CHUNK,), (FLASH, TRITON, EFFICIENT), NVIDIA),
     # Both split the keys among programs; two Triton launches cost the host more than one operator, which shows until
@@ -98,14 +101,17 @@ TABLE = (
 """The first row that fits counts; what torch chooses by itself stands behind every row."""
 
 
-def candidates(capability: int, phase: Phase, width: int) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """From how many keys on which backends, best first; capability 0 is a device that is no NVIDIA GPU.
+def candidates(
+    capability: int, phase: Phase, width: int, *, by_roles: bool = True
+) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """From how many keys on which backends, best first; capability 0 is a device that is no NVIDIA GPU. `by_roles`:
+    whether this Triton lets warps take roles (`compat.has_warp_roles`).
 
     >>> candidates(0, Phase.PREFILL, 128)
     ((0, ('fused',)),)
     >>> candidates(90, Phase.DECODE, 128)
     ((0, ('flash', 'triton', 'efficient', 'fused')), (16384, ('triton', 'flash', 'efficient', 'fused')))
     """
-    rows = [row for row in TABLE if row.fits(capability, phase, width)]
+    rows = [row for row in TABLE if row.fits(capability, phase, width) and (by_roles or not row.by_roles)]
     steps = sorted({0, *(row.keys for row in rows)})
     return tuple((step, (*next((row.backends for row in rows if row.keys <= step), ()), FUSED)) for step in steps)

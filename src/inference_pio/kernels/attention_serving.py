@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from inference_pio.compat import has_warp_roles
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.attention_backends import HeadShape, capability_of, lacks
 from inference_pio.kernels.attention_check import why_it_fails
@@ -87,7 +88,8 @@ def choose_serving(
     serving: dict[Phase, Steps] = {}
     for phase in phases:
         steps = []
-        for keys, backends in candidates(capability_of(device), phase, shape.head_dim):
+        found = candidates(capability_of(device), phase, shape.head_dim, by_roles=has_warp_roles())
+        for keys, backends in found:
             for backend in dict.fromkeys((first, *backends) if first else backends):
                 known = lacks(backend, phase, shape, dtype, device)
                 reason = known or (why_it_fails(backend, phase, shape, dtype, device) if check else None)

@@ -203,7 +203,7 @@ def test_plain_kernels_are_said_where_torch_has_no_fused_one() -> None:
     assert any("its plain kernel computes these" in note for note in case.manager.get_receipts(case.model)[0].notes)
 
 
-@pytest.mark.parametrize("backend", ["cudnn", "flash", "efficient", "triton", "joined"])
+@pytest.mark.parametrize("backend", ["cudnn", "flash", "efficient", "triton"])
 def test_an_order_that_this_device_cannot_keep_raises_and_touches_nothing(backend: str) -> None:
     case = Case("llama")
     with pytest.raises(InvalidSetting, match="NVIDIA GPU"):
@@ -305,7 +305,7 @@ def test_the_receipt_says_which_backend_serves_which_phase() -> None:
     receipt = case.manager.get_receipts(case.model)[0]
     said = str(receipt.backend)
     assert said.startswith(
-        "vision flash; prefill cudnn; padded prefill triton; chunk joined; decode flash, triton from"
+        "vision flash; prefill cudnn; padded prefill triton; chunk triton; decode flash, triton from"
     )
     assert any(note.startswith("triton serves inference") for note in receipt.notes)
     names = {module.config._attn_implementation for _, module, _ in attention_modules(case.model)}
@@ -353,7 +353,7 @@ def test_an_order_that_fails_its_check_in_one_phase_raises(broken: Phase, monkey
     case.check_untouched()
 
 
-GPU_BACKENDS = ["auto", "flash", "efficient", "cudnn", "triton", "joined", "fused"]
+GPU_BACKENDS = ["auto", "flash", "efficient", "cudnn", "triton", "fused"]
 
 
 def _wide(dtype: torch.dtype) -> Case:

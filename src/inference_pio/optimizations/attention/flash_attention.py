@@ -37,7 +37,7 @@ OURS = "inference_pio_exact"
 MLA_DECODE = frozenset({"attention.mla_decode"})
 OURS_PACKED = "inference_pio_vision_flash"
 """The library hands the pictures of a vision tower over in one call only to a function with "flash" in its name."""
-Backend = Literal["auto", "cudnn", "flash", "efficient", "flex", "triton", "joined", "fused"]
+Backend = Literal["auto", "cudnn", "flash", "efficient", "flex", "triton", "fused"]
 
 
 class FlashAttentionParameters(Settings):
