@@ -122,7 +122,7 @@ def assert_close(out: torch.Tensor, wanted: torch.Tensor, device: str) -> None:
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if device == "cpu" else {"rtol": 1e-2, "atol": 1e-2}
     torch.testing.assert_close(out.float(), wanted, **tolerance)
     if device == "cuda":
-        assert float((out.float() - wanted).norm() / wanted.norm()) < 5e-3
+        assert float((out.float() - wanted).norm()) <= 5e-3 * float(wanted.norm())  # of nothing, exactly nothing
 
 
 DENSE = [
