@@ -265,9 +265,7 @@ SUITES = {
         ),
         Suite(
             "prefill-qwen3-4b-pieces", "prefill", "Qwen3-4B, forward of a prompt of 32K tokens in pieces",
-            arms={
-                "plain": 30, "pio-flash": 30, "pio-pieces": 35, "pio-pieces-4096": 35, "pio-pieces-triton": 35,
-            },
+            arms={"plain": 30, "pio-flash": 30, "pio-pieces": 35, "pio-pieces-4096": 35},
             model="qwen3-4b", gigabytes=26, lengths=(32768,),
         ),
         Suite(

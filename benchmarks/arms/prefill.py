@@ -210,10 +210,6 @@ ARMS: dict[str, PrefillArm] = {
         "the same in 720 MB, which are pieces of 4096 tokens",
         _named("flash_attention", PIECES, activation_offloading=_within("720MB")),
     ),
-    "pio-pieces-triton": PrefillArm(
-        "inference-pio flash_attention by the Triton kernel, activation_offloading in 640 MB",
-        _named("flash_attention", PIECES, flash_attention={"use_triton": True}, activation_offloading=_within("640MB")),
-    ),
     "pio-int4": PrefillArm("inference-pio int4 weights in groups of 128", _compressed(format="int4"), "int4"),
     "pio-int8-activations": PrefillArm(
         "inference-pio int8 weights and activations", _compressed(format="int8", activations="int8"), "int8 twice"

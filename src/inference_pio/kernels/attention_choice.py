@@ -56,11 +56,11 @@ class Row:
 HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
 
 TABLE = (
-    # Measured on an H100, causal, 32 heads over 8 of 128: our kernel ROLES_AT. Before 2K keys the GPU gains less than
-    # calling it costs; heads of 64 it serves as fast as cuDNN.
+    # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 636/630/652/630 TFLOP/s at 4K/8K/32K/128K keys,
+    # cuDNN 528/553/618/555. At 1K it would win on the GPU (293 against 267), but costs the host more than that; heads
+    # of 64 it serves no faster than cuDNN.
     Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=2048, by_roles=True),
-    # Measured likewise: cuDNN 595/677/567 TFLOP/s at 8K/32K/128K keys, where the built-in flash kernel reaches
-    # 317/359/338.
+    # Measured likewise: the built-in flash kernel reaches 316/350/313 TFLOP/s at 8K/32K/128K keys.
     Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),
     # Predicted: 509 against 298 TFLOP/s were published for heads of 256, where this cuDNN has such a kernel; if it has
     # none, the check drops it.
