@@ -28,7 +28,7 @@ from inference_pio.kernels.page_summary import PageSummary, naive_page_summary
 from inference_pio.manager import ModularOptimizationManager
 from inference_pio.optimizations.compute import kernel_fusion
 from inference_pio.sparsity.adaptive_heads import AdaptiveHeads, AdaptiveSettings
-from inference_pio.sparsity.audited_decode import FIRST, DecodeSettings
+from inference_pio.sparsity.audited_decode import FIRST, AuditedDecode, DecodeSettings
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -320,7 +320,7 @@ def wide_model(**asked: Any) -> tuple[Any, Any]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("padded", [0, 70])
 def test_gpu_recorded_steps_read_what_their_runs_chose(padded: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a model whose prompt is attended to likewise, rounding and all, and whose runs never choose."""
+    """Beside a model that never ends to learn: its runs are dense by the same kernels, rounding and all."""
     tokens = torch.randint(1, 500, (2, 1500), generator=torch.Generator().manual_seed(2)).cuda()
     mask = torch.ones_like(tokens)
     mask[0, :padded] = 0
@@ -330,11 +330,11 @@ def test_gpu_recorded_steps_read_what_their_runs_chose(padded: int, monkeypatch:
         model, manager = wide_model(budget=512)
         with monkeypatch.context() as patch:
             if name == "dense":
-                patch.setattr(PageChoices, "may_choose", lambda choices, tokens: False)
+                patch.setattr(AuditedDecode, "is_learning", True)
             found[name] = model.generate(tokens, **how)
         counts = counted(manager, model)
         if name == "dense":
-            assert ENGINE not in counts["backends"]
+            assert counts["dense_calls"] == {LEARNING: 2 * 199}
             continue
         assert counts["backends"][ENGINE] == 2 * (199 - 4 * FIRST), counts
         assert counts["dense_calls"][LEARNING] == 2 * 4 * FIRST
