@@ -82,7 +82,7 @@ def _triton(problem: Problem, device: torch.device, smoke: bool) -> Run:
 def _triton_best(problem: Problem, device: torch.device, smoke: bool) -> Run:
     """As `tune-flash` found it best on this device."""
     from inference_pio.kernels.triton.flash import flash_attention
-    from inference_pio.kernels.triton.launch import FlashLaunch
+    from inference_pio.kernels.triton.flash_launch import FlashLaunch
 
     best = tuned.best("tune-flash", device, "described", "pointers")
     if best is None:

@@ -19,7 +19,8 @@ from benchmarks.arms import attention
 from benchmarks.arms.problem import Inputs, KernelArm, Make, Problem, Run
 from benchmarks.suites import Suite
 from inference_pio.kernels.block_sparse import BlockList
-from inference_pio.kernels.triton.launch import choose_flash_launch, device_limits
+from inference_pio.kernels.triton.flash_launch import choose_flash_launch
+from inference_pio.kernels.triton.launch import device_limits
 from inference_pio.sparsity.audited_prefill import AuditedPrefill, PrefillSettings
 from inference_pio.sparsity.backend import TRITON, choose_backend
 from inference_pio.sparsity.coverage_control import CoverageTarget

@@ -15,7 +15,8 @@ import torch
 from benchmarks.arms import attention, decode_attention, sparse_attention
 from benchmarks.arms.problem import Inputs, KernelArm, Problem, Run
 from benchmarks.suites import Suite
-from inference_pio.kernels.triton.launch import DecodeLaunch, FlashLaunch
+from inference_pio.kernels.triton.flash_launch import FlashLaunch
+from inference_pio.kernels.triton.launch import DecodeLaunch
 
 CHOOSES_BEST = True
 

@@ -15,7 +15,8 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.block_sparse import BlockList, naive_block_sparse_attention
 from inference_pio.kernels.certified_attention import certified_attention
-from inference_pio.kernels.triton.launch import AMPERE, FlashLaunch, choose_flash_launch, device_limits
+from inference_pio.kernels.triton.flash_launch import FlashLaunch, choose_flash_launch
+from inference_pio.kernels.triton.launch import AMPERE, device_limits
 from tests.kernels.triton.compiling import MACHINES, Compiler
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="triton is not installed (it is made for Linux alone)")

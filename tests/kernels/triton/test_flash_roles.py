@@ -15,7 +15,7 @@ import torch
 
 from inference_pio.compat import has_warp_roles
 from inference_pio.kernels.block_sparse import BlockList
-from inference_pio.kernels.triton.launch import AMPERE, HOPPER, RolesLaunch, choose_roles_launch
+from inference_pio.kernels.triton.flash_launch import RolesLaunch
 from tests.kernels.triton.compiling import MACHINES, Compiler
 from tests.kernels.triton.test_flash import Case, check_dense, check_rows, check_sparse, int32
 
@@ -54,14 +54,6 @@ def test_it_serves_what_the_copy_engine_can_address_and_lists_of_its_own_blocks(
     assert not served(query, key, value=odd)
     wide, wide_key, _ = Case(heads=8, key_heads=2, width=256).tensors("cpu")
     assert not served(wide, wide_key)
-
-
-def test_only_hopper_has_its_instructions() -> None:
-    assert choose_roles_launch(HOPPER, 64) is not None
-    assert choose_roles_launch(AMPERE, 128) is None
-    blackwell = type(HOPPER)(100, HOPPER.shared_bytes, 148)
-    assert choose_roles_launch(blackwell, 128) is None
-    assert choose_roles_launch(type(HOPPER)(90, 99 * 1024, 66), 128) is None
 
 
 @needs_roles

@@ -11,7 +11,8 @@ import torch
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.mask_tiles import least_of
-from inference_pio.kernels.triton.launch import AMPERE, choose_flash_launch
+from inference_pio.kernels.triton.flash_launch import choose_flash_launch
+from inference_pio.kernels.triton.launch import AMPERE
 from tests.kernels.triton.compiling import MACHINES, Compiler
 from tests.kernels.triton.test_flash import DESCRIBED, SMALL, WIDE, Case, assert_close, needs_triton
 

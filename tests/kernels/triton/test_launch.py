@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import (
     AMPERE,
     HEAD_DIMS,
@@ -14,7 +13,6 @@ from inference_pio.kernels.triton.launch import (
     PAGE,
     Limits,
     choose_decode_launch,
-    choose_flash_launch,
     choose_latent_launch,
     choose_rotated_launch,
     device_limits,
@@ -23,19 +21,6 @@ from inference_pio.kernels.triton.launch import (
 
 CONSUMER = Limits(89, 99 * 1024, 128)
 LATE_CONSUMER = Limits(120, 99 * 1024, 170)
-
-
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_copy_engine_is_used_where_there_is_one_and_it_can_address_the_keys(head_dim: int) -> None:
-    assert choose_flash_launch(HOPPER, head_dim).described
-    assert not choose_flash_launch(HOPPER, head_dim, aligned=False).described
-    for limits in (AMPERE, CONSUMER, LATE_CONSUMER):
-        assert not choose_flash_launch(limits, head_dim).described
-
-
-def test_an_unknown_width_is_refused_by_name() -> None:
-    with pytest.raises(InvalidSetting, match=r"heads of 80: known are \[64, 128, 256\]"):
-        choose_flash_launch(HOPPER, 80)
 
 
 @pytest.mark.parametrize("limits", [HOPPER, AMPERE, CONSUMER])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from inference_pio.kernels.mask_tiles import least_of, lists_of, naive_tile_kinds
-from inference_pio.kernels.triton.launch import FlashLaunch
+from inference_pio.kernels.triton.flash_launch import FlashLaunch
 from tests.kernels.triton.test_flash import needs_triton
 
 DTYPES = (torch.bool, torch.float32, torch.bfloat16, torch.float16)

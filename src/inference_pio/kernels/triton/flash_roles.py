@@ -11,8 +11,9 @@ import torch
 
 import triton
 from inference_pio.kernels.block_sparse import BlockList
+from inference_pio.kernels.triton.flash_launch import RolesLaunch
 from inference_pio.kernels.triton.flash_tiles import place_of, places_of, tile_of
-from inference_pio.kernels.triton.launch import RolesLaunch, device_limits, on_device
+from inference_pio.kernels.triton.launch import device_limits, on_device
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (

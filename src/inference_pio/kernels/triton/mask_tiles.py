@@ -21,7 +21,8 @@ from inference_pio.kernels.mask_tiles import (
     narrowed,
     steps_of,
 )
-from inference_pio.kernels.triton.launch import FlashLaunch, on_device
+from inference_pio.kernels.triton.flash_launch import FlashLaunch
+from inference_pio.kernels.triton.launch import on_device
 
 ALIGNED = tl.constexpr(mask_tiles.ALIGNED)
 KINDS = tl.constexpr((WHOLE, MIXED, HIDDEN))
