@@ -6,6 +6,8 @@ The only file of the package that knows library versions or private names of the
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -515,10 +517,14 @@ def triton_interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
+LAST_WITH_ROLES = (3, 9)
+"""The last Triton our kernels of warps with roles were compiled with: its language for them promises nothing beyond."""
+
+
 @functools.cache
 def has_warp_roles() -> bool:
-    """Whether Triton's language for one architecture, in which warps take roles, is there as we write it (3.6, 3.7)."""
-    if not has_triton() or triton_interprets():
+    """Whether Triton's language for one architecture, in which warps take roles, is there as we write it."""
+    if not has_triton() or triton_interprets() or _triton_version() > LAST_WITH_ROLES:
         return False
     names = ("language", "language.nvidia.hopper", "nvidia.hopper")
     try:
@@ -529,6 +535,18 @@ def has_warp_roles() -> bool:
     roles = inspect.signature(getattr(language, "warp_specialize", lambda: None)).parameters
     there = all(hasattr(hopper, name) for name in wanted) and hasattr(host, "TensorDescriptor")
     return there and "functions_and_args" in roles
+
+
+def _triton_version() -> tuple[int, int]:
+    major, minor = importlib.metadata.version("triton").split(".")[:2]
+    return int(major), int(minor)
+
+
+def tile_copies() -> tuple[Any, Any]:
+    """What copies a tile to shared memory and from it, where warps take roles: since 3.8 by other names."""
+    tma = importlib.import_module("triton.experimental.gluon.language.nvidia.hopper").tma
+    found = (getattr(tma, "async_load", None), getattr(tma, "async_store", None))
+    return found if all(found) else (tma.async_copy_global_to_shared, tma.async_copy_shared_to_global)
 
 
 def compile_errors() -> tuple[type[Exception], ...]:

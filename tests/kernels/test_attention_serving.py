@@ -34,10 +34,18 @@ def _no_mask(backend: str, phase: Phase) -> bool:
     return backend == "flash" and phase not in (Phase.PREFILL, Phase.CHUNK, Phase.DECODE, Phase.VISION)
 
 
-def test_the_table_decides_by_phase_and_length(hopper: dict[tuple[str, Phase], str]) -> None:
+def test_the_table_decides_by_phase_and_length(
+    hopper: dict[tuple[str, Phase], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     serving, passed = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES, check=True)
     assert passed == []
     assert serving.backend(Phase.PREFILL, 8) == "cudnn"
+    monkeypatch.setattr(attention_serving, "has_warp_roles", lambda: False)
+    plain, _ = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES)
+    monkeypatch.setattr(attention_serving, "has_warp_roles", lambda: True)
+    roles, _ = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES)
+    assert [each.backend(Phase.PREFILL, 2048) for each in (plain, roles)] == ["cudnn", "triton"]
+    assert roles.said(PHASES).startswith("prefill cudnn, triton from 2048 keys; ")
     assert serving.backend(Phase.PADDED_DECODE, 8) == "triton"
     assert [serving.backend(Phase.DECODE, keys) for keys in (16383, 16384)] == ["flash", "triton"]
     assert "decode flash, triton from 16384 keys; padded decode triton" in serving.said(PHASES)

@@ -57,8 +57,8 @@ HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
 
 TABLE = (
     # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 636/630/652/630 TFLOP/s at 4K/8K/32K/128K keys,
-    # cuDNN 528/553/618/555. At 1K it would win on the GPU (293 against 267), but costs the host more than that; heads
-    # of 64 it serves no faster than cuDNN.
+    # cuDNN 528/553/618/555; at 2K by hand 460 and 404. At 1K the GPU is 2 us faster, and the host 12 us slower; heads
+    # of 64 it serves no faster than cuDNN (benchmarks/LOG.md).
     Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=2048, by_roles=True),
     # Measured likewise: the built-in flash kernel reaches 316/350/313 TFLOP/s at 8K/32K/128K keys.
     Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),
@@ -68,11 +68,11 @@ TABLE = (
     # Predicted: cuDNN is not tried of itself elsewhere; on Blackwell it is reported to corrupt fewer than 8 key heads.
     Row((Phase.PREFILL,), (FLASH, TRITON, EFFICIENT), NVIDIA),
     # cuDNN would read a mask of queries x keys, and repeat the key heads; the Triton kernel reads neither. Measured on
-    # an H100: 8 prompts of 2048 behind padding 305 TFLOP/s, where torch's own choice reaches 80.
+    # an H100: 8 prompts of 2048 behind padding 395 TFLOP/s, where torch's own choice reaches 80.
     Row((Phase.PADDED_PREFILL,), (TRITON, CUDNN, EFFICIENT), HOPPER),
     Row((Phase.PADDED_PREFILL,), (TRITON, EFFICIENT), NVIDIA),
     # Measured on an H100: 2048 tokens behind 30K from before 690 TFLOP/s, cuDNN called twice, over those and over its
-    # own square, as it takes no mask of this kind, 590; without roles 485, where the built-in flash kernel reaches 359.
+    # own square, as it takes no mask of this kind, 590; without roles 485.
     Row((Phase.CHUNK,), (TRITON, FLASH, EFFICIENT), HOPPER, widths=(1, 128)),
     # Predicted: the flash kernel's own lower-right causal form.
     Row((Phase.CHUNK,), (FLASH, TRITON, EFFICIENT), NVIDIA),

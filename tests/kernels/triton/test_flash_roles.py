@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from inference_pio.compat import has_warp_roles
+from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.block_sparse import BlockList
-from inference_pio.kernels.triton.flash_launch import RolesLaunch
+from inference_pio.kernels.triton.flash_launch import RolesLaunch, choose_flash_launch
+from inference_pio.kernels.triton.launch import HOPPER
 from tests.kernels.triton.compiling import MACHINES, Compiler
-from tests.kernels.triton.test_flash import Case, check_dense, check_rows, check_sparse, int32
+from tests.kernels.triton.test_flash import Case, assert_close, check_dense, check_rows, check_sparse, int32
 
 needs_roles = pytest.mark.skipif(not has_warp_roles(), reason="this Triton has no roles for warps as we write them")
 
@@ -101,6 +103,18 @@ def test_it_compiles_to_products_beside_which_scores_are_weighed(
     assert steps.count("w" + "e" * 66 + "w") == 4, steps
 
 
+@needs_roles
+@pytest.mark.parametrize("asked", ["ends", "certified", "launch"])
+def test_what_it_does_not_do_goes_to_the_other_kernel(asked: str, compiler: Compiler) -> None:
+    from inference_pio.kernels.triton.flash import flash_attention, flash_kernel
+    from inference_pio.kernels.triton.flash_roles import flash_roles_kernel
+
+    compiler.for_machine(90, flash_kernel, flash_roles_kernel)
+    given = {"ends": int32((30,), "cpu"), "certified": 1e-2, "launch": choose_flash_launch(HOPPER, 128)}
+    flash_attention(*Case(heads=8, key_heads=2, width=128).tensors("cpu"), **{asked: given[asked]})
+    assert [code.name for code in compiler.found] == ["flash_kernel"]
+
+
 GPU_CASES = [
     {"queries": 1000, "keys": 1000},
     {"queries": 1000, "keys": 1000, "dtype": torch.float16, "scale": 0.3},
@@ -137,6 +151,30 @@ def test_gpu_lists_of_blocks_are_exact_up_to_rounding(
     case = Case(batch=2, heads=8, key_heads=2, queries=queries, keys=keys, width=width, causal=causal, launch=None)
     check_sparse(case, key_block, density, "cuda")
     assert by_roles
+
+
+@pytest.mark.gpu
+@needs_roles
+@pytest.mark.parametrize("width", [64, 128])
+def test_gpu_what_lies_behind_the_keys_is_not_read_and_rows_that_see_none_are_zero(
+    width: int, by_roles: list[RolesLaunch]
+) -> None:
+    """A cache holds more places than keys; and infinity, of which a row sees nothing, is no NaN to it."""
+    from inference_pio.kernels.triton.flash import flash_attention
+
+    query, key, value = Case(heads=8, key_heads=2, queries=200, keys=150, width=width).tensors("cuda")
+    held = [torch.full((1, 2, 400, width), float("nan"), dtype=key.dtype, device="cuda") for _ in range(2)]
+    for room, keys in zip(held, (key, value), strict=True):
+        room[:, :, :150] = keys
+    out = flash_attention(query, *(room[:, :, :150] for room in held))
+    wanted = naive_attention(query[:, :, 50:], key, value, causal=True)
+    assert_close(out[:, :, 50:], wanted, "cuda")
+    assert bool((out[:, :, :50] == 0).all())
+    value[:, :, 0] = float("inf")
+    out = flash_attention(query, key, value)
+    assert bool((out[:, :, :50] == 0).all())
+    assert bool(out[:, :, 50:].isinf().all())
+    assert len(by_roles) == 2
 
 
 @pytest.mark.gpu

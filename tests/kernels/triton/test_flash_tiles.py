@@ -29,9 +29,9 @@ class Pointer:
     def __add__(self, step: Any) -> Pointer:
         return Pointer(self.numbers, self.place + int(step))
 
-    def load(self) -> Tensor:
+    def load(self) -> Number:
         assert 0 <= self.place < self.numbers.numel(), "a kernel would read beyond the tensor"
-        return self.numbers.flatten()[self.place]
+        return Number(self.numbers.flatten()[self.place])
 
 
 @pytest.fixture
@@ -39,11 +39,9 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> Any:
     from inference_pio.kernels.triton import flash_tiles
 
     language = SimpleNamespace(
-        cdiv=lambda a, b: -(-a // b), maximum=lambda a, b: torch.maximum(whole(a), whole(b)),
-        minimum=lambda a, b: torch.minimum(whole(a), whole(b)),
-        where=lambda condition, a, b: torch.where(condition, whole(a), whole(b)),
-        load=lambda pointer: pointer.load(), arange=lambda a, b, layout: torch.arange(a, b), static_range=range,
-        int32=torch.int32, int64=torch.int64,
+        cdiv=lambda a, b: (Number(a) + b - 1) // b, maximum=lambda a, b: Number(max(a, b)),
+        minimum=lambda a, b: Number(min(a, b)), where=choice, load=lambda pointer: pointer.load(),
+        arange=lambda a, b, layout: torch.arange(a, b), static_range=range, int32=None, int64=None,
     )  # fmt: skip
     found = {name: getattr(flash_tiles, name).fn for name in ("tile_of", "_in_first", "place_of", "places_of")}
     for name, function in {**found, "gl": language}.items():
@@ -51,8 +49,37 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(**found)
 
 
-def whole(number: Any) -> Tensor:
-    return number.long() if isinstance(number, Tensor) else torch.tensor(number)
+class Number(int):
+    """A whole number of a kernel, where division drops what is left over towards zero."""
+
+    def to(self, dtype: None) -> Number:
+        return self
+
+    def __floordiv__(self, other: int) -> Number:
+        return Number(int(self / other))
+
+    def __mod__(self, other: int) -> Number:
+        return self - self // other * other
+
+    def __add__(self, other: Any) -> Any:
+        return other + int(self) if isinstance(other, Tensor) else Number(int(self) + other)
+
+    def __sub__(self, other: int) -> Number:
+        return Number(int(self) - other)
+
+    def __mul__(self, other: int) -> Number:
+        return Number(int(self) * other)
+
+    def __ne__(self, other: object) -> Any:
+        return Number(int(self) != other)
+
+    __radd__, __rmul__, __hash__ = __add__, __mul__, int.__hash__
+
+
+def choice(condition: Any, chosen: Any, other: Any) -> Any:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, chosen, other)
+    return Number(chosen if condition else other)
 
 
 @dataclass(frozen=True)
@@ -96,12 +123,12 @@ class Problem:
 
     def walk(self, tiles: Any) -> Iterator[tuple[int, int, int, list[Tensor], int]]:
         """Each tile's row of the batch, head and first query, its steps' keys, and how many of these are masked."""
-        lists, number = self.lists(), torch.tensor
+        lists, number = self.lists(), Number
         sizes = tuple(number(size) for size in (self.heads, self.key_heads, self.queries, self.keys,
                                                 0 if lists is None else lists.indices.shape[-1]))  # fmt: skip
         counts = Pointer(torch.zeros(0) if lists is None else lists.counts)
         indices = Pointer(torch.zeros(0) if lists is None else lists.indices)
-        starts = None if self.starts is None else Pointer(number(self.starts))
+        starts = None if self.starts is None else Pointer(torch.tensor(self.starts))
         how = {"PARTS": self.parts, "LISTED": lists is not None}
         for place in range(self.batch * self.heads * self.row_blocks):
             batch, head, first, begin, blocks, steps, masked = tiles.tile_of(

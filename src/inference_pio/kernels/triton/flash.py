@@ -224,7 +224,7 @@ def roles_launch_for(
 ) -> RolesLaunch | None:  # fmt: skip
     """The launch of the kernel whose warps take roles, or None where it does not serve: it wants Hopper and a Triton
     that has roles, tensors that the copy engine can address, and, given lists, blocks of its own sizes and no padding.
-    Where nothing is hidden it would spill."""
+    Where nothing is hidden from any query it would spill, with heads of 128."""
     limits = device_limits(query.device)
     launch = choose_roles_launch(limits, query.shape[-1]) if has_warp_roles() else None
     if launch is None or out.dtype != query.dtype or not all(_aligned(each) for each in (query, key, value, out)):

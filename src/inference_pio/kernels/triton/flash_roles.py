@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 import triton
+from inference_pio.compat import tile_copies
 from inference_pio.kernels.block_sparse import BlockList
 from inference_pio.kernels.triton.flash_launch import RolesLaunch
 from inference_pio.kernels.triton.flash_tiles import place_of, places_of, tile_of
@@ -25,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+copy_in, copy_out = tile_copies()
 GROUPS = gl.constexpr(2)
 """Warpgroups that attend."""
 LOG2_E = gl.constexpr(1.4426950408889634)
@@ -131,13 +133,14 @@ def attend(which: gl.constexpr, buffers, barriers, out_rows, lse, sizes, tiles, 
         if HAS_LSE:
             natural = gl.where(blind, float("-inf"), (peak + gl.log2(total)) / LOG2_E)
             gl.store(lse + (batch * heads + head).to(gl.int64) * queries + rows, natural, mask=rows < queries)
-        share = gl.convert_layout(gl.where(blind, 0.0, 1.0 / total), out_row_layout)
+        share = gl.convert_layout(1.0 / total, out_row_layout)[:, None]
+        sees = gl.convert_layout(gl.where(blind, 0, 1), out_row_layout)[:, None] != 0
         summed = warpgroup_mma_wait(0, deps=(summed,))
         mbarrier.arrive(values_free.index(before))
         tma.store_wait(0)  # of the tile before
-        outs.index(which).reshape([ROWS, WIDTH]).store((summed * share[:, None]).to(mine.dtype))
+        outs.index(which).reshape([ROWS, WIDTH]).store(gl.where(sees, summed * share, 0.0).to(mine.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(out_rows, [batch, head, first_row + which * ROWS, 0], outs.index(which))
+        copy_out(out_rows, [batch, head, first_row + which * ROWS, 0], outs.index(which))
 
         slot = done & 1
         mbarrier.wait(number_full.index(slot), done >> 1 & 1)
@@ -164,9 +167,7 @@ def copy(buffers, barriers, query_rows, key_rows, value_rows, counter, sizes, ti
         for which in gl.static_range(GROUPS):
             mbarrier.wait(query_free.index(which), (done & 1) ^ 1)
             mbarrier.expect(query_full.index(which), query_rows.block_type.nbytes)
-            tma.async_copy_global_to_shared(
-                query_rows, [batch, head, first_row + which * ROWS, 0], query_full.index(which), query.index(which)
-            )
+            copy_in(query_rows, [batch, head, first_row + which * ROWS, 0], query_full.index(which), query.index(which))
         for step in range(steps):
             stage = (walked + step) % STAGES
             free = ((walked + step) // STAGES & 1) ^ 1
@@ -181,13 +182,9 @@ def copy(buffers, barriers, query_rows, key_rows, value_rows, counter, sizes, ti
                 mbarrier.wait(emptied.index(stage), free)
                 mbarrier.expect(full.index(stage), PARTS * rows.block_type.nbytes)
                 into, landed = held.index(stage), full.index(stage)
-                tma.async_copy_global_to_shared(
-                    rows, [batch, head // GROUP, place, 0], landed, into.slice(0, PART, dim=2)
-                )
+                copy_in(rows, [batch, head // GROUP, place, 0], landed, into.slice(0, PART, dim=2))
                 if PARTS == 2:
-                    tma.async_copy_global_to_shared(
-                        rows, [batch, head // GROUP, other, 0], landed, into.slice(PART, PART, dim=2)
-                    )
+                    copy_in(rows, [batch, head // GROUP, other, 0], landed, into.slice(PART, PART, dim=2))
         walked += steps
         number = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
         slot = done & 1
@@ -232,6 +229,7 @@ def flash_roles_kernel(
     )  # fmt: skip
     sizes = (heads, key_heads, queries, keys, list_length)
     scale2 = scale * LOG2_E
+    fence_async_shared()  # the copy engine arrives at barriers that were made by plain stores
     gl.warp_specialize(
         [
             (attend, (0, buffers, barriers, out_rows, lse, sizes, tiles, starts, counts, indices, scale2, GROUP, ROWS,
