@@ -14,9 +14,9 @@ from tests.kernels.triton.conftest import Interpreted
 def through_triton(queries: int, keys: int, width: int, pattern: FixedPattern) -> float:
     """How far the Triton path is from the definition: in a process where kernels are interpreted, or on a GPU."""
     device = "cpu" if triton_interprets() else "cuda"
-    tensors = [tensor.to(device).bfloat16() for tensor in tensors_of(queries, keys, batch=1, widths=(width, width))]
+    tensors = [tensor.bfloat16() for tensor in tensors_of(queries, keys, batch=1, widths=(width, width))]
     attend = triton_decode if queries == 1 else triton_prefill
-    got = attend(*tensors, pattern).float()
+    got = attend(*(tensor.to(device) for tensor in tensors), pattern).float().cpu()
     expected = naive_fixed_pattern_attention(*tensors, pattern).transpose(1, 2)
     return float((got - expected).abs().max())
 
