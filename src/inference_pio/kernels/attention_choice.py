@@ -57,9 +57,9 @@ HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
 
 TABLE = (
     # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 636/630/652/630 TFLOP/s at 4K/8K/32K/128K keys,
-    # cuDNN 528/553/618/555; at 2K by hand 460 and 404. At 1K the GPU is 2 us faster, and the host 12 us slower; heads
-    # of 64 it serves no faster than cuDNN (benchmarks/LOG.md).
-    Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=2048, by_roles=True),
+    # cuDNN 528/553/618/555. Shorter ones it serves faster too, but the GPU wins less (3 us at 1K, 22 us at 3K, 44 us at
+    # 4K) than Python spends more on the call; heads of 64 it serves no faster than cuDNN (benchmarks/LOG.md).
+    Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=4096, by_roles=True),
     # Measured likewise: the built-in flash kernel reaches 316/350/313 TFLOP/s at 8K/32K/128K keys.
     Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),
     # Predicted: 509 against 298 TFLOP/s were published for heads of 256, where this cuDNN has such a kernel; if it has

@@ -7,6 +7,8 @@ lists of blocks too. The plain truth is `kernels.attention.naive_attention`, and
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 import triton
@@ -278,5 +280,10 @@ def flash_attention_by_roles(
 
 def _by_rows(tensor: torch.Tensor, rows: int) -> TensorDescriptor:
     """How the copy engine moves so many rows of a head at a time."""
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8 * tensor.element_size(), rank=4)
+    layout = _layout(8 * tensor.element_size())
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, 1, rows, tensor.shape[3]], layout)
+
+
+@functools.cache  # making one takes the host as long as a small kernel takes the GPU
+def _layout(bits: int) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=bits, rank=4)
