@@ -349,3 +349,14 @@ def test_a_twin_names_tensors_as_the_model_was_loaded() -> None:
     assert vars(twin) == {}
     compat.take_hub_names(twin, loaded)
     assert twin._weight_conversions == ["one"]
+
+
+@pytest.mark.skipif(not compat.has_warp_roles(), reason="this Triton has no roles for warps as we write them")
+def test_warps_take_roles_up_to_the_triton_that_was_compiled_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [one.__name__ for one in compat.tile_copies()] in (
+        ["async_load", "async_store"], ["async_copy_global_to_shared", "async_copy_shared_to_global"]
+    )  # fmt: skip
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.9.1")
+    assert compat.has_warp_roles.__wrapped__()
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.10.0+git")
+    assert not compat.has_warp_roles.__wrapped__()

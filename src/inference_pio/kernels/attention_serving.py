@@ -86,9 +86,11 @@ def choose_serving(
     """
     passed: dict[tuple[str, Phase], PassedOver] = {}
     serving: dict[Phase, Steps] = {}
+    capability = capability_of(device)
+    by_roles = capability > 0 and has_warp_roles()  # which loads Triton
     for phase in phases:
         steps = []
-        found = candidates(capability_of(device), phase, shape.head_dim, by_roles=has_warp_roles())
+        found = candidates(capability, phase, shape.head_dim, by_roles=by_roles)
         for keys, backends in found:
             for backend in dict.fromkeys((first, *backends) if first else backends):
                 known = lacks(backend, phase, shape, dtype, device)
