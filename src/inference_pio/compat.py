@@ -522,19 +522,29 @@ LAST_WITH_ROLES = (3, 9)
 
 
 @functools.cache
-def has_warp_roles() -> bool:
-    """Whether Triton's language for one architecture, in which warps take roles, is there as we write it."""
-    if not has_triton() or triton_interprets() or _triton_version() > LAST_WITH_ROLES:
-        return False
+def why_no_warp_roles() -> str | None:
+    """Why Triton's language for one architecture, in which warps take roles, is not there as we write it, or None."""
+    if not has_triton():
+        return "the package triton is not installed (it is made for Linux alone)"
+    if triton_interprets():
+        return "Triton's interpreter does not know its language"
+    version, last = ".".join(map(str, _triton_version())), ".".join(map(str, LAST_WITH_ROLES))
+    if _triton_version() > LAST_WITH_ROLES:
+        return f"it is compiled with Triton up to {last}, and this is {version}"
     names = ("language", "language.nvidia.hopper", "nvidia.hopper")
     try:
         language, hopper, host = (importlib.import_module(f"triton.experimental.gluon.{name}") for name in names)
     except ImportError:
-        return False
+        return f"Triton {version} has no language for one architecture"
     wanted = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
     roles = inspect.signature(getattr(language, "warp_specialize", lambda: None)).parameters
     there = all(hasattr(hopper, name) for name in wanted) and hasattr(host, "TensorDescriptor")
-    return there and "functions_and_args" in roles
+    return None if there and "functions_and_args" in roles else f"Triton {version} names what it uses otherwise"
+
+
+def has_warp_roles() -> bool:
+    """Whether kernels whose warps take roles can be compiled here."""
+    return why_no_warp_roles() is None
 
 
 def _triton_version() -> tuple[int, int]:

@@ -11,7 +11,7 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels import attention_serving
 from inference_pio.kernels.attention_backends import HeadShape
 from inference_pio.kernels.attention_choice import Phase
-from inference_pio.kernels.attention_serving import Serving, choose_serving, notes_of
+from inference_pio.kernels.attention_serving import Serving, choose_serving, note_of_roles, notes_of
 
 SHAPE = HeadShape(32, 8, 128, 128)
 CPU = torch.device("cpu")
@@ -40,9 +40,14 @@ def test_the_table_decides_by_phase_and_length(
     serving, passed = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES, check=True)
     assert passed == []
     assert serving.backend(Phase.PREFILL, 8) == "cudnn"
-    monkeypatch.setattr(attention_serving, "has_warp_roles", lambda: False)
+    monkeypatch.setattr(attention_serving, "why_no_warp_roles", lambda: "it is too old")
     plain, _ = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES)
-    monkeypatch.setattr(attention_serving, "has_warp_roles", lambda: True)
+    assert note_of_roles(SHAPE, CPU) == [
+        "triton is our older kernel here, and slower at causal prompts: of the other, it is too old."
+    ]
+    assert note_of_roles(HeadShape(32, 8, 256, 256), CPU) == []
+    monkeypatch.setattr(attention_serving, "why_no_warp_roles", lambda: None)
+    assert note_of_roles(SHAPE, CPU) == []
     roles, _ = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES)
     assert [each.backend(Phase.PREFILL, 4096) for each in (plain, roles)] == ["cudnn", "triton"]
     assert roles.said(PHASES).startswith("prefill cudnn, triton from 4096 keys; ")

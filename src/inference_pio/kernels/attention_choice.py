@@ -57,8 +57,8 @@ HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
 
 TABLE = (
     # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 636/630/652/630 TFLOP/s at 4K/8K/32K/128K keys,
-    # cuDNN 528/553/618/555. Shorter ones it serves faster too, but the GPU wins less (3 us at 1K, 22 us at 3K, 44 us at
-    # 4K) than Python spends more on the call; heads of 64 it serves no faster than cuDNN (benchmarks/LOG.md).
+    # cuDNN 528/553/618/555. Shorter ones it serves faster too, but the GPU wins less (by hand 3 us at 1K, 22 at 3K, 44
+    # at 4K) than Python spends more on the call; heads of 64 it serves no faster than cuDNN (benchmarks/LOG.md).
     Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=4096, by_roles=True),
     # Measured likewise: the built-in flash kernel reaches 316/350/313 TFLOP/s at 8K/32K/128K keys.
     Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),
@@ -71,8 +71,8 @@ TABLE = (
     # an H100: 8 prompts of 2048 behind padding 395 TFLOP/s, where torch's own choice reaches 80.
     Row((Phase.PADDED_PREFILL,), (TRITON, CUDNN, EFFICIENT), HOPPER),
     Row((Phase.PADDED_PREFILL,), (TRITON, EFFICIENT), NVIDIA),
-    # Measured on an H100: 2048 tokens behind 30K from before 690 TFLOP/s, cuDNN called twice, over those and over its
-    # own square, as it takes no mask of this kind, 590; without roles 485.
+    # Measured by hand on an H100 (benchmarks/LOG.md): 2048 tokens behind 30K from before 690 TFLOP/s, cuDNN called
+    # twice, over those and over its own square, as it takes no mask of this kind, 590; without roles 485.
     Row((Phase.CHUNK,), (TRITON, FLASH, EFFICIENT), HOPPER, widths=(1, 128)),
     # Predicted: the flash kernel's own lower-right causal form.
     Row((Phase.CHUNK,), (FLASH, TRITON, EFFICIENT), NVIDIA),
@@ -105,7 +105,7 @@ def candidates(
     capability: int, phase: Phase, width: int, *, by_roles: bool = True
 ) -> tuple[tuple[int, tuple[str, ...]], ...]:
     """From how many keys on which backends, best first; capability 0 is a device that is no NVIDIA GPU. `by_roles`:
-    whether this Triton lets warps take roles (`compat.has_warp_roles`).
+    whether this Triton lets warps take roles (`compat.why_no_warp_roles`).
 
     >>> candidates(0, Phase.PREFILL, 128)
     ((0, ('fused',)),)

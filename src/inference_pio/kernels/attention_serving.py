@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from inference_pio.compat import has_warp_roles
+from inference_pio.compat import why_no_warp_roles
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.attention_backends import HeadShape, capability_of, lacks
 from inference_pio.kernels.attention_check import why_it_fails
 from inference_pio.kernels.attention_choice import FUSED, Phase, candidates
+from inference_pio.kernels.triton.flash_launch import choose_roles_launch
+from inference_pio.kernels.triton.launch import HOPPER
 
 AUTO = "auto"
 Steps = tuple[tuple[int, str], ...]
@@ -87,7 +89,7 @@ def choose_serving(
     passed: dict[tuple[str, Phase], PassedOver] = {}
     serving: dict[Phase, Steps] = {}
     capability = capability_of(device)
-    by_roles = capability > 0 and has_warp_roles()  # which loads Triton
+    by_roles = capability > 0 and why_no_warp_roles() is None  # which loads Triton
     for phase in phases:
         steps = []
         found = candidates(capability, phase, shape.head_dim, by_roles=by_roles)
@@ -103,6 +105,13 @@ def choose_serving(
                 raise InvalidSetting(_nothing_serves(phase, dtype, device, passed))
         serving[phase] = tuple(next(same) for _, same in groupby(steps, key=lambda step: step[1]))
     return Serving(serving), list(passed.values())
+
+
+def note_of_roles(shape: HeadShape, device: torch.device) -> list[str]:
+    """Where a GPU has our kernel whose warps take roles for these heads, and this Triton does not: that is said."""
+    has_one = capability_of(device) == HOPPER.capability and choose_roles_launch(HOPPER, shape.head_dim) is not None
+    reason = why_no_warp_roles() if has_one else None
+    return [f"triton is our older kernel here, and slower at causal prompts: of the other, {reason}."] if reason else []
 
 
 def _nothing_serves(

@@ -31,7 +31,7 @@ from inference_pio.contract.site import Site
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.attention_backends import HeadShape
 from inference_pio.kernels.attention_choice import FUSED, TRITON
-from inference_pio.kernels.attention_serving import PassedOver, Serving, choose_serving, notes_of
+from inference_pio.kernels.attention_serving import PassedOver, Serving, choose_serving, note_of_roles, notes_of
 
 OURS = "inference_pio_exact"
 MLA_DECODE = frozenset({"attention.mla_decode"})
@@ -113,6 +113,7 @@ class FlashAttention(OptimizationInterface):
         for kind in attention_kinds(model, {site.path for site in sites}):
             serving, over = _serving(kind, self.device, self.parameters.first, check=check)
             notes = notes_of(over) + _plain_note(kind, self.device)
+            notes += [] if kind.shape is None else note_of_roles(kind.shape, self.device)
             choices.append({**kind.to_json(), "serves": serving.to_json(), "passed_over": notes})
             served |= serving.backends
             passed += over
