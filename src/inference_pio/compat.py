@@ -595,6 +595,13 @@ def varlen_attention(query: Any, key: Any, value: Any, bounds: Any, longest: int
     return operator(query, key, value, bounds, bounds, longest, longest, 0.0, False, False, scale=scale)[0]
 
 
+@functools.cache  # importing, though it was done before, takes a microsecond of each layer
+def _what_collects() -> Any:
+    from transformers.utils import output_capturing
+
+    return getattr(output_capturing, "_active_collector", None)
+
+
 def attention_weights_wanted(given: dict[str, Any]) -> bool:
     """Whether a forward asks for the weights of its attention: by an argument, or by what the library collects now."""
     import torch
@@ -603,9 +610,7 @@ def attention_weights_wanted(given: dict[str, Any]) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False  # the library's own note of it cannot be traced
-    from transformers.utils import output_capturing
-
-    collector = getattr(output_capturing, "_active_collector", None)
+    collector = _what_collects()
     return any(name.endswith("attentions") for name in (collector.get() if collector is not None else None) or ())
 
 

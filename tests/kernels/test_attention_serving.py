@@ -49,8 +49,8 @@ def test_the_table_decides_by_phase_and_length(
     monkeypatch.setattr(attention_serving, "why_no_warp_roles", lambda: None)
     assert note_of_roles(SHAPE, CPU) == []
     roles, _ = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES)
-    assert [each.backend(Phase.PREFILL, 4096) for each in (plain, roles)] == ["cudnn", "triton"]
-    assert roles.said(PHASES).startswith("prefill cudnn, triton from 4096 keys; ")
+    assert [each.backend(Phase.PREFILL, 1024) for each in (plain, roles)] == ["cudnn", "triton"]
+    assert roles.said(PHASES).startswith("prefill cudnn, triton from 1024 keys; ")
     assert serving.backend(Phase.PADDED_DECODE, 8) == "triton"
     assert [serving.backend(Phase.DECODE, keys) for keys in (16383, 16384)] == ["flash", "triton"]
     assert "decode flash, triton from 16384 keys; padded decode triton" in serving.said(PHASES)

@@ -130,7 +130,9 @@ def sort(
             return Phase.DECODE, key, value, {}
         if not causal:
             return Phase.VISION, key, value, {}
-        return Phase.PREFILL, key[:, :, :queries], value[:, :, :queries], {}
+        if keys > queries:
+            key, value = key[:, :, :queries], value[:, :, :queries]
+        return Phase.PREFILL, key, value, {}
     seen = seen_keys(mask)
     if seen is None or mask.shape[0] != query.shape[0] or tuple(mask.shape[-2:]) != (queries, keys):
         phase = Phase.BIASED if mask.dtype != torch.bool else Phase.MASKED

@@ -11,6 +11,8 @@ FUSED, FLASH, CUDNN, EFFICIENT, TRITON, FLEX = "fused", "flash", "cudnn", "effic
 class Phase(StrEnum):
     """What a call asks for, as far as kernels differ in it. Decoding is one query a row."""
 
+    __hash__ = str.__hash__  # an Enum's own runs in Python, at each look into a table
+
     PREFILL = "prefill"
     """Causal, as many queries as keys, nothing hidden."""
     PADDED_PREFILL = "padded prefill"
@@ -56,10 +58,10 @@ class Row:
 HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
 
 TABLE = (
-    # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 636/630/652/630 TFLOP/s at 4K/8K/32K/128K keys,
-    # cuDNN 528/553/618/555. Shorter ones it serves faster too, but the GPU wins less (by hand 3 us at 1K, 22 at 3K, 44
-    # at 4K) than Python spends more on the call; heads of 64 it serves no faster than cuDNN (benchmarks/LOG.md).
-    Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=4096, by_roles=True),
+    # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 288/635/644/623 TFLOP/s at 1K/4K/32K/128K keys,
+    # cuDNN 265/527/607/561. Below they are alike, and calling this one takes Python 10 us more; heads of 64 it serves
+    # no faster (benchmarks/LOG.md).
+    Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=1024, by_roles=True),
     # Measured likewise: the built-in flash kernel reaches 316/350/313 TFLOP/s at 8K/32K/128K keys.
     Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),
     # Predicted: 509 against 298 TFLOP/s were published for heads of 256, where this cuDNN has such a kernel; if it has

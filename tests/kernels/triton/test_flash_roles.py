@@ -16,7 +16,7 @@ import torch
 from inference_pio.compat import has_warp_roles
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.block_sparse import BlockList
-from inference_pio.kernels.triton.flash_launch import RolesLaunch, choose_flash_launch
+from inference_pio.kernels.triton.flash_launch import choose_flash_launch
 from inference_pio.kernels.triton.launch import HOPPER
 from tests.kernels.triton.compiling import MACHINES, Compiler
 from tests.kernels.triton.test_flash import Case, assert_close, check_dense, check_rows, check_sparse, int32
@@ -133,7 +133,7 @@ GPU_CASES = [
 @needs_roles
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("case", GPU_CASES, ids=str)
-def test_gpu_it_is_exact_up_to_rounding(case: dict[str, Any], width: int, by_roles: list[RolesLaunch]) -> None:
+def test_gpu_it_is_exact_up_to_rounding(case: dict[str, Any], width: int, by_roles: list[int]) -> None:
     check_dense(Case(**{"heads": 8, "key_heads": 2, "width": width, "launch": None, **case}), "cuda")
     assert by_roles
 
@@ -146,7 +146,7 @@ def test_gpu_it_is_exact_up_to_rounding(case: dict[str, Any], width: int, by_rol
 @pytest.mark.parametrize(("queries", "keys", "key_block"), [(1000, 1000, 128), (700, 1500, 128), (1024, 1024, 64),
                                                              (999, 1490, 64)])  # fmt: skip
 def test_gpu_lists_of_blocks_are_exact_up_to_rounding(
-    queries: int, keys: int, key_block: int, density: float, causal: bool, width: int, by_roles: list[RolesLaunch]
+    queries: int, keys: int, key_block: int, density: float, causal: bool, width: int, by_roles: list[int]
 ) -> None:
     case = Case(batch=2, heads=8, key_heads=2, queries=queries, keys=keys, width=width, causal=causal, launch=None)
     check_sparse(case, key_block, density, "cuda")
@@ -157,7 +157,7 @@ def test_gpu_lists_of_blocks_are_exact_up_to_rounding(
 @needs_roles
 @pytest.mark.parametrize("width", [64, 128])
 def test_gpu_what_lies_behind_the_keys_is_not_read_and_rows_that_see_none_are_zero(
-    width: int, by_roles: list[RolesLaunch]
+    width: int, by_roles: list[int]
 ) -> None:
     """A cache holds more places than keys; and infinity, of which a row sees nothing, is no NaN to it."""
     from inference_pio.kernels.triton.flash import flash_attention
@@ -181,9 +181,7 @@ def test_gpu_what_lies_behind_the_keys_is_not_read_and_rows_that_see_none_are_ze
 @needs_roles
 @pytest.mark.parametrize("key_block", [64, 128])
 @pytest.mark.parametrize("density", [None, 0.125])
-def test_gpu_long_texts_are_exact_up_to_rounding(
-    density: float | None, key_block: int, by_roles: list[RolesLaunch]
-) -> None:
+def test_gpu_long_texts_are_exact_up_to_rounding(density: float | None, key_block: int, by_roles: list[int]) -> None:
     case = Case(heads=32, key_heads=8, queries=16384, keys=16384, width=128, launch=None)
     check_rows(case, key_block, density, "cuda")
     assert by_roles
@@ -191,7 +189,7 @@ def test_gpu_long_texts_are_exact_up_to_rounding(
 
 @pytest.mark.gpu
 @needs_roles
-def test_gpu_tiles_go_to_whom_is_free_and_the_result_is_the_same(by_roles: list[RolesLaunch]) -> None:
+def test_gpu_tiles_go_to_whom_is_free_and_the_result_is_the_same(by_roles: list[int]) -> None:
     from inference_pio.kernels.triton.flash import flash_attention
 
     query, key, value = Case(batch=2, heads=16, key_heads=4, queries=3000, keys=3000, width=128).tensors("cuda")
@@ -208,16 +206,16 @@ def test_gpu_tiles_go_to_whom_is_free_and_the_result_is_the_same(by_roles: list[
 
 
 @pytest.fixture
-def by_roles(monkeypatch: pytest.MonkeyPatch) -> list[RolesLaunch]:
-    """The launches of the kernel in a test, which must not be served by the other one unnoticed."""
-    from inference_pio.kernels.triton import flash_roles
+def by_roles(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The programs of each launch in a test, which must not be served by the other kernel unnoticed."""
+    from inference_pio.kernels.triton.roles_call import RolesCall
 
-    launches: list[RolesLaunch] = []
-    attend = flash_roles.flash_attention_by_roles
+    launches: list[int] = []
+    attend = RolesCall.__call__
 
-    def noted(query: Any, key: Any, value: Any, out: Any, launch: RolesLaunch, **options: Any) -> torch.Tensor:
-        launches.append(launch)
-        return attend(query, key, value, out, launch, **options)
+    def noted(call: RolesCall, *tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+        launches.append(call.programs)
+        return attend(call, *tensors, **options)
 
-    monkeypatch.setattr(flash_roles, "flash_attention_by_roles", noted)
+    monkeypatch.setattr(RolesCall, "__call__", noted)
     return launches

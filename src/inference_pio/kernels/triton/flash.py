@@ -16,10 +16,14 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.block_sparse import BlockList
 from inference_pio.kernels.triton.flash_launch import FlashLaunch, RolesLaunch, choose_flash_launch, choose_roles_launch
 from inference_pio.kernels.triton.flash_steps import HIDDEN, LOG2_E, rows_of, visit
+from inference_pio.kernels.triton.kept_calls import KeptCalls, form_of, lie_well
 from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.mask_tiles import tiles_of
 from inference_pio.kernels.triton.support import require, supports
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+KEPT = KeptCalls()
+"""Calls of the kernel whose warps take roles."""
 
 
 @triton.jit(
@@ -159,6 +163,12 @@ def flash_attention(
     Without a `launch` the kernel is the best that serves here: on Hopper that whose warps take roles
     (`flash_roles`), where neither a mask, a certificate nor `ends` is given.
     """
+    plain = launch is ends is mask is certified is None
+    form = form_of(query, key, value, out, causal=causal, starts=starts, lists=lists, lse=lse) if plain else ()
+    call = KEPT.get(form)
+    if call is not None and lie_well(query, key, value, out):
+        out = _room_for(query) if out is None else out
+        return call(query, key, value, out, scale, starts, lists, lse)
     require(supports(query, key, value, mask))
     if mask is not None and (causal or not (starts is ends is lists is certified is None)):
         raise InvalidSetting("a mask tells everything: give causal=False, and no starts, ends, lists or certified.")
@@ -166,17 +176,15 @@ def flash_attention(
         raise InvalidSetting(f"a share of the attention that may be left out lies between 0 and 1, unlike {certified}.")
     batch, heads, queries, width = query.shape
     key_heads, keys = key.shape[1:3]
-    scale = width**-0.5 if scale is None else scale
-    if out is None:
-        out = query.new_empty(batch, queries, heads, width).transpose(1, 2)
-    plain = launch is None and ends is mask is certified is None
+    out = _room_for(query) if out is None else out
     roles = roles_launch_for(query, key, value, out, lists, causal=causal, padded=starts is not None) if plain else None
     if roles is not None:
-        from inference_pio.kernels.triton.flash_roles import flash_attention_by_roles
+        from inference_pio.kernels.triton.roles_call import RolesCall
 
-        return flash_attention_by_roles(
-            query, key, value, out, roles, causal=causal, scale=scale, starts=starts, lists=lists, lse=lse
-        )
+        call = RolesCall.of(query, key, value, out, roles, causal=causal, starts=starts, lists=lists, lse=lse)
+        KEPT.keep(form, call)
+        return call(query, key, value, out, scale, starts, lists, lse)
+    scale = width**-0.5 if scale is None else scale
     padded = starts is not None or ends is not None
     launch = launch or launch_for(
         key, value, padded=padded, certified=certified is not None, mask=None if mask is None else mask.dtype
@@ -232,6 +240,14 @@ def roles_launch_for(
     if lists is None:
         return launch if causal or padded else None
     return launch if not padded and launch.takes_lists(lists.query_block, lists.key_block) else None
+
+
+def _room_for(query: torch.Tensor) -> torch.Tensor:
+    """Room for the result, the heads of a token side by side."""
+    batch, heads, queries, width = query.shape
+    if query.stride() == (queries * heads * width, width, heads * width, 1):
+        return torch.empty_like(query)  # which takes the host half as long
+    return query.new_empty(batch, queries, heads, width).transpose(1, 2)
 
 
 def _described(tensor: torch.Tensor, launch: FlashLaunch) -> torch.Tensor | TensorDescriptor:

@@ -7,16 +7,8 @@ lists of blocks too. The plain truth is `kernels.attention.naive_attention`, and
 
 from __future__ import annotations
 
-import functools
-
-import torch
-
-import triton
 from inference_pio.compat import tile_copies
-from inference_pio.kernels.block_sparse import BlockList
-from inference_pio.kernels.triton.flash_launch import RolesLaunch
 from inference_pio.kernels.triton.flash_tiles import place_of, places_of, tile_of
-from inference_pio.kernels.triton.launch import device_limits, on_device
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -26,7 +18,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 copy_in, copy_out = tile_copies()
 GROUPS = gl.constexpr(2)
@@ -205,12 +196,12 @@ def barriers_of(number: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit(
-    do_not_specialize=["heads", "key_heads", "queries", "keys", "list_length", "tiles"],
-    do_not_specialize_on_alignment=["lse", "counter", "starts", "counts", "indices"],
+    do_not_specialize=["list_length", "slot"],
+    do_not_specialize_on_alignment=["lse", "counters", "starts", "counts", "indices"],
 )  # one compilation serves all lengths
 def flash_roles_kernel(
-    query_rows, key_rows, value_rows, out_rows, lse, counter, starts, counts, indices,
-    heads, key_heads, queries, keys, list_length, tiles, scale,
+    query_rows, key_rows, value_rows, out_rows, lse, counters, starts, counts, indices, list_length, slot,
+    scale,
     GROUP: gl.constexpr, ROWS: gl.constexpr, TILE: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr,
     PARTS: gl.constexpr, CAUSAL: gl.constexpr, HAS_STARTS: gl.constexpr, LISTED: gl.constexpr, HAS_LSE: gl.constexpr,
     REGISTERS: gl.constexpr,
@@ -229,7 +220,9 @@ def flash_roles_kernel(
         barriers_of(STAGES, 1), barriers_of(STAGES, GROUPS), barriers_of(GROUPS, 1), barriers_of(2, 1),
         barriers_of(2, GROUPS),
     )  # fmt: skip
+    heads, queries, key_heads, keys = query_rows.shape[1], query_rows.shape[2], key_rows.shape[1], key_rows.shape[2]
     sizes = (heads, key_heads, queries, keys, list_length)
+    tiles = query_rows.shape[0] * heads * gl.cdiv(queries, GROUPS * ROWS)
     scale2 = scale * LOG2_E
     fence_async_shared()  # the copy engine arrives at barriers that were made by plain stores
     gl.warp_specialize(
@@ -238,52 +231,9 @@ def flash_roles_kernel(
                       TILE, WIDTH, STAGES, PARTS, CAUSAL, HAS_STARTS, LISTED, HAS_LSE)),
             (attend, (1, buffers, barriers, out_rows, lse, sizes, tiles, starts, counts, indices, scale2, GROUP, ROWS,
                       TILE, WIDTH, STAGES, PARTS, CAUSAL, HAS_STARTS, LISTED, HAS_LSE)),
-            (copy, (buffers, barriers, query_rows, key_rows, value_rows, counter, sizes, tiles, starts, counts,
+            (copy, (buffers, barriers, query_rows, key_rows, value_rows, counters + slot, sizes, tiles, starts, counts,
                     indices, GROUP, ROWS, TILE, WIDTH, STAGES, PARTS, CAUSAL, HAS_STARTS, LISTED)),
         ],
         [4, 1],
         [REGISTERS, COPYING_REGISTERS],
     )  # fmt: skip
-
-
-def flash_attention_by_roles(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    launch: RolesLaunch,
-    *,
-    causal: bool,
-    scale: float,
-    starts: torch.Tensor | None = None,
-    lists: BlockList | None = None,
-    lse: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`out` [B, H, S, D], filled as `flash.flash_attention` says, for tensors that the copy engine can address."""
-    (batch, heads, queries, width), (key_heads, keys) = query.shape, key.shape[1:3]
-    tiles = triton.cdiv(queries, launch.query_block) * heads * batch
-    parts = 1 if lists is None else launch.key_block // lists.key_block
-    rows = launch.query_block // GROUPS.value
-    counter = torch.zeros(1, dtype=torch.int32, device=query.device)  # tiles that were asked for
-    with on_device(query):
-        flash_roles_kernel[(min(tiles, device_limits(query.device).multiprocessors),)](
-            _by_rows(query, rows), _by_rows(key, launch.key_block // parts), _by_rows(value, launch.key_block // parts),
-            _by_rows(out, rows), counter if lse is None else lse, counter, counter if starts is None else starts,
-            counter if lists is None else lists.counts, counter if lists is None else lists.indices,
-            heads, key_heads, queries, keys, 0 if lists is None else lists.indices.shape[-1], tiles, scale,
-            GROUP=heads // key_heads, ROWS=rows, TILE=launch.key_block, WIDTH=width, STAGES=launch.stages, PARTS=parts,
-            CAUSAL=causal, HAS_STARTS=starts is not None, LISTED=lists is not None, HAS_LSE=lse is not None,
-            REGISTERS=launch.registers, num_warps=4, maxnreg=launch.registers_at_entry,
-        )  # fmt: skip
-    return out
-
-
-def _by_rows(tensor: torch.Tensor, rows: int) -> TensorDescriptor:
-    """How the copy engine moves so many rows of a head at a time."""
-    layout = _layout(8 * tensor.element_size())
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, 1, rows, tensor.shape[3]], layout)
-
-
-@functools.cache  # making one takes the host as long as a small kernel takes the GPU
-def _layout(bits: int) -> gl.NVMMASharedLayout:
-    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=bits, rank=4)

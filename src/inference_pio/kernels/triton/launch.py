@@ -100,6 +100,9 @@ class MassLaunch:
     stages: int
 
 
+_HERE = contextlib.nullcontext()
+
+
 @functools.cache
 def device_limits(device: torch.device) -> Limits:
     """The limits of a CUDA device; those of an H100 for the interpreter, which runs on the CPU."""
@@ -250,4 +253,6 @@ def _fits(limits: Limits, head_dim: int, stages: int) -> bool:
 
 def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
     """Make a tensor's GPU the current one, which is where Triton launches."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(tensor.device)
