@@ -221,6 +221,11 @@ SUITES = {
             model="qwen3-4b", gigabytes=26, lengths=(8192, 32768),
         ),
         Suite(
+            "prefill-qwen3-4b-short", "prefill", "Qwen3-4B, forward of a short prompt",
+            arms={"plain": 25, "pio-flash": 28, "pio-lossless": 28}, model="qwen3-4b", gigabytes=26,
+            lengths=(512, 1024, 2048, 4096), rounds=15,
+        ),
+        Suite(
             "prefill-qwen3-4b-128k", "prefill", "Qwen3-4B, forward of a prompt of 128K tokens",
             arms={"plain": 95, "pio-sparse": 65, "pio-adaptive": 100}, optional={"pio-elementwise": 95},
             model="qwen3-4b", gigabytes=46, lengths=(131072,), smoke_lengths=(640,), check_tokens=1, rounds=3,
