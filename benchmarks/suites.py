@@ -223,7 +223,7 @@ SUITES = {
         Suite(
             "prefill-qwen3-4b-short", "prefill", "Qwen3-4B, forward of a short prompt",
             arms={"plain": 25, "pio-flash": 28, "pio-lossless": 28}, model="qwen3-4b", gigabytes=26,
-            lengths=(512, 1024, 2048, 4096), rounds=15,
+            lengths=(512, 1024, 2048, 4096), rounds=61,
         ),
         Suite(
             "prefill-qwen3-4b-128k", "prefill", "Qwen3-4B, forward of a prompt of 128K tokens",

@@ -611,7 +611,8 @@ def attention_weights_wanted(given: dict[str, Any]) -> bool:
     if torch.compiler.is_compiling():
         return False  # the library's own note of it cannot be traced
     collector = _what_collects()
-    return any(name.endswith("attentions") for name in (collector.get() if collector is not None else None) or ())
+    collected = None if collector is None else collector.get()
+    return bool(collected) and any(name.endswith("attentions") for name in collected)
 
 
 COLLECTED = ("output_attentions", "output_hidden_states", "output_router_logits")

@@ -25,7 +25,7 @@ from inference_pio.kernels.packed_attention import lengths_of, packed_attention,
 from inference_pio.kernels.triton.support import supports
 
 Function = Callable[..., tuple[Tensor, None]]
-ONLY_THE_LIBRARY_KNOWS = ("softcap", "position_bias", "cache", "s_aux")
+ONLY_THE_LIBRARY_KNOWS = frozenset({"softcap", "position_bias", "cache", "s_aux"})
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 FOR_INFERENCE_ALONE = (TRITON, FLEX)
 """With gradients or dropout, and inside torch.compile, torch's own choice stands in for these."""
@@ -66,7 +66,7 @@ def exact_attention(served: Served) -> Function:
         dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **rest: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         _refuse_weights(rest)
-        theirs = any(rest.get(name) is not None for name in ONLY_THE_LIBRARY_KNOWS)
+        theirs = any(rest[name] is not None for name in ONLY_THE_LIBRARY_KNOWS & rest.keys())
         if is_unexpanded(query, key):
             latent = (query, key, value, attention_mask)
             absorbed = None if theirs else attend_absorbed(module, *latent, scale=scaling, dropout=dropout)

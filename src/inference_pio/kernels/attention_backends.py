@@ -111,15 +111,18 @@ def run(
     return KERNELS[backend](query, key, value, mask, causal=causal, scale=scale, dropout=dropout)
 
 
+@functools.cache  # importing, though it was done before, takes a microsecond of each layer
+def _flash():
+    from inference_pio.kernels.triton.flash import flash_attention
+
+    return flash_attention
+
+
 def _triton(phase, query, key, value, mask, starts, ends, scale):
     if phase in READ_A_MASK:
-        from inference_pio.kernels.triton.flash import flash_attention
-
-        return flash_attention(query, key, value, causal=False, mask=mask, scale=scale)
+        return _flash()(query, key, value, causal=False, mask=mask, scale=scale)
     if phase not in DECODING:
-        from inference_pio.kernels.triton.flash import flash_attention
-
-        return flash_attention(query, key, value, causal=phase in CAUSAL, starts=starts, scale=scale)
+        return _flash()(query, key, value, causal=phase in CAUSAL, starts=starts, scale=scale)
     from inference_pio.kernels.triton.decode import decode_attention
 
     batch, key_heads, capacity, width = key.shape

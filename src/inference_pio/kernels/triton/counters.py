@@ -36,7 +36,7 @@ class Counters:
     def take(self, device: torch.device) -> Slot:
         """A counter for the next launch on a device, which is the current one."""
         stream: int = driver.active.get_current_stream(device.index)
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if stream and device.type == "cuda" and torch.cuda.is_current_stream_capturing():  # the default one cannot be
             return Slot(_zeros(1, device), 0, stream)
         left = self._left.get((device, stream))
         slot = None if left is None else next(left, None)
