@@ -279,19 +279,27 @@ def test_compiling_for_the_cpu_wants_a_compiler(monkeypatch: pytest.MonkeyPatch)
     assert "no-such-compiler" in str(compat.why_no_inductor("cpu"))
 
 
+def test_torchs_fused_attentions_are_called_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("flash", "cudnn", "efficient"):
+        whole = f"_scaled_dot_product_{name}_attention"
+        assert compat.attention_operator(name) is getattr(torch, whole)
+        monkeypatch.delattr(torch, whole)
+        assert compat.attention_operator(name) is getattr(torch.ops.aten, whole)
+
+
 def test_torchs_flash_operator_takes_packed_rows() -> None:
     assert compat.has_varlen_attention()
 
 
-def test_a_wish_for_attention_weights_is_seen_in_arguments_and_in_what_the_library_collects() -> None:
+def test_a_wish_for_attention_weights_is_seen_in_what_the_library_collects() -> None:
     from transformers.utils.output_capturing import _active_collector
 
-    assert compat.attention_weights_wanted({"output_attentions": True})
-    assert not compat.attention_weights_wanted({"output_attentions": False})
+    weights_wanted = compat.attention_weights_wanted()
+    assert not weights_wanted()
     for name, wanted in (("attentions", True), ("hidden_states", False)):
         token = _active_collector.set({name: []})
         try:
-            assert compat.attention_weights_wanted({}) is wanted
+            assert weights_wanted() is wanted
         finally:
             _active_collector.reset(token)
 

@@ -595,24 +595,27 @@ def varlen_attention(query: Any, key: Any, value: Any, bounds: Any, longest: int
     return operator(query, key, value, bounds, bounds, longest, longest, 0.0, False, False, scale=scale)[0]
 
 
-@functools.cache  # importing, though it was done before, takes a microsecond of each layer
-def _what_collects() -> Any:
-    from transformers.utils import output_capturing
-
-    return getattr(output_capturing, "_active_collector", None)
-
-
-def attention_weights_wanted(given: dict[str, Any]) -> bool:
-    """Whether a forward asks for the weights of its attention: by an argument, or by what the library collects now."""
+def attention_operator(name: str) -> Callable[..., Any]:
+    """One of torch's fused attentions by name. As a function of torch it takes the host 5 us, and as an operator 7."""
     import torch
 
-    if given.get("output_attentions"):
-        return True
-    if torch.compiler.is_compiling():
-        return False  # the library's own note of it cannot be traced
-    collector = _what_collects()
-    collected = None if collector is None else collector.get()
-    return bool(collected) and any(name.endswith("attentions") for name in collected)
+    named = f"_scaled_dot_product_{name}_attention"
+    return getattr(torch, named, None) or getattr(torch.ops.aten, named)  # type: ignore[no-any-return]
+
+
+def attention_weights_wanted() -> Callable[[], bool]:
+    """A function that tells whether the library collects the weights of attention in the forward that runs now."""
+    from transformers.utils import output_capturing
+
+    collector = getattr(output_capturing, "_active_collector", None)
+    if collector is None:
+        return lambda: False
+
+    def wanted() -> bool:
+        collected = collector.get()
+        return collected is not None and any(name.endswith("attentions") for name in collected)
+
+    return wanted
 
 
 COLLECTED = ("output_attentions", "output_hidden_states", "output_router_logits")

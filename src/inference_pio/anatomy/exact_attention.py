@@ -60,13 +60,15 @@ class Served:
 
 def exact_attention(served: Served) -> Function:
     """A function that runs each call on the backend that serves its phase."""
+    weights_wanted = attention_weights_wanted()
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
         dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **rest: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
-        _refuse_weights(rest)
-        theirs = any(rest[name] is not None for name in ONLY_THE_LIBRARY_KNOWS & rest.keys())
+        if rest.get("output_attentions") or (not torch.compiler.is_compiling() and weights_wanted()):
+            raise _weights_refused()
+        theirs = not ONLY_THE_LIBRARY_KNOWS.isdisjoint(rest) and _asks_the_library(rest)
         if is_unexpanded(query, key):
             latent = (query, key, value, attention_mask)
             absorbed = None if theirs else attend_absorbed(module, *latent, scale=scaling, dropout=dropout)
@@ -94,7 +96,7 @@ def decodes_by_torch(function: Function) -> bool:
 
 def exact_vision_attention(served: Served) -> Function:
     """The same for a vision tower that packs its pictures in one row and tells their bounds: one call for all."""
-    plain = exact_attention(served)
+    plain, weights_wanted = exact_attention(served), attention_weights_wanted()
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
@@ -104,7 +106,8 @@ def exact_vision_attention(served: Served) -> Function:
         if bounds is None or attention_mask is not None:
             given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **rest}
             return plain(module, query, key, value, attention_mask, **given)
-        _refuse_weights(rest)
+        if rest.get("output_attentions") or (not torch.compiler.is_compiling() and weights_wanted()):
+            raise _weights_refused()
         backend = served.backend(Phase.VISION, query, key, value, dropout)
         lengths = lengths_of(bounds)
         if backend == FLASH and len(set(lengths)) > 1 and has_varlen_attention():
@@ -151,9 +154,12 @@ def sort(
     return Phase.CHUNK, key, value, hidden
 
 
-def _refuse_weights(given: dict[str, Any]) -> None:
-    if attention_weights_wanted(given):
-        raise RefusedOnOptimized(
-            "output_attentions=True asks for attention weights, which no fused kernel makes: take flash_attention off "
-            "first (remove_optimizations(model, ['flash_attention'])), and give the model eager attention."
-        )
+def _asks_the_library(given: dict[str, Any]) -> bool:
+    return any(given[name] is not None for name in ONLY_THE_LIBRARY_KNOWS & given.keys())
+
+
+def _weights_refused() -> RefusedOnOptimized:
+    return RefusedOnOptimized(
+        "output_attentions=True asks for attention weights, which no fused kernel makes: take flash_attention off "
+        "first (remove_optimizations(model, ['flash_attention'])), and give the model eager attention."
+    )

@@ -7,7 +7,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from inference_pio.compat import attention_operator
+
 Attend = Callable[..., torch.Tensor]
+FLASH, CUDNN, EFFICIENT = (attention_operator(name) for name in ("flash", "cudnn", "efficient"))
 
 
 def naive_attention(
@@ -37,12 +40,13 @@ def naive_attention(
 
 def fused_attention(query, key, value, mask=None, *, causal=False, scale=None, dropout=0.0):
     """torch's own choice among its fused kernels; on the CPU its flash kernel wherever the shapes allow."""
-    rows, shape = _pack_groups(query, key, mask), query.shape
-    key, value = _share_heads(rows, key, value, mask)
+    shape = query.shape
+    rows = query if shape[2] > 1 else _pack_groups(query, key, mask)
+    if rows.is_cuda:
+        key, value = _share_heads(rows, key, value, mask)
+        if mask is not None and mask.is_floating_point():
+            mask = _as_bias(mask, rows, padded=False)
     grouped = key.shape[1] != rows.shape[1]
-    mask = (
-        _as_bias(mask, rows, padded=False) if rows.is_cuda and mask is not None and mask.is_floating_point() else mask
-    )
     out = F.scaled_dot_product_attention(
         rows, key, value, mask, dropout_p=dropout, is_causal=causal and rows is query, scale=scale, enable_gqa=grouped
     )
@@ -55,16 +59,14 @@ def flash_attention(query, key, value, mask=None, *, causal=False, scale=None, d
     If `causal`, the last query stands at the last key.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    operator = torch.ops.aten._scaled_dot_product_flash_attention
-    return operator(query, key, value, dropout, causal, return_debug_mask=False, scale=scale)[0]
+    return FLASH(query, key, value, dropout, causal, return_debug_mask=False, scale=scale)[0]
 
 
 def cudnn_attention(query, key, value, mask=None, *, causal=False, scale=None, dropout=0.0):
     """cuDNN's fused attention for CUDA, with or without a mask."""
-    bias = _as_bias(mask, query)
-    operator = torch.ops.aten._scaled_dot_product_cudnn_attention
+    bias = None if mask is None else _as_bias(mask, query)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    return operator(query, key, value, bias, needs_grad, dropout, causal, return_debug_mask=False, scale=scale)[0]
+    return CUDNN(query, key, value, bias, needs_grad, dropout, causal, return_debug_mask=False, scale=scale)[0]
 
 
 def efficient_attention(query, key, value, mask=None, *, causal=False, scale=None, dropout=0.0):
@@ -74,9 +76,8 @@ def efficient_attention(query, key, value, mask=None, *, causal=False, scale=Non
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     bias = _as_bias(mask, rows)
-    operator = torch.ops.aten._scaled_dot_product_efficient_attention
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, key, value))
-    out = operator(rows, key, value, bias, needs_grad, dropout, causal and rows is query, scale=scale)[0]
+    out = EFFICIENT(rows, key, value, bias, needs_grad, dropout, causal and rows is query, scale=scale)[0]
     return out.reshape(*shape[:-1], value.shape[-1])
 
 
@@ -102,7 +103,7 @@ def _pack_groups(query, key, mask):
 def _share_heads(query, key, value, mask):
     """Repeat key heads where the fused kernels would leave their fast path for grouped heads (a mask on CUDA)."""
     groups = query.shape[1] // key.shape[1]
-    if groups == 1 or (mask is None and key.shape[-1] == value.shape[-1] <= 256) or not query.is_cuda:
+    if groups == 1 or (mask is None and key.shape[-1] == value.shape[-1] <= 256):
         return key, value
     return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
 
