@@ -12,7 +12,7 @@ import torch
 from inference_pio.kernels.attention import KERNELS
 from inference_pio.kernels.attention_backends import HeadShape
 from inference_pio.kernels.attention_check import PROBLEMS, why_it_fails
-from inference_pio.kernels.attention_choice import FUSED, Phase
+from inference_pio.kernels.attention_choice import FUSED, WHOLE, Phase
 
 CPU = torch.device("cpu")
 SHAPE = HeadShape(6, 2, 32, 32)
@@ -39,9 +39,9 @@ WRONG: dict[str, tuple[Any, set[Phase]]] = {
     "not a number": (lambda *given, **how: RIGHT(*given, **how) * float("nan"), set(Phase)),
     "blind to masks": (
         _without("mask", lambda mask: None),
-        set(Phase) - {Phase.PREFILL, Phase.DECODE, Phase.VISION},
+        set(Phase) - {*WHOLE, Phase.DECODE, Phase.VISION},
     ),
-    "blind to the future": (_without("causal", lambda causal: False), {Phase.PREFILL}),
+    "blind to the future": (_without("causal", lambda causal: False), set(WHOLE)),
     "an additive mask misread": (
         _without("mask", lambda mask: mask if mask is None or mask.dtype == torch.bool else mask * 0.5),
         {Phase.BIASED},

@@ -10,7 +10,7 @@ import torch
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels import attention_serving
 from inference_pio.kernels.attention_backends import HeadShape
-from inference_pio.kernels.attention_choice import Phase
+from inference_pio.kernels.attention_choice import WHOLE, Phase
 from inference_pio.kernels.attention_serving import Serving, choose_serving, note_of_roles, notes_of
 
 SHAPE = HeadShape(32, 8, 128, 128)
@@ -31,7 +31,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, Phase], str]:
 
 
 def _no_mask(backend: str, phase: Phase) -> bool:
-    return backend == "flash" and phase not in (Phase.PREFILL, Phase.CHUNK, Phase.DECODE, Phase.VISION)
+    return backend == "flash" and phase not in (*WHOLE, Phase.CHUNK, Phase.DECODE, Phase.VISION)
 
 
 def test_the_table_decides_by_phase_and_length(
@@ -49,8 +49,10 @@ def test_the_table_decides_by_phase_and_length(
     monkeypatch.setattr(attention_serving, "why_no_warp_roles", lambda: None)
     assert note_of_roles(SHAPE, CPU) == []
     roles, _ = choose_serving(SHAPE, torch.bfloat16, CPU, PHASES)
-    assert [each.backend(Phase.PREFILL, 1024) for each in (plain, roles)] == ["cudnn", "triton"]
-    assert roles.said(PHASES).startswith("prefill cudnn, triton from 1024 keys; ")
+    assert [each.backend(Phase.PREFILL, 4096) for each in (plain, roles)] == ["cudnn", "triton"]
+    assert roles.said(PHASES).startswith(
+        "prefill cudnn, triton from 4096 keys; captured prefill cudnn, triton from 512 keys; padded prefill triton; "
+    )
     assert serving.backend(Phase.PADDED_DECODE, 8) == "triton"
     assert [serving.backend(Phase.DECODE, keys) for keys in (16383, 16384)] == ["flash", "triton"]
     assert "decode flash, triton from 16384 keys; padded decode triton" in serving.said(PHASES)

@@ -135,7 +135,7 @@ def sort(
             return Phase.VISION, key, value, {}
         if keys > queries:
             key, value = key[:, :, :queries], value[:, :, :queries]
-        return Phase.PREFILL, key, value, {}
+        return _prefill(query), key, value, {}
     seen = seen_keys(mask)
     if seen is None or mask.shape[0] != query.shape[0] or tuple(mask.shape[-2:]) != (queries, keys):
         phase = Phase.BIASED if mask.dtype != torch.bool else Phase.MASKED
@@ -150,8 +150,14 @@ def sort(
     if queries == 1:
         return Phase.DECODE, key, value, {}
     if queries == key.shape[2]:
-        return Phase.PREFILL, key, value, {}
+        return _prefill(query), key, value, {}
     return Phase.CHUNK, key, value, hidden
+
+
+def _prefill(query: Tensor) -> Phase:
+    if query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+        return Phase.CAPTURED_PREFILL
+    return Phase.PREFILL
 
 
 def _asks_the_library(given: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from inference_pio.kernels.attention_choice import (
     FUSED,
     READ_A_MASK,
     TRITON,
+    WHOLE,
     Phase,
 )
 from inference_pio.kernels.triton.launch import choose_decode_launch, device_limits
@@ -26,7 +27,7 @@ from inference_pio.kernels.triton.support import supports
 
 BACKENDS = (FUSED, CUDNN, FLASH, EFFICIENT, FLEX, TRITON)
 HALF = (torch.bfloat16, torch.float16)
-FLASH_PHASES = frozenset({Phase.PREFILL, Phase.CHUNK, Phase.DECODE, Phase.VISION})
+FLASH_PHASES = frozenset({*WHOLE, Phase.CHUNK, Phase.DECODE, Phase.VISION})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from inference_pio.compat import has_varlen_attention
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.attention_backends import HeadShape, run
-from inference_pio.kernels.attention_choice import CAUSAL, FLASH, Phase
+from inference_pio.kernels.attention_choice import CAUSAL, FLASH, WHOLE, Phase
 from inference_pio.kernels.packed_attention import naive_packed_attention, packed_attention, packed_varlen_attention
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -45,6 +45,7 @@ class Problem:
 
 PROBLEMS: dict[Phase, tuple[Problem, ...]] = {
     Phase.PREFILL: (Problem(37, 37),),
+    Phase.CAPTURED_PREFILL: (Problem(37, 37),),
     Phase.PADDED_PREFILL: (Problem(37, 37, (0, 5)), Problem(11, 45, (3, 0))),
     Phase.CHUNK: (Problem(11, 45),),
     Phase.DECODE: (Problem(1, 67),),
@@ -83,7 +84,7 @@ def _errors(backend: str, phase: Phase, shape: HeadShape, dtype: torch.dtype, de
         starts, ends = (_int32(bound, device) for bound in (problem.starts, problem.ends))
         given = mask if phase is not Phase.BIASED or mask is None else _bias(mask)
         got = run(backend, phase, query, key, value, mask=given, starts=starts, ends=ends)
-        true = naive_attention(query, key, value, given, causal=phase is Phase.PREFILL)
+        true = naive_attention(query, key, value, given, causal=phase in WHOLE)
         difference = _difference(got, true)
         if mask is not None:
             difference = difference.masked_fill(~mask.any(-1, keepdim=True), 0.0)  # nobody uses what padding sees
@@ -126,7 +127,7 @@ def _tensors(
 
 def _mask(phase: Phase, problem: Problem, device: torch.device) -> torch.Tensor | None:
     """The boolean mask [2, 1, S, L] of a problem; None where nothing but the future is hidden."""
-    if phase in (Phase.PREFILL, Phase.DECODE, Phase.VISION):
+    if phase in (*WHOLE, Phase.DECODE, Phase.VISION):
         return None
     seen = torch.ones(2, 1, problem.queries, problem.keys, dtype=torch.bool)
     if phase in CAUSAL:

@@ -15,6 +15,8 @@ class Phase(StrEnum):
 
     PREFILL = "prefill"
     """Causal, as many queries as keys, nothing hidden."""
+    CAPTURED_PREFILL = "captured prefill"
+    """The same while a CUDA graph is captured: what a call takes the host does not count."""
     PADDED_PREFILL = "padded prefill"
     """Causal, padding at the left, with or without keys from before."""
     CHUNK = "chunk"
@@ -33,7 +35,8 @@ class Phase(StrEnum):
 
 
 DECODING = frozenset({Phase.DECODE, Phase.PADDED_DECODE, Phase.STATIC_DECODE, Phase.MASKED_DECODE})
-CAUSAL = frozenset({Phase.PREFILL, Phase.PADDED_PREFILL, Phase.CHUNK})
+WHOLE = (Phase.PREFILL, Phase.CAPTURED_PREFILL)
+CAUSAL = frozenset({*WHOLE, Phase.PADDED_PREFILL, Phase.CHUNK})
 READ_A_MASK = frozenset({Phase.MASKED, Phase.BIASED, Phase.MASKED_DECODE})
 
 
@@ -58,17 +61,19 @@ class Row:
 HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
 
 TABLE = (
-    # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 288/635/644/623 TFLOP/s at 1K/4K/32K/128K keys,
-    # cuDNN 265/527/607/561. Below they are alike, and calling this one takes Python 10 us more; heads of 64 it serves
-    # no faster (benchmarks/LOG.md).
-    Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=1024, by_roles=True),
+    # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 287/644/667/637 TFLOP/s at 1K/4K/32K/128K keys,
+    # cuDNN 265/532/616/567. Its call takes the host 7 to 20 us more than cuDNN's, for which a layer of a shorter prompt
+    # waits: forwards of Qwen3-4B are 2% faster by it with 4K tokens, between 2% faster and 7% slower with 2K, by what
+    # host there is. In a graph nobody waits; at 256 keys both are alike, as for heads of 64 (benchmarks/LOG.md).
+    Row(WHOLE, (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=4096, by_roles=True),
+    Row((Phase.CAPTURED_PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), (128, 128), keys=512, by_roles=True),
     # Measured likewise: the built-in flash kernel reaches 316/350/313 TFLOP/s at 8K/32K/128K keys.
-    Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),
+    Row(WHOLE, (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),
     # Predicted: 509 against 298 TFLOP/s were published for heads of 256, where this cuDNN has such a kernel; if it has
     # none, the check drops it.
-    Row((Phase.PREFILL,), (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(129, 256)),
+    Row(WHOLE, (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(129, 256)),
     # Predicted: cuDNN is not tried of itself elsewhere; on Blackwell it is reported to corrupt fewer than 8 key heads.
-    Row((Phase.PREFILL,), (FLASH, TRITON, EFFICIENT), NVIDIA),
+    Row(WHOLE, (FLASH, TRITON, EFFICIENT), NVIDIA),
     # cuDNN would read a mask of queries x keys, and repeat the key heads; the Triton kernel reads neither. Measured on
     # an H100: 8 prompts of 2048 behind padding 395 TFLOP/s, where torch's own choice reaches 80.
     Row((Phase.PADDED_PREFILL,), (TRITON, CUDNN, EFFICIENT), HOPPER),

@@ -16,7 +16,7 @@ from inference_pio.kernels import attention_serving
 from inference_pio.kernels.attention import KERNELS
 from inference_pio.kernels.attention_backends import lacks, run
 from inference_pio.kernels.attention_check import why_it_fails
-from inference_pio.kernels.attention_choice import FUSED, Phase
+from inference_pio.kernels.attention_choice import FUSED, WHOLE, Phase
 from tests import tiny
 from tests.sweep import Case
 
@@ -292,7 +292,7 @@ def like_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _hopper_lacks(backend: str, phase: Phase) -> str | None:
-    takes = {Phase.PREFILL, Phase.CHUNK, Phase.DECODE, Phase.VISION}
+    takes = {*WHOLE, Phase.CHUNK, Phase.DECODE, Phase.VISION}
     if backend == "triton" and phase is Phase.MASKED_DECODE:
         return "it decodes with starts and lengths, and no other mask"
     return "it takes no mask" if backend == "flash" and phase not in takes else None
@@ -305,7 +305,8 @@ def test_the_receipt_says_which_backend_serves_which_phase() -> None:
     receipt = case.manager.get_receipts(case.model)[0]
     said = str(receipt.backend)
     assert said.startswith(
-        "vision flash; prefill cudnn; padded prefill triton; chunk triton; decode flash, triton from"
+        "vision flash; prefill cudnn; captured prefill cudnn; padded prefill triton; chunk triton; "
+        "decode flash, triton from"
     )
     assert any(note.startswith("triton serves inference") for note in receipt.notes)
     names = {module.config._attn_implementation for _, module, _ in attention_modules(case.model)}
