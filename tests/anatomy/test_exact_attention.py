@@ -160,7 +160,7 @@ def test_triton_serves_inference_in_the_dtype_and_widths_that_it_was_checked_for
 def test_a_mask_that_the_kernel_does_not_read_goes_to_torchs_own_choice(
     served_by: list[tuple[str, Phase]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(support, "_machine", lambda tensor: support.YES)  # as on a GPU
+    monkeypatch.setattr(support, "_device", lambda device: None)  # as on a GPU
     phases = dict.fromkeys((Phase.MASKED, Phase.BIASED, Phase.CHUNK), ((0, TRITON),))
     function = exact_attention(Served(Serving(phases), torch.bfloat16, 64, 64))
     given = [tensor.bfloat16().repeat(1, 1, 1, 4) for tensor in _tensors(5, 7)]  # as wide as the kernel knows

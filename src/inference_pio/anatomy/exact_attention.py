@@ -22,7 +22,7 @@ from inference_pio.kernels.attention_backends import run
 from inference_pio.kernels.attention_choice import FLASH, FLEX, FUSED, READ_A_MASK, TRITON, Phase
 from inference_pio.kernels.attention_serving import Serving
 from inference_pio.kernels.packed_attention import lengths_of, packed_attention, packed_varlen_attention
-from inference_pio.kernels.triton.support import supports
+from inference_pio.kernels.triton.attention_support import supports
 
 Function = Callable[..., tuple[Tensor, None]]
 ONLY_THE_LIBRARY_KNOWS = frozenset({"softcap", "position_bias", "cache", "s_aux"})

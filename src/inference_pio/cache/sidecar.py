@@ -7,7 +7,7 @@ import torch
 from inference_pio.cache.span import Span
 from inference_pio.cache.store import Store
 from inference_pio.kernels.page_summary import PageSummary, update_page_summary
-from inference_pio.kernels.triton.support import supports_page_summary
+from inference_pio.kernels.triton.attention_support import supports_page_summary
 
 
 class KeySidecar:

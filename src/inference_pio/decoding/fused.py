@@ -36,6 +36,12 @@ from inference_pio.decoding.weights import (
 from inference_pio.formats.compressed_embedding import CompressedEmbedding
 from inference_pio.kernels.exponent12 import unpack
 from inference_pio.kernels.reordered import reordered
+from inference_pio.kernels.triton.attention_support import (
+    supports_coded_decode,
+    supports_decode,
+    supports_latent_decode,
+    supports_rotated_decode,
+)
 from inference_pio.kernels.triton.gemv_choice import choose_gemv_launch
 from inference_pio.kernels.triton.gemv_launch import MOST_EXACT_ROWS, GemvLaunch, weight_bytes
 from inference_pio.kernels.triton.launch import (
@@ -47,15 +53,7 @@ from inference_pio.kernels.triton.launch import (
     device_limits,
     last_joins,
 )
-from inference_pio.kernels.triton.support import (
-    MOST_ROWS,
-    supports_coded_decode,
-    supports_decode,
-    supports_latent_decode,
-    supports_next_token,
-    supports_rotated_decode,
-    supports_row_lookup,
-)
+from inference_pio.kernels.triton.row_support import MOST_ROWS, supports_next_token, supports_row_lookup
 
 MOST_ROTATED = 4096
 """Tokens of room up to which attention rotates by itself: measured on an H100 with Qwen3-4B, 320 tokens/s behind 512

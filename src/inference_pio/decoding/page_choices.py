@@ -17,8 +17,8 @@ from inference_pio.decoding.page_lists import ENGINE
 from inference_pio.decoding.slots import Slots
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary, update_page_summary
+from inference_pio.kernels.triton.attention_support import supports_decode, supports_page_summary
 from inference_pio.kernels.triton.launch import MOST_BLOCKS, PAGE
-from inference_pio.kernels.triton.support import supports_decode, supports_page_summary
 
 LEARNING = "recorded steps that teach"
 TOO_MANY = f"recorded steps in room for more than {MOST_BLOCKS * PAGE} tokens"

@@ -22,8 +22,8 @@ from inference_pio.kernels.attention_choice import (
     WHOLE,
     Phase,
 )
+from inference_pio.kernels.triton.attention_support import supports
 from inference_pio.kernels.triton.launch import choose_decode_launch, device_limits
-from inference_pio.kernels.triton.support import supports
 
 BACKENDS = (FUSED, CUDNN, FLASH, EFFICIENT, FLEX, TRITON)
 HALF = (torch.bfloat16, torch.float16)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from inference_pio.kernels.decode_attention import decode_attention, naive_decode_attention
 from inference_pio.kernels.page_codes import PageForm, Parts, naive_page_values, page_values
+from inference_pio.kernels.triton.attention_support import supports_coded_decode
 from inference_pio.kernels.triton.launch import PAGE
-from inference_pio.kernels.triton.support import supports_coded_decode
 
 TRITON, TORCH = "triton", "torch"
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from inference_pio.kernels.attention import naive_attention
 from inference_pio.kernels.page_list import PageList
+from inference_pio.kernels.triton.attention_support import supports_decode
 from inference_pio.kernels.triton.launch import PAGE
-from inference_pio.kernels.triton.support import supports_decode
 
 TRITON, TORCH = "triton", "torch"
 

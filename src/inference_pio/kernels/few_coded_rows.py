@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inference_pio.kernels.triton.support import ELEMENTWISE_DTYPES, MOST_ROWS, supports_device
+from inference_pio.kernels.triton.row_support import MOST_ROWS
+from inference_pio.kernels.triton.support import ELEMENTWISE_DTYPES, supports_device
 
 
 def runs_few_coded_rows(device: torch.device, dtype: torch.dtype) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inference_pio.kernels.elementwise_backend import TRITON, choose_elementwise_backend
 from inference_pio.kernels.row_codes import in_groups
-from inference_pio.kernels.triton.support import MOST_ROWS, supports_rows
+from inference_pio.kernels.triton.row_support import MOST_ROWS, supports_rows
 
 Held = tuple[Tensor, Tensor | None]
 """Weights of all experts, or codes of them with their scales."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from inference_pio.kernels.gemv import gemv_parts
-from inference_pio.kernels.triton.support import MOST_ROWS, supports_gemv
+from inference_pio.kernels.triton.row_support import MOST_ROWS, supports_gemv
 
 TRITON, TORCH = "triton", "torch"
 

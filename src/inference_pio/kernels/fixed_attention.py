@@ -12,7 +12,7 @@ import torch
 from inference_pio.kernels.attention import fused_attention
 from inference_pio.kernels.fixed_pattern import KEY_BLOCK, QUERY_BLOCK, FixedPattern
 from inference_pio.kernels.page_list import PageList
-from inference_pio.kernels.triton.support import supports
+from inference_pio.kernels.triton.attention_support import supports
 
 TRITON, GATHERED = "triton", "gathered"
 GATHERED_KEYS = 16384

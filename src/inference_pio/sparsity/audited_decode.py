@@ -15,8 +15,8 @@ from inference_pio.kernels.page_choice import naive_choose_pages, rank_pages
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary
 from inference_pio.kernels.row_mass import last_token_mass, row_mass
+from inference_pio.kernels.triton.attention_support import supports_decode
 from inference_pio.kernels.triton.launch import PAGE
-from inference_pio.kernels.triton.support import supports_decode
 from inference_pio.sparsity.audit_log import AuditLog
 from inference_pio.sparsity.backend import TRITON, Attended, choose_backend
 from inference_pio.sparsity.coverage_control import CoverageControl, CoverageTarget

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from inference_pio.kernels.block_estimate import SPAN
+from inference_pio.kernels.triton.attention_support import supports
 from inference_pio.kernels.triton.flash_launch import choose_flash_launch
 from inference_pio.kernels.triton.launch import MOST_BLOCKS, PAGE, device_limits
-from inference_pio.kernels.triton.support import supports
 
 TRITON, GATHERED = "triton", "gathered"
 

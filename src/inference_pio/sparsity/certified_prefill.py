@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inference_pio.kernels.block_choice import seen_blocks
 from inference_pio.kernels.certified_attention import certified_attention
-from inference_pio.kernels.triton.support import supports
+from inference_pio.kernels.triton.attention_support import supports
 from inference_pio.sparsity.backend import GATHERED, TRITON, Attended, Backend
 
 

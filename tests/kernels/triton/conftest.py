@@ -65,6 +65,14 @@ def _interpreter() -> tuple[ProcessPoolExecutor, str | None]:
 
 
 @pytest.fixture
+def gpu_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inference_pio.kernels.triton import support
+
+    monkeypatch.setattr(support, "has_triton", lambda: True)
+    monkeypatch.setattr(support, "_device", lambda device: None)
+
+
+@pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
     return Compiler(monkeypatch, tmp_path)
 

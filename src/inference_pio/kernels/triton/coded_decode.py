@@ -13,10 +13,11 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.compat import triton_interprets
+from inference_pio.kernels.triton.attention_support import supports_coded_decode
 from inference_pio.kernels.triton.decode import COLUMNS, DecodeScratch, join_kernel
 from inference_pio.kernels.triton.launch import PAGE, CodedLaunch, choose_coded_launch, device_limits, on_device
 from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping
-from inference_pio.kernels.triton.support import require, supports_coded_decode
+from inference_pio.kernels.triton.support import require
 
 if TYPE_CHECKING:
     from inference_pio.kernels.coded_decode import CodedCacheView

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.kernels.page_list import PageList
+from inference_pio.kernels.triton.attention_support import supports_decode
 from inference_pio.kernels.triton.launch import (
     PAGE,
     CodedLaunch,
@@ -23,7 +24,7 @@ from inference_pio.kernels.triton.launch import (
     on_device,
 )
 from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping, wait_for_others
-from inference_pio.kernels.triton.support import require, supports_decode
+from inference_pio.kernels.triton.support import require
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1.0e30)

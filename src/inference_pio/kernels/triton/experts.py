@@ -20,7 +20,8 @@ from inference_pio.kernels.triton.group_codes import rows_by_groups
 from inference_pio.kernels.triton.launch import on_device
 from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
 from inference_pio.kernels.triton.row_codes import as_read, number, row_scale
-from inference_pio.kernels.triton.support import require, supports_rows
+from inference_pio.kernels.triton.row_support import supports_rows
+from inference_pio.kernels.triton.support import require
 
 WORDS = tl.constexpr(4)
 """Words of eight codes that a thread reads at a time, of weights in groups."""

@@ -14,12 +14,13 @@ import triton.language as tl
 from inference_pio.compat import has_warp_roles, triton_interprets
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.block_sparse import BlockList
+from inference_pio.kernels.triton.attention_support import supports
 from inference_pio.kernels.triton.flash_launch import FlashLaunch, RolesLaunch, choose_flash_launch, choose_roles_launch
 from inference_pio.kernels.triton.flash_steps import HIDDEN, LOG2_E, rows_of, visit
 from inference_pio.kernels.triton.kept_calls import KeptCalls, form_of, lie_well
 from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.mask_tiles import tiles_of
-from inference_pio.kernels.triton.support import require, supports
+from inference_pio.kernels.triton.support import require
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 KEPT = KeptCalls()

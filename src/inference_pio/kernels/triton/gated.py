@@ -9,7 +9,8 @@ import triton.language as tl
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import on_device
 from inference_pio.kernels.triton.rounding import held, rounded, silu
-from inference_pio.kernels.triton.support import require, supports_elementwise
+from inference_pio.kernels.triton.row_support import supports_elementwise
+from inference_pio.kernels.triton.support import require
 
 COLUMNS = 1024
 """Columns of a row that one program of 4 warps takes: 8 a thread."""

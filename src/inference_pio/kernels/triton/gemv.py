@@ -34,7 +34,8 @@ from inference_pio.kernels.triton.held_units import sums_by_held_units
 from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.overlap import overlapping
 from inference_pio.kernels.triton.row_codes import as_read
-from inference_pio.kernels.triton.support import require, supports_gemv
+from inference_pio.kernels.triton.row_support import supports_gemv
+from inference_pio.kernels.triton.support import require
 
 
 @triton.jit(

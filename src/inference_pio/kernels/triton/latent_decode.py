@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from inference_pio.compat import triton_interprets
 from inference_pio.kernels.page_list import PageList
+from inference_pio.kernels.triton.attention_support import supports_latent_decode
 from inference_pio.kernels.triton.decode import COLUMNS, HIDDEN, LEAST, LOG2_E, DecodeScratch, join_kernel, share
 from inference_pio.kernels.triton.launch import PAGE, LatentLaunch, choose_latent_launch, device_limits, on_device
 from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping
-from inference_pio.kernels.triton.support import require, supports_latent_decode
+from inference_pio.kernels.triton.support import require
 
 
 @triton.jit(

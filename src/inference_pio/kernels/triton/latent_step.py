@@ -13,7 +13,8 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.experts_launch import RowLaunch, choose_absorb_launch, choose_expand_launch
 from inference_pio.kernels.triton.launch import on_device
 from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
-from inference_pio.kernels.triton.support import require, supports_rows
+from inference_pio.kernels.triton.row_support import supports_rows
+from inference_pio.kernels.triton.support import require
 
 
 @triton.jit

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from inference_pio.kernels.triton.launch import on_device
 from inference_pio.kernels.triton.overlap import overlapping, wait_for_others
-from inference_pio.kernels.triton.support import require, supports_next_token
+from inference_pio.kernels.triton.row_support import supports_next_token
+from inference_pio.kernels.triton.support import require
 
 BLOCK = 2048
 """Logits of a program: 75 programs share the 151,936 of a Qwen3, each thread with 16 of them."""

@@ -15,6 +15,7 @@ from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.page_estimate import SCORERS
 from inference_pio.kernels.page_list import PageList
 from inference_pio.kernels.page_summary import PageSummary
+from inference_pio.kernels.triton.attention_support import supports_decode
 from inference_pio.kernels.triton.launch import (
     MOST_BLOCKS,
     MOST_RANKED,
@@ -28,7 +29,7 @@ from inference_pio.kernels.triton.launch import (
 from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping, wait_for_others
 from inference_pio.kernels.triton.page_ranks import page_list_kernel, page_rank_kernel
 from inference_pio.kernels.triton.page_summary import summed_up
-from inference_pio.kernels.triton.support import require, supports_decode
+from inference_pio.kernels.triton.support import require
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 

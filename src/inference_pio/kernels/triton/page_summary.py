@@ -10,8 +10,9 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.kernels.page_summary import PageSummary
+from inference_pio.kernels.triton.attention_support import supports_page_summary
 from inference_pio.kernels.triton.launch import PAGE, on_device
-from inference_pio.kernels.triton.support import require, supports_page_summary
+from inference_pio.kernels.triton.support import require
 
 COLUMNS = 64
 """Columns of a page that one program reads."""

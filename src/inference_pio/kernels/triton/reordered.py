@@ -9,7 +9,8 @@ import triton.language as tl
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import norm_warps, on_device
 from inference_pio.kernels.triton.rounding import held, rounded
-from inference_pio.kernels.triton.support import require, supports_elementwise
+from inference_pio.kernels.triton.row_support import supports_elementwise
+from inference_pio.kernels.triton.support import require
 
 
 @triton.jit

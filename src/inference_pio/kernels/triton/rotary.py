@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from inference_pio.kernels.triton.launch import on_device, rotary_rows
 from inference_pio.kernels.triton.rounding import held, rounded
-from inference_pio.kernels.triton.support import require, supports_rotary
+from inference_pio.kernels.triton.row_support import supports_rotary
+from inference_pio.kernels.triton.support import require
 
 
 @triton.jit

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from inference_pio.kernels.triton.launch import on_device
 from inference_pio.kernels.triton.rotary import blocks, turned
-from inference_pio.kernels.triton.support import require, supports_rotary_store
+from inference_pio.kernels.triton.row_support import supports_rotary_store
+from inference_pio.kernels.triton.support import require
 
 
 @triton.jit(do_not_specialize=["heads", "key_heads"])

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.attention_support import supports_rotated_decode
 from inference_pio.kernels.triton.decode import (
     COLUMNS,
     HIDDEN,
@@ -26,7 +27,7 @@ from inference_pio.kernels.triton.decode import (
 from inference_pio.kernels.triton.launch import PAGE, DecodeLaunch, choose_rotated_launch, device_limits, on_device
 from inference_pio.kernels.triton.overlap import let_others_begin, may_overlap, overlapping, wait
 from inference_pio.kernels.triton.rounding import held, rounded
-from inference_pio.kernels.triton.support import require, supports_rotated_decode
+from inference_pio.kernels.triton.support import require
 
 JOINED_AT_ONCE = 16384
 """Numbers that the last program of a key head holds of what the others left: 128 a thread, more than `decode` holds,

@@ -14,7 +14,8 @@ from inference_pio.kernels.triton.launch import norm_warps, on_device
 from inference_pio.kernels.triton.overlap import let_others_begin, overlapping, wait
 from inference_pio.kernels.triton.rounding import held
 from inference_pio.kernels.triton.row_codes import as_read, number, row_scale
-from inference_pio.kernels.triton.support import require, supports_row_lookup
+from inference_pio.kernels.triton.row_support import supports_row_lookup
+from inference_pio.kernels.triton.support import require
 
 
 @triton.jit

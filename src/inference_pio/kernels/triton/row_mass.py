@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from inference_pio.compat import triton_interprets
 from inference_pio.errors import InvalidSetting
+from inference_pio.kernels.triton.attention_support import supports
 from inference_pio.kernels.triton.launch import MassLaunch, choose_mass_launch, device_limits, on_device
-from inference_pio.kernels.triton.support import require, supports
+from inference_pio.kernels.triton.support import require
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 

@@ -35,7 +35,8 @@ from inference_pio.decoding.takeover import engine_of, take_over
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.elementwise_backend import TRITON, choose_elementwise_backend
 from inference_pio.kernels.elementwise_check import why_elementwise_fails
-from inference_pio.kernels.triton.support import MOST_ROWS, supports_device
+from inference_pio.kernels.triton.row_support import MOST_ROWS
+from inference_pio.kernels.triton.support import supports_device
 
 LEVELS = ("elementwise", "merged", "gemv", "graph")
 """Each level has those before it."""

@@ -41,7 +41,7 @@ from inference_pio.formats.compressed_module import CompressedModule
 from inference_pio.formats.known import KnownFormat, format_named, known_formats
 from inference_pio.kernels.dynamic_linear import FEWEST_ROWS, STEP, why_not_dynamic
 from inference_pio.kernels.fp8 import FP8
-from inference_pio.kernels.triton.support import MOST_ROWS
+from inference_pio.kernels.triton.row_support import MOST_ROWS
 from inference_pio.measure.target import max_positions
 from inference_pio.sources.progress import share_bar
 
