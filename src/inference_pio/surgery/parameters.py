@@ -58,6 +58,10 @@ class SurgeryParameters(Settings):
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     @property
+    def tokens_are_given(self) -> bool:
+        return self._is_given("tokens")
+
+    @property
     def names(self) -> tuple[EditName, ...]:
         """The edits that are meant."""
         if self.edits is not None:

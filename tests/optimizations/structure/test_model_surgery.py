@@ -48,6 +48,24 @@ def test_where_nothing_is_to_gain_an_order_is_told_so(name: str) -> None:
     case.check_untouched()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"edits": ["norm_folding"]}, False),
+        ({"edits": ["norm_folding"], "text": TEXT}, True),
+        ({"edits": ["norm_folding"], "tokens": 64}, True),
+        ({"edits": ["vocabulary"], "keep_ids": [1, 2], "text": TEXT}, True),
+        ({"edits": ["vocabulary"], "text": TEXT}, False),
+    ],
+)
+def test_a_text_that_no_edit_reads_is_said_aloud(given: dict[str, Any], said: bool) -> None:
+    case = Case("llama")
+    manager = ModularOptimizationManager()
+    manager.apply_optimizations(case.model, ["model_surgery"], parameters={"model_surgery": given})
+    (receipt,) = manager.get_receipts(case.model)
+    assert any("text and tokens are not read" in note for note in receipt.notes) is said
+
+
 @pytest.mark.parametrize("name", ALL_OF)
 def test_many_edits_at_once_come_off_exactly_and_come_back_from_a_file(name: str, tmp_path: Path) -> None:
     case = Case(name)

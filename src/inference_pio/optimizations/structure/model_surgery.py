@@ -93,6 +93,8 @@ class ModelSurgery(OptimizationInterface):
         for edit in self._edits:
             if self.parameters.edits is not None and edit.name not in decision["edits"]:
                 self.say(note=f"{edit.name} was asked for, and finds no place of its own in this model.")
+        if (self.parameters.text is not None or self.parameters.tokens_are_given) and not self.runs_the_model:
+            self.say(note="text and tokens are not read: none of these edits learns from them.")
         if "learned" not in decision and any(edit.learns for edit in self._edits if edit.name in places):
             self.say(note="what goes is decided when it is applied, by the text that it learns from.")
         return model
