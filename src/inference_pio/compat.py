@@ -603,6 +603,10 @@ def attention_operator(name: str) -> Callable[..., Any]:
     return getattr(torch, named, None) or getattr(torch.ops.aten, named)  # type: ignore[no-any-return]
 
 
+ONLY_THE_LIBRARY_KNOWS = frozenset({"softcap", "position_bias", "cache", "s_aux"})
+"""What some models give their attention that no kernel of ours takes."""
+
+
 def attention_weights_wanted() -> Callable[[], bool]:
     """A function that tells whether the library collects the weights of attention in the forward that runs now."""
     from transformers.utils import output_capturing

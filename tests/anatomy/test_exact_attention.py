@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,13 +9,14 @@ import torch
 from torch import nn
 
 from inference_pio.anatomy import exact_attention as room
-from inference_pio.anatomy.exact_attention import Served, exact_attention, exact_vision_attention, sort
+from inference_pio.anatomy.exact_attention import exact_attention, exact_vision_attention, sort
+from inference_pio.anatomy.served import Served
 from inference_pio.compat import library_attention, seen_keys, telling_mask
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.kernels.attention import naive_attention
-from inference_pio.kernels.attention_backends import HeadShape, run
+from inference_pio.kernels.attention_backends import run
 from inference_pio.kernels.attention_choice import FUSED, TRITON, Phase
-from inference_pio.kernels.attention_serving import Serving, choose_serving
+from inference_pio.kernels.attention_serving import Serving
 from inference_pio.kernels.triton import support
 
 FUSED_ALONE = Served(Serving({}), torch.float32, 16, 16)
@@ -86,39 +86,6 @@ def test_masks_of_others_go_to_the_kernels_that_read_masks() -> None:
     assert sort(query, key, value, holes.float(), causal=True)[0] is Phase.BIASED
     assert sort(query[:, :, :1], key, value, holes[:, :, :1], causal=True)[0] is Phase.MASKED_DECODE
     assert sort(query, key, value, None, causal=False)[0] is Phase.VISION
-
-
-@pytest.mark.parametrize("captured", [True, False])
-def test_a_prompt_in_a_graph_is_one_of_which_the_host_does_not_count(
-    captured: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Asked of a GPU alone; and what is compiled is traced, where nobody can ask."""
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
-    query, key, value = _tensors(5, 9)
-    assert sort(query, key, value, None, causal=True)[0] is Phase.PREFILL
-    on_a_gpu: Any = SimpleNamespace(shape=query.shape, is_cuda=True)
-    wanted = Phase.CAPTURED_PREFILL if captured else Phase.PREFILL
-    assert sort(on_a_gpu, key, value, None, causal=True)[0] is wanted
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert sort(on_a_gpu, key, value, None, causal=True)[0] is Phase.PREFILL
-
-
-@pytest.mark.gpu
-def test_gpu_a_captured_prompt_gives_what_a_called_one_does() -> None:
-    shape, device = HeadShape(8, 2, 128, 128), torch.device("cuda", 0)
-    serving, _ = choose_serving(shape, torch.bfloat16, device, tuple(Phase), check=True)
-    function = exact_attention(Served(serving, torch.bfloat16, 128, 128))
-    query, key, value = (torch.randn(1, 8, 700, 128, device=device).bfloat16() for _ in range(3))
-    key, value = key[:, :2], value[:, :2]
-    with torch.no_grad():
-        wanted, _ = function(MODULE, query, key, value, None)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            got, _ = function(MODULE, query, key, value, None)
-    got.zero_()
-    graph.replay()
-    torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-2)
 
 
 def test_what_a_mask_tells_counts_for_calls_of_its_own_shape_alone() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.absorbed_decode import attend_absorbed, expanded, is_unexpanded
+from inference_pio.anatomy.served import Served
 from inference_pio.compat import (
+    ONLY_THE_LIBRARY_KNOWS,
     attention_weights_wanted,
     has_varlen_attention,
     library_attention,
@@ -19,43 +20,13 @@ from inference_pio.compat import (
 )
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.kernels.attention_backends import run
-from inference_pio.kernels.attention_choice import FLASH, FLEX, FUSED, READ_A_MASK, TRITON, Phase
-from inference_pio.kernels.attention_serving import Serving
+from inference_pio.kernels.attention_choice import FLASH, FUSED, Phase
 from inference_pio.kernels.packed_attention import lengths_of, packed_attention, packed_varlen_attention
-from inference_pio.kernels.triton.attention_support import supports
 
 Function = Callable[..., tuple[Tensor, None]]
-ONLY_THE_LIBRARY_KNOWS = frozenset({"softcap", "position_bias", "cache", "s_aux"})
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-FOR_INFERENCE_ALONE = (TRITON, FLEX)
-"""With gradients or dropout, and inside torch.compile, torch's own choice stands in for these."""
 SERVED = "_inference_pio_served"
 """The attribute in which a function of ours tells by what it serves."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """Which backends serve, and the tensors that they were chosen and checked for; others, and masks of
-    a kind that the Triton kernel does not read, get torch's own choice."""
-
-    serving: Serving
-    dtype: torch.dtype
-    head_dim: int
-    value_dim: int
-
-    def backend(
-        self, phase: Phase, query: Tensor, key: Tensor, value: Tensor, dropout: float, mask: Tensor | None = None
-    ) -> str:
-        if (query.dtype, query.shape[-1], value.shape[-1]) != (self.dtype, self.head_dim, self.value_dim):
-            return FUSED
-        backend = self.serving.backend(phase, key.shape[2])
-        if backend in FOR_INFERENCE_ALONE:
-            trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-            if trained or dropout or torch.compiler.is_compiling():
-                return FUSED
-        if backend == TRITON and phase in READ_A_MASK and not supports(query, key, value, mask):
-            return FUSED
-        return backend
 
 
 def exact_attention(served: Served) -> Function:
@@ -80,6 +51,8 @@ def exact_attention(served: Served) -> Function:
             return library_attention()(module, query, key, value, attention_mask, **given)  # type: ignore[no-any-return]
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         phase, key, value, how = sort(query, key, value, attention_mask, causal=bool(causal))
+        if phase is Phase.PREFILL and query.is_cuda:
+            phase = served.prompt(query, key, value)
         backend = served.backend(phase, query, key, value, dropout, how.get("mask"))
         out = run(backend, phase, query, key, value, **how, scale=scaling, dropout=dropout)
         return out.transpose(1, 2).contiguous(), None
@@ -135,7 +108,7 @@ def sort(
             return Phase.VISION, key, value, {}
         if keys > queries:
             key, value = key[:, :, :queries], value[:, :, :queries]
-        return _prefill(query), key, value, {}
+        return Phase.PREFILL, key, value, {}
     seen = seen_keys(mask)
     if seen is None or mask.shape[0] != query.shape[0] or tuple(mask.shape[-2:]) != (queries, keys):
         phase = Phase.BIASED if mask.dtype != torch.bool else Phase.MASKED
@@ -150,14 +123,8 @@ def sort(
     if queries == 1:
         return Phase.DECODE, key, value, {}
     if queries == key.shape[2]:
-        return _prefill(query), key, value, {}
+        return Phase.PREFILL, key, value, {}
     return Phase.CHUNK, key, value, hidden
-
-
-def _prefill(query: Tensor) -> Phase:
-    if query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
-        return Phase.CAPTURED_PREFILL
-    return Phase.PREFILL
 
 
 def _asks_the_library(given: dict[str, Any]) -> bool:

@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from inference_pio.compat import attention_name
+from inference_pio.compat import ONLY_THE_LIBRARY_KNOWS, attention_name
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.kernels.plain_mask import Extent, extent_of, extent_without_mask
 
-ONLY_THE_LIBRARY_KNOWS = ("softcap", "position_bias", "cache", "s_aux")
 UNKNOWN_MASK = "a mask that hides more than what comes later and padding on the left"
 
 
@@ -33,7 +32,7 @@ def why_dense(module: nn.Module, rest: Mapping[str, Any]) -> str | None:
         return "a sliding window"
     if rest.get("dropout"):
         return "dropout"
-    given = [name for name in ONLY_THE_LIBRARY_KNOWS if rest.get(name) is not None]
+    given = sorted(name for name in ONLY_THE_LIBRARY_KNOWS if rest.get(name) is not None)
     return f"{given[0]}, which only the library knows" if given else None
 
 

@@ -18,6 +18,8 @@ from inference_pio.kernels.triton.flash_launch import choose_roles_launch
 from inference_pio.kernels.triton.launch import HOPPER
 
 AUTO = "auto"
+LIKE = {Phase.CAPTURED_PREFILL: Phase.PREFILL}
+"""By what a phase is served that nothing was chosen for."""
 Steps = tuple[tuple[int, str], ...]
 
 
@@ -35,7 +37,7 @@ class Serving:
     def backend(self, phase: Phase, keys: int) -> str:
         """The backend of a call; torch's own choice for a phase that nothing was chosen for."""
         found = FUSED
-        for first, backend in self.steps.get(phase, ()):
+        for first, backend in self.steps.get(phase) or self.steps.get(LIKE.get(phase, phase), ()):
             if keys >= first:
                 found = backend
         return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inference_pio.anatomy.attention_function import Attend
+from inference_pio.compat import ONLY_THE_LIBRARY_KNOWS
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.kernels.attention_backends import HeadShape
 from inference_pio.kernels.spikes import Code
@@ -17,7 +18,6 @@ from inference_pio.spiking.module import SpikingModule, at_once, without_gradien
 
 SPIKES = "inference_pio_spikes"
 """The pattern's name, and the name under which an attention module holds its neurons."""
-ONLY_THE_LIBRARY_KNOWS = ("softcap", "position_bias", "cache", "s_aux")
 
 
 class SpikingAttention(SpikingModule):
@@ -86,4 +86,4 @@ def _why_refused(visible: Tensor | None, rest: Mapping[str, Any]) -> str | None:
         return "output_attentions=True, since weights of attention are spikes here"
     if rest.get("dropout"):
         return "dropout"
-    return next((name for name in ONLY_THE_LIBRARY_KNOWS if rest.get(name) is not None), None)
+    return next((name for name in sorted(ONLY_THE_LIBRARY_KNOWS) if rest.get(name) is not None), None)

@@ -134,8 +134,9 @@ GPU_CASES = [
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("case", GPU_CASES, ids=str)
 def test_gpu_it_is_exact_up_to_rounding(case: dict[str, Any], width: int, by_roles: list[int]) -> None:
-    check_dense(Case(**{"heads": 8, "key_heads": 2, "width": width, "launch": None, **case}), "cuda")
-    assert by_roles
+    for _ in range(2):  # a call that is looked for, and one that is kept
+        check_dense(Case(**{"heads": 8, "key_heads": 2, "width": width, "launch": None, **case}), "cuda")
+    assert len(by_roles) == 2
 
 
 @pytest.mark.gpu
@@ -149,8 +150,9 @@ def test_gpu_lists_of_blocks_are_exact_up_to_rounding(
     queries: int, keys: int, key_block: int, density: float, causal: bool, width: int, by_roles: list[int]
 ) -> None:
     case = Case(batch=2, heads=8, key_heads=2, queries=queries, keys=keys, width=width, causal=causal, launch=None)
-    check_sparse(case, key_block, density, "cuda")
-    assert by_roles
+    for _ in range(2):
+        check_sparse(case, key_block, density, "cuda")
+    assert len(by_roles) == 2
 
 
 @pytest.mark.gpu

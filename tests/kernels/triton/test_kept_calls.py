@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from inference_pio.kernels.block_sparse import BlockList
-from inference_pio.kernels.triton.kept_calls import Form, KeptCalls, form_of, lie_well
+from inference_pio.kernels.triton.kept_calls import Form, KeptCalls, form_of, serve_again
 
 
 def tensors(**how: Any) -> dict[str, Any]:
@@ -60,11 +60,11 @@ def test_all_are_forgotten_where_there_would_be_too_many() -> None:
 def test_a_tensor_that_begins_elsewhere_or_asks_for_a_gradient_is_looked_at_once_more() -> None:
     flat = torch.zeros(4 * 64 + 1, dtype=torch.bfloat16)
     well, odd = flat[:-1].view(1, 4, 1, 64), flat[1:].view(1, 4, 1, 64)
-    assert lie_well(well, well, well, None)
-    assert lie_well(well, well, well, well)
+    assert serve_again(well, well, well, None)
+    assert serve_again(well, well, well, well)
     for given in ((odd, well, well, None), (well, odd, well, None), (well, well, odd, None), (well, well, well, odd)):
-        assert not lie_well(*given)
+        assert not serve_again(*given)
     trained = well.clone().requires_grad_()
-    assert not lie_well(well, trained, well, None)
+    assert not serve_again(well, trained, well, None)
     with torch.no_grad():
-        assert lie_well(well, trained, well, None)
+        assert serve_again(well, trained, well, None)

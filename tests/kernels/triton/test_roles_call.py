@@ -11,6 +11,7 @@ import torch
 from inference_pio.compat import has_warp_roles
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.attention import naive_attention
+from inference_pio.kernels.block_sparse import BlockList
 from tests.kernels.triton.compiling import Compiler
 from tests.kernels.triton.test_flash import Case, assert_close
 
@@ -55,11 +56,11 @@ def drawn(**how: Any) -> tuple[torch.Tensor, ...]:
 def test_the_kernel_is_looked_for_once_and_given_what_belongs_to_each_call(
     launched: Launched, compiler: Compiler
 ) -> None:
-    from inference_pio.kernels.triton.flash import flash_attention
+    from inference_pio.kernels.triton import flash
     from inference_pio.kernels.triton.flash_roles import flash_roles_kernel
 
-    calls = [drawn() for _ in range(3)]
-    results = [flash_attention(*tensors, scale=scale) for tensors, scale in zip(calls, (None, 0.5, None), strict=True)]
+    calls, scales = [drawn() for _ in range(3)], (None, 0.5, None)
+    results = [flash.flash_attention(*tensors, scale=scale) for tensors, scale in zip(calls, scales, strict=True)]
     assert len(compiler.found) == 1
     assert launched.grids == [(8, 1, 1)]
     names = flash_roles_kernel.arg_names
@@ -73,9 +74,53 @@ def test_the_kernel_is_looked_for_once_and_given_what_belongs_to_each_call(
     assert len({given[names.index("slot")] for given in launched.given}) == 3
     # Constants stand behind the rest, in the kernel's own order.
     first, *others = launched.given
-    constants = [names.index(name) for name in names if name.isupper()]
-    assert constants == list(range(len(first), len(names)))
-    assert all(len(other) == len(names) for other in others)
+    (call,) = flash.KEPT.values()
+    assert list(call.constants) == names[len(first) :]  # type: ignore[attr-defined]
+    assert [other[len(first) :] for other in others] == [tuple(call.constants.values())] * 2  # type: ignore[attr-defined]
+
+
+def test_a_scale_is_never_compiled_in(launched: Launched) -> None:
+    """Triton would make a constant of the integer 1."""
+    from inference_pio.kernels.triton import flash
+    from inference_pio.kernels.triton.flash_roles import flash_roles_kernel
+
+    for scale in (1, 2, 0.5):
+        flash.flash_attention(*drawn(), scale=scale)
+    place = flash_roles_kernel.arg_names.index("scale")
+    found = [given[place] for given in launched.given]
+    assert found == [1.0, 2.0, 0.5]
+    assert all(isinstance(scale, float) for scale in found)
+
+
+@pytest.mark.parametrize("key_block", [64, 128])
+def test_lists_are_those_of_each_call(key_block: int, launched: Launched) -> None:
+    from inference_pio.kernels.triton import flash
+    from inference_pio.kernels.triton.flash_roles import flash_roles_kernel
+
+    kept = torch.ones(1, 8, 1, 2, dtype=torch.bool)
+    for width in (1, 2):  # lists that are longer are of the same form
+        lists = BlockList.from_kept(kept[..., :width], 128, key_block)
+        flash.flash_attention(*drawn(), lists=lists)
+        told = dict(zip(flash_roles_kernel.arg_names, launched.given[-1], strict=False))
+        assert told["counts"] is lists.counts
+        assert told["indices"] is lists.indices
+        assert told["list_length"] == lists.indices.shape[-1]
+        assert (told["starts"], told["lse"]) == (None, None)
+    assert len(flash.KEPT) == 1
+
+
+def test_starts_and_sums_are_those_of_each_call(launched: Launched) -> None:
+    from inference_pio.kernels.triton import flash
+    from inference_pio.kernels.triton.flash_roles import flash_roles_kernel
+
+    for _ in range(2):
+        starts, lse = torch.zeros(1, dtype=torch.int32), torch.zeros(1, 8, 37)
+        flash.flash_attention(*drawn(), starts=starts, lse=lse)
+        told = dict(zip(flash_roles_kernel.arg_names, launched.given[-1], strict=False))
+        assert told["starts"] is starts
+        assert told["lse"] is lse
+        assert (told["counts"], told["indices"], told["list_length"]) == (None, None, 0)
+    assert len(flash.KEPT) == 1
 
 
 def test_what_is_kept_holds_no_tensor(launched: Launched) -> None:

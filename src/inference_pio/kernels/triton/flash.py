@@ -17,7 +17,7 @@ from inference_pio.kernels.block_sparse import BlockList
 from inference_pio.kernels.triton.attention_support import supports
 from inference_pio.kernels.triton.flash_launch import FlashLaunch, RolesLaunch, choose_flash_launch, choose_roles_launch
 from inference_pio.kernels.triton.flash_steps import HIDDEN, LOG2_E, rows_of, visit
-from inference_pio.kernels.triton.kept_calls import KeptCalls, form_of, lie_well
+from inference_pio.kernels.triton.kept_calls import KeptCalls, form_of, serve_again
 from inference_pio.kernels.triton.launch import device_limits, on_device
 from inference_pio.kernels.triton.mask_tiles import tiles_of
 from inference_pio.kernels.triton.support import require
@@ -167,7 +167,7 @@ def flash_attention(
     plain = launch is ends is mask is certified is None
     form = form_of(query, key, value, out, causal=causal, starts=starts, lists=lists, lse=lse) if plain else ()
     call = KEPT.get(form)
-    if call is not None and lie_well(query, key, value, out):
+    if call is not None and serve_again(query, key, value, out):
         out = _room_for(query) if out is None else out
         return call(query, key, value, out, scale, starts, lists, lse)
     require(supports(query, key, value, mask))

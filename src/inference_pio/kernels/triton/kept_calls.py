@@ -55,8 +55,9 @@ def form_of(
     )  # fmt: skip
 
 
-def lie_well(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor | None) -> bool:
-    """Whether tensors of a kept form begin where the copy engine can address them, and none asks for a gradient."""
+def serve_again(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor | None) -> bool:
+    """Whether tensors of a kept form are served too: they begin where the copy engine can address them, and none asks
+    for a gradient."""
     places = query.data_ptr() | key.data_ptr() | value.data_ptr() | (0 if out is None else out.data_ptr())
     if places % 16:
         return False

@@ -26,8 +26,8 @@ COUNTERS = Counters()
 class RolesCall:
     """The kernel for tensors of one form (`kept_calls.form_of`), which lets the host be quick about all but the first.
 
-    `tiles`: what describes those of query, key, value and out to the copy engine, but for where they lie. `launch`:
-    the kernel, once it is compiled.
+    `tiles`: what describes those of query, key, value and out to the copy engine, but for where they lie.
+    `compiled`: what launches the kernel, once it was launched.
     """
 
     tiles: tuple[dict[str, Any], ...]
@@ -35,7 +35,7 @@ class RolesCall:
     programs: int
     options: dict[str, int]
     scale: float
-    launch: Callable[..., None] | None = None
+    compiled: Callable[..., None] | None = None
 
     @classmethod
     def of(
@@ -45,7 +45,7 @@ class RolesCall:
     ) -> RolesCall:  # fmt: skip
         """The call for tensors that the copy engine can address (`flash.roles_launch_for`)."""
         batch, heads, queries, width = query.shape
-        tiles = triton.cdiv(queries, launch.query_block) * heads * batch
+        number = triton.cdiv(queries, launch.query_block) * heads * batch
         parts = 1 if lists is None else launch.key_block // lists.key_block
         rows, part = launch.query_block // GROUPS.value, launch.key_block // parts
         constants = {
@@ -55,7 +55,7 @@ class RolesCall:
         }  # fmt: skip
         return cls(
             (_tiles(query, rows), _tiles(key, part), _tiles(value, part), _tiles(out, rows)), constants,
-            min(tiles, device_limits(query.device).multiprocessors),
+            min(number, device_limits(query.device).multiprocessors),
             {"num_warps": 4, "maxnreg": launch.registers_at_entry}, width**-0.5,
         )  # fmt: skip
 
@@ -66,18 +66,19 @@ class RolesCall:
     ) -> torch.Tensor:  # fmt: skip
         """`out` [B, H, S, D], filled as `flash.flash_attention` says."""
         of_query, of_key, of_value, of_out = self.tiles
+        scale = self.scale if scale is None else float(scale)  # an integer would be compiled in
         listed = (None, None, 0) if lists is None else (lists.counts, lists.indices, lists.indices.shape[-1])
         with on_device(query):
             counters, slot, stream = COUNTERS.take(query.device)
             given = (
                 _lying(of_query, query), _lying(of_key, key), _lying(of_value, value), _lying(of_out, out),
-                lse, counters, starts, *listed, slot, self.scale if scale is None else scale,
+                lse, counters, starts, *listed, slot, scale,
             )  # fmt: skip
-            if self.launch is not None:
-                self.launch(*given, *self.constants.values(), stream=stream)
+            if self.compiled is not None:
+                self.compiled(*given, *self.constants.values(), stream=stream)
             else:
-                compiled = flash_roles_kernel[(self.programs,)](*given, **self.constants, **self.options)
-                self.launch = None if compiled is None else compiled[(self.programs, 1, 1)]
+                kernel = flash_roles_kernel[(self.programs,)](*given, **self.constants, **self.options)
+                self.compiled = None if kernel is None else kernel[(self.programs, 1, 1)]
         return out
 
 

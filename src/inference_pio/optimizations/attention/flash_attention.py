@@ -14,14 +14,9 @@ from torch import nn
 from inference_pio.anatomy.absorbed_decode import absorb, check_absorbed
 from inference_pio.anatomy.attention_function import run_dense
 from inference_pio.anatomy.attention_kind import AttentionKind, attention_kinds, word
-from inference_pio.anatomy.exact_attention import (
-    FOR_INFERENCE_ALONE,
-    Function,
-    Served,
-    exact_attention,
-    exact_vision_attention,
-)
+from inference_pio.anatomy.exact_attention import Function, exact_attention, exact_vision_attention
 from inference_pio.anatomy.latent_attention import latent_sites
+from inference_pio.anatomy.served import FOR_INFERENCE_ALONE, Served
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import add_attention_function, attention_name, cpu_flash_serves
 from inference_pio.contract.config import OptimizationType
