@@ -54,6 +54,9 @@ def test_the_table_decides_by_phase_and_length(
         "prefill cudnn, triton from 4096 keys; captured prefill cudnn, triton from 512 keys; padded prefill triton; "
     )
     assert serving.backend(Phase.PADDED_DECODE, 8) == "triton"
+    assert "captured" not in plain.said(PHASES)
+    del plain.steps[Phase.CAPTURED_PREFILL]  # as in what was written down before there was such a phase
+    assert plain.backend(Phase.CAPTURED_PREFILL, 8) == plain.backend(Phase.PREFILL, 8) == "cudnn"
     assert [serving.backend(Phase.DECODE, keys) for keys in (16383, 16384)] == ["flash", "triton"]
     assert "decode flash, triton from 16384 keys; padded decode triton" in serving.said(PHASES)
     assert Serving.from_json(json.loads(json.dumps(serving.to_json()))) == serving

@@ -19,7 +19,7 @@ from inference_pio.kernels.triton.launch import HOPPER
 
 AUTO = "auto"
 LIKE = {Phase.CAPTURED_PREFILL: Phase.PREFILL}
-"""By what a phase is served that nothing was chosen for."""
+"""The phase of which another is a kind: served like it where nothing else was chosen."""
 Steps = tuple[tuple[int, str], ...]
 
 
@@ -47,12 +47,14 @@ class Serving:
         return {backend for steps in self.steps.values() for _, backend in steps}
 
     def said(self, phases: Collection[Phase]) -> str:
-        """The backends in words: one name where one serves all.
+        """The backends in words: one name where one serves all, and no phase that is served like that of which it is
+        a kind.
 
         >>> Serving({Phase.PREFILL: ((0, "cudnn"),), Phase.DECODE: ((0, "flash"), (9, "triton"))}).said(Phase)
         'prefill cudnn; decode flash, triton from 9 keys'
         """
-        shown = {phase: steps for phase, steps in self.steps.items() if phase in phases}
+        alike = {phase for phase, other in LIKE.items() if self.steps.get(phase) == self.steps.get(other)}
+        shown = {phase: steps for phase, steps in self.steps.items() if phase in phases and phase not in alike}
         if len({backend for steps in shown.values() for _, backend in steps}) == 1:
             return next(iter(shown.values()))[0][1]
         told = []

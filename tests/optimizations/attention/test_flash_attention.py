@@ -305,8 +305,7 @@ def test_the_receipt_says_which_backend_serves_which_phase() -> None:
     receipt = case.manager.get_receipts(case.model)[0]
     said = str(receipt.backend)
     assert said.startswith(
-        "vision flash; prefill cudnn; captured prefill cudnn; padded prefill triton; chunk triton; "
-        "decode flash, triton from"
+        "vision flash; prefill cudnn; padded prefill triton; chunk triton; decode flash, triton from"
     )
     assert any(note.startswith("triton serves inference") for note in receipt.notes)
     names = {module.config._attn_implementation for _, module, _ in attention_modules(case.model)}
