@@ -40,7 +40,7 @@ class Served:
 
     def prompt(self, query: Tensor, key: Tensor, value: Tensor) -> Phase:
         """The phase of a whole prompt on a GPU."""
-        if self.captured_apart is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.captured_apart is None:
             return Phase.PREFILL
         first, last = self.captured_apart
         if not first <= key.shape[2] < last:
