@@ -45,7 +45,7 @@ def test_long_prefill_is_ours_on_hopper_where_warps_take_roles_short_cudnns_and_
     assert (none, short[:2]) == (0, (CUDNN, FLASH))
     assert (long, ours[:2]) == (4096, (TRITON, CUDNN))
     assert candidates(90, Phase.PREFILL, 128, by_roles=False) == ((0, short),)
-    assert [keys for keys, _ in candidates(90, Phase.CAPTURED_PREFILL, 128)] == [0, 512, 4096]
+    assert [keys for keys, _ in candidates(90, Phase.CAPTURED_PREFILL, 128)] == [0, 512]
     assert candidates(90, Phase.CAPTURED_PREFILL, 128)[1][1] == ours
     for width in (64, 256):
         assert [backends[0] for _, backends in candidates(90, Phase.PREFILL, width)] == [CUDNN]

@@ -62,10 +62,11 @@ HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
 
 TABLE = (
     # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 287/643/667/637 TFLOP/s at 1K/4K/32K/128K keys,
-    # cuDNN 265/532/616/567. Its call takes the host 7 us more than cuDNN's, for which layers of shorter prompts wait:
-    # on a quiet host forwards of Qwen3-4B take 3% longer by it with 1K tokens, 1% less with 2K, 2% less with 4K, and on
-    # others 2K gains nothing. In a graph nobody waits; at 256 keys they are alike, as for heads of 64 (LOG.md).
-    Row(WHOLE, (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=4096, by_roles=True),
+    # cuDNN 265/532/616/567. By hand (benchmarks/LOG.md): its call takes the host 7 us more than cuDNN's, for which
+    # layers of shorter prompts wait: on a quiet host forwards of Qwen3-4B take 3% longer by it with 1K tokens, 1% less
+    # with 2K, 2% less with 4K, and on others 2K gains nothing. In a graph nobody waits; at 256 keys they are alike, as
+    # for heads of 64.
+    Row((Phase.PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), widths=(128, 128), keys=4096, by_roles=True),
     Row((Phase.CAPTURED_PREFILL,), (TRITON, CUDNN, FLASH, EFFICIENT), (90, 90), (128, 128), keys=512, by_roles=True),
     # Measured likewise: the built-in flash kernel reaches 316/353/313 TFLOP/s at 8K/32K/128K keys.
     Row(WHOLE, (CUDNN, FLASH, TRITON, EFFICIENT), HOPPER, widths=(1, 128)),

@@ -96,11 +96,12 @@ def choose_serving(
     by_roles = capability > 0 and why_no_warp_roles() is None  # which loads Triton
     for phase in phases:
         steps = []
+        like = LIKE.get(phase, phase)  # what computes both alike is checked once
         found = candidates(capability, phase, shape.head_dim, by_roles=by_roles)
         for keys, backends in found:
             for backend in dict.fromkeys((first, *backends) if first else backends):
                 known = lacks(backend, phase, shape, dtype, device)
-                reason = known or (why_it_fails(backend, phase, shape, dtype, device) if check else None)
+                reason = known or (why_it_fails(backend, like, shape, dtype, device) if check else None)
                 if reason is None:
                     steps.append((keys, backend))
                     break

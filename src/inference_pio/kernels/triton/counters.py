@@ -11,7 +11,7 @@ import torch
 from triton.runtime import driver
 
 MOST = 1024
-"""Zeroing takes the host as long as half a launch: 13 us, measured beside an H100."""
+"""Zeroing takes the host as long as half a launch: 13 us beside an H100, by hand (benchmarks/LOG.md)."""
 
 
 class Slot(NamedTuple):
