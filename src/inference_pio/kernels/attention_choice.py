@@ -61,8 +61,8 @@ class Row:
 HOPPER, NVIDIA, ANY = (90, 99), (80, 999), (1, 999)
 
 TABLE = (
-    # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 287/643/667/637 TFLOP/s at 1K/4K/32K/128K keys,
-    # cuDNN 265/532/616/567. By hand (benchmarks/LOG.md): its call takes the host 7 us more than cuDNN's, for which
+    # Measured on an H100, causal, 32 heads over 8 of 128, in one run: 289/639/658/628 TFLOP/s at 1K/4K/32K/128K keys,
+    # cuDNN 267/529/612/564. By hand (benchmarks/LOG.md): its call takes the host 7 us more than cuDNN's, for which
     # layers of shorter prompts wait: on a quiet host forwards of Qwen3-4B take 3% longer by it with 1K tokens, 1% less
     # with 2K, 2% less with 4K, and on others 2K gains nothing. In a graph nobody waits; at 256 keys they are alike, as
     # for heads of 64.
