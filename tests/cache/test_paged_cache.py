@@ -187,3 +187,26 @@ def test_what_it_cannot_serve_is_refused() -> None:
         PagedCache.of(model, sidecars=[3])
     with pytest.raises(InvalidSetting, match=r"torch.no_grad"):
         model(**prompt(1, 5), past_key_values=PagedCache.of(model))
+
+
+def test_tokens_that_others_wrote_are_held_as_if_they_had_come() -> None:
+    model = tiny.build("qwen3")
+    first, second = (PagedCache.of(model, capacity=64) for _ in range(2))
+    tokens = torch.arange(2, 20).view(2, 9)
+    with torch.no_grad():
+        model(input_ids=tokens, past_key_values=first, use_cache=True)
+        model(input_ids=tokens[:, :1], past_key_values=second, use_cache=True)
+        for mine, theirs in zip(second.paged_layers, first.paged_layers, strict=True):
+            assert mine.store is not None
+            assert theirs.store is not None
+            for to, written in zip(mine.store.tensors, theirs.store.tensors, strict=True):
+                to.copy_(written)
+        second.hold(9)
+        assert second.get_seq_length() == 9
+        assert second.span.length is not None
+        assert int(second.span.length) == 9
+        last = torch.tensor([[3], [4]])
+        found, expected = (
+            model(input_ids=last, past_key_values=each, use_cache=True).logits for each in (second, first)
+        )
+    assert torch.equal(found, expected)

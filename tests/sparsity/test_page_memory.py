@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from inference_pio.cache import PagedCache
 from inference_pio.kernels.page_summary import PageSummary, naive_page_summary
 from inference_pio.kernels.plain_mask import Extent
 from inference_pio.sparsity import page_memory
@@ -19,10 +20,10 @@ from tests import tiny
 def _write(cache: Any, memory: PageMemory, tokens: int, starts: tuple[int, ...] = (0, 0)) -> PageSummary:
     """Write tokens as a model would, and follow."""
     layer = cache.layers[0] if cache.layers else None
-    before, length = getattr(layer, "keys", None), int(cache.get_seq_length())
+    was_last, length = memory.is_last(layer, getattr(layer, "keys", None)), int(cache.get_seq_length())
     new = torch.randn(2, 2, tokens, 16)
     key, _ = cache.update(new, new.clone(), 0)
-    return memory.follow(cache.layers[0], before, key, Extent(starts, length + tokens), tokens)
+    return memory.follow(cache.layers[0], was_last, key, Extent(starts, length + tokens), tokens)
 
 
 def _check(cache: Any, summary: PageSummary, starts: tuple[int, ...] = (0, 0)) -> None:
@@ -37,10 +38,12 @@ def _check(cache: Any, summary: PageSummary, starts: tuple[int, ...] = (0, 0)) -
 
 def _cache(kind: str) -> Any:
     config = tiny.build("llama").config
+    if kind == "paged":
+        return PagedCache(config, capacity=400)
     return DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=400)
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", ["dynamic", "static", "paged"])
 @pytest.mark.parametrize("starts", [(0, 0), (0, 70)])
 def test_prompts_tokens_and_chunks_are_followed(kind, starts, monkeypatch) -> None:
     cache, memory, read = _cache(kind), PageMemory(), []
@@ -53,18 +56,29 @@ def test_prompts_tokens_and_chunks_are_followed(kind, starts, monkeypatch) -> No
     assert read == [130, 1, 1, 61, 1, 64, 1]
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", ["dynamic", "static", "paged"])
 def test_a_reordered_cropped_or_reset_cache_is_read_anew(kind) -> None:
     cache, memory = _cache(kind), PageMemory()
     _write(cache, memory, 100)
     cache.reorder_cache(torch.tensor([1, 0]))
     _check(cache, _write(cache, memory, 1))
-    if kind == "dynamic":
-        cache.layers[0].crop(-51)  # the others hold nothing
-    else:
+    if kind == "static":
         cache.reset()
+    else:
+        cache.layers[0].crop(-51)  # the others hold nothing
     _check(cache, _write(cache, memory, 60))
     _check(cache, _write(cache, memory, 1))
+
+
+@pytest.mark.parametrize("kind", ["static", "paged"])
+def test_another_text_of_the_same_length_in_the_same_room_is_read_anew(kind) -> None:
+    cache, memory = _cache(kind), PageMemory()
+    for _ in range(2):
+        cache.reset()
+        new = torch.randn(2, 2, 99, 16)
+        cache.update(new, new.clone(), 0)  # a prompt, which nobody follows
+        _check(cache, _write(cache, memory, 1))
+        _check(cache, _write(cache, memory, 1))
 
 
 def test_caches_are_kept_apart_and_forgotten_with_their_caches() -> None:

@@ -71,6 +71,11 @@ class PagedCache(Cache):
         for layer in self.paged_layers:
             layer.reserve(tokens)
 
+    def hold(self, tokens: int) -> None:
+        """Know of so many tokens, which were written into the stores of all layers by others."""
+        for layer in self.paged_layers:
+            layer.hold(tokens)
+
     def reset(self) -> None:
         """Forget all tokens and their padding; their room stays."""
         super().reset()

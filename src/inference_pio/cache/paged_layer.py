@@ -24,7 +24,38 @@ class PagedLayer(DynamicLayer):
         self.span, self.reserved, self.wants_sidecar = span, capacity, sidecars
         self.length = 0
         self.store: Store | None = None
+        self._views: tuple[torch.Tensor, torch.Tensor] | None = None
         self.sidecar: KeySidecar | None = None
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """The tokens that are held, as the library has them; made when they are asked for, and the same object until
+        something changes: a call sets the length of every layer several times."""
+        return self._held()[0] if self.store else None
+
+    @keys.setter
+    def keys(self, given: None) -> None:
+        self._is_not_given(given)
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """The same of values."""
+        return self._held()[1] if self.store else None
+
+    @values.setter
+    def values(self, given: None) -> None:
+        self._is_not_given(given)
+
+    def _held(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._views is None:
+            assert self.store is not None
+            self._views = self.store.views(self.length)
+        return self._views
+
+    @staticmethod
+    def _is_not_given(states: None) -> None:
+        if states is not None:  # the library's layers begin with none
+            raise InvalidSetting("a PagedLayer holds what update() brings: its keys and values are not set.")
 
     @property
     def capacity(self) -> int:
@@ -32,7 +63,7 @@ class PagedLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         capacity = whole_pages(self.reserved) or bucket(key_states.shape[2])
-        self.store = Store(Kind.of(key_states, value_states), capacity)
+        self.store, self._views = Store(Kind.of(key_states, value_states), capacity), None
         self.dtype, self.device = key_states.dtype, key_states.device
         self.span.place(self.device)
         self.sidecar = KeySidecar(self.store, self.span) if self.wants_sidecar else None
@@ -47,16 +78,22 @@ class PagedLayer(DynamicLayer):
         if after > store.capacity:
             self.reserve(bucket(after))
         store.write(key_states, value_states, before)
-        return self._reach(after)
+        self._reach(after)
+        return self._held()
 
     def reserve(self, tokens: int) -> None:
         """Hold at least so many tokens from now on: until there are more, no address changes."""
         self.reserved = max(self.reserved, tokens)
         if self.store and tokens > self.store.capacity:
             self.store.grow(whole_pages(tokens), self.length)
+            self._views = None
             if self.sidecar:
                 self.sidecar.grow(self.store)
-            self.keys, self.values = self.store.views(self.length)
+
+    def hold(self, tokens: int) -> None:
+        """Know of the first `tokens` of the store, which others have written."""
+        if self.store:
+            self._reach(tokens)
 
     def get_seq_length(self) -> int:
         return self.length
@@ -81,9 +118,9 @@ class PagedLayer(DynamicLayer):
         if self.store:
             rows = rows.to(self.device)
             self.store.select(rows, self.length)
+            self._views = None
             if self.sidecar:
                 self.sidecar.select(rows)
-            self.keys, self.values = self.store.views(self.length)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self.select(beam_idx)
@@ -124,12 +161,10 @@ class PagedLayer(DynamicLayer):
             raise InvalidSetting(f"the cache holds {self.length} tokens of {self.store.kind}, and {kind} arrives.")
         return self.store
 
-    def _reach(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _reach(self, tokens: int) -> None:
         """Let the length be `tokens`, on the host, on the device and in the sidecar."""
         assert self.store is not None
-        before, self.length = self.length, tokens
+        before, self.length, self._views = self.length, tokens, None
         self.span.reach(tokens)
         if self.sidecar:
             self.sidecar.follow(self.store, before, tokens, self.span)
-        self.keys, self.values = self.store.views(tokens)
-        return self.keys, self.values

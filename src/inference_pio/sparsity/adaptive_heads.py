@@ -86,7 +86,7 @@ class AdaptiveHeads:
         layer = layers[index] if layers is not None and index is not None and index < len(layers) else None
         keys = getattr(layer, "keys", None)
         self._given.layer = layer if layer is None else weakref.ref(layer)
-        self._given.keys = weakref.ref(keys) if isinstance(keys, Tensor) else lambda: None
+        self._given.was_last = isinstance(keys, Tensor) and self._memory.is_last(layer, keys)
 
     def why_dense(self, query: Tensor, key: Tensor) -> str | None:
         """Why a call must be dense whatever its mask says."""
@@ -143,7 +143,7 @@ class AdaptiveHeads:
         layer = self._given.layer() if getattr(self._given, "layer", None) is not None else None
         if layer is None or not _holds(layer, key):
             return "keys that no cache layer holds as they are"
-        summary = self._memory.follow(layer, self._given.keys(), key, extent, new=1)
+        summary = self._memory.follow(layer, self._given.was_last, key, extent, new=1)
         attended = chooser.attend(query, seen_key, seen_value, summary, scale=scale, starts=starts)
         return _served("decode", attended) if attended else "decode steps that teach, or attention spread wide"
 

@@ -17,6 +17,7 @@ from inference_pio.kernels.triton.launch import PAGE
 @dataclass
 class _Followed:
     keys: weakref.ref[Tensor]
+    written: int
     length: int
     starts: tuple[int, ...]
     summary: PageSummary
@@ -28,19 +29,31 @@ class PageMemory:
     def __init__(self) -> None:
         self._followed: weakref.WeakKeyDictionary[Any, _Followed] = weakref.WeakKeyDictionary()
 
-    def follow(self, layer: Any, before: Tensor | None, key: Tensor, extent: Extent, new: int) -> PageSummary:
+    def is_last(self, layer: Any, keys: Tensor | None) -> bool:
+        """Whether these keys of a cache's layer are those that were summarized last, and nobody has written them since.
+        Asked before others are written: a tensor that is gone is told from no other."""
+        held = self._followed.get(layer)
+        return held is not None and keys is not None and held.keys() is keys and held.written == _writes(keys)
+
+    def follow(self, layer: Any, was_last: bool, key: Tensor, extent: Extent, new: int) -> PageSummary:
         """The summary of the keys `[B, key heads, L, D]` of a cache's layer up to the extent's end, after `new` tokens
-        were written behind what the tensor `before` held. All is read anew unless that was summarized last."""
+        were written behind others, of which `is_last` told whether they were summarized last. If not, all is read anew.
+        """
         held = self._followed.get(layer)
         tokens = key.transpose(1, 2)
         starts = torch.tensor(extent.starts, device=key.device) if any(extent.starts) else None
-        same = held is not None and held.keys() is before and held.starts == extent.starts
+        same = held is not None and was_last and held.starts == extent.starts
         if held is None or not same or held.length != extent.end - new:
-            held = self._followed[layer] = _Followed(weakref.ref(key), 0, extent.starts, PageSummary.zeros(tokens))
+            held = self._followed[layer] = _Followed(weakref.ref(key), 0, 0, extent.starts, PageSummary.zeros(tokens))
         held.summary = _room_for(held.summary, tokens)
         update_page_summary(held.summary, tokens, held.length, extent.end, starts)
-        held.keys, held.length = weakref.ref(key), extent.end
+        held.keys, held.written, held.length = weakref.ref(key), _writes(key), extent.end
         return held.summary
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often a tensor was written to, as far as torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _room_for(summary: PageSummary, tokens: Tensor) -> PageSummary:
