@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch.nn.utils import parametrize
 
 from inference_pio.anatomy.call_guards import (
     computes_by,
+    is_foreign,
     is_watched,
     library_forward,
+    put_around,
     put_forward,
     serves,
     why_not_replaced,
@@ -88,3 +91,28 @@ def test_what_is_not_ours_to_replace_is_told(what: str) -> None:
     else:
         parametrize.register_parametrization(layer, "weight", nn.Identity())
         assert why_not_replaced(layer) == "its weights are parametrized"
+
+
+def test_a_forward_of_the_users_is_seen_inside_one_of_ours() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    journal = Journal(model)
+
+    def through(module: nn.Module, inner: Any, given: Any, named: Any) -> Any:
+        return inner(module, *given, **named)
+
+    with journal.step("ours alone"):
+        put_around(journal, model[0], through)
+        put_around(journal, model[0], through)
+    assert not is_foreign(model[0].forward)
+
+    def mine(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    model.forward = mine  # type: ignore[method-assign]
+    with journal.step("around mine"):
+        put_around(journal, model, through)
+        put_around(journal, model, through)
+    assert is_foreign(model.forward)
+    assert is_foreign(copy.deepcopy(model).forward)
+    x = torch.ones(1, 2)
+    assert model(x) is x

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from torch import nn
+from transformers import Ministral3Config, Ministral3ForCausalLM
 
 from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads, attention_parts
 from tests import tiny
@@ -116,3 +117,12 @@ def test_other_latent_attentions_say_it_too(reason: str) -> None:
     found = attention_parts(module)
     assert isinstance(found, str)
     assert reason in found
+
+
+def test_queries_that_grow_with_their_position_are_not_known() -> None:
+    config = Ministral3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, sliding_window=None,
+    )  # fmt: skip
+    module: Any = Ministral3ForCausalLM(config).model.layers[0].self_attn
+    assert attention_parts(module) == "Ministral3Attention scales its queries by their position"

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from inference_pio.anatomy.walk import attention_modules, experts, linears, parent_of, path_of
+from inference_pio.anatomy.walk import attention_modules, every_module, experts, linears, parent_of, path_of
 from inference_pio.errors import InvalidModel
 from tests import tiny
 
@@ -112,3 +112,13 @@ def test_a_walk_may_replace_what_it_walks() -> None:
         parent, name = parent_of(model, path)
         setattr(parent, name, nn.Identity())
     assert list(linears(model)) == []
+
+
+@pytest.mark.parametrize("name", tiny.HF_NAMES)
+def test_every_module_is_found_once(name: str) -> None:
+    model = tiny.build(name)
+    found = every_module(model)
+    assert len(found) == len(set(map(id, found)))
+    assert set(map(id, found)) == set(map(id, model.modules()))
+    shared = nn.ReLU()
+    assert len(every_module(nn.Sequential(shared, nn.Sequential(shared, nn.Linear(1, 1))))) == 4

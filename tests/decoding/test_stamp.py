@@ -38,6 +38,22 @@ def _forward(model: Any) -> None:
     model.model.layers[0].mlp.forward = lambda x: x
 
 
+def _forward_of_the_stack(model: Any) -> None:
+    model.model.forward = lambda **given: None
+
+
+def _slice(model: Any) -> None:
+    weight = model.model.layers[1].mlp.up_proj.weight
+    model.model.layers[1].mlp.up_proj.weight = nn.Parameter(weight[:50], requires_grad=False)
+    assert model.model.layers[1].mlp.up_proj.weight.data_ptr() == weight.data_ptr()
+
+
+def _transpose(model: Any) -> None:
+    weight = model.model.layers[1].self_attn.q_proj.weight
+    assert weight.shape[0] == weight.shape[1]
+    model.model.layers[1].self_attn.q_proj.weight = nn.Parameter(weight.t(), requires_grad=False)
+
+
 def _attention(model: Any) -> None:
     model.set_attn_implementation("eager")
 
@@ -70,8 +86,8 @@ def _vocabulary(model: Any) -> None:
 
 
 EDITS: list[Callable[[Any], None]] = [
-    _replace, _rebind, _rehouse, _cast, _forward, _attention, _fewer, _angles, _other_angles, _scale, _class,
-    _vocabulary,
+    _replace, _rebind, _rehouse, _slice, _transpose, _cast, _forward, _forward_of_the_stack,
+    _attention, _fewer, _angles, _other_angles, _scale, _class, _vocabulary,
 ]  # fmt: skip
 
 
@@ -82,7 +98,9 @@ def test_an_edit_moves_the_stamp(edit: Callable[[Any], None]) -> None:
     assert isinstance(decoder, Decoder)
     before = stamp_of(decoder, model)
     assert stamp_of(decoder, model) == before
+    assert before.is_of(model)
     edit(model)
+    assert not before.is_of(model)
     assert stamp_of(decoder, model) != before
 
 
@@ -93,6 +111,7 @@ def test_an_edit_in_place_needs_no_new_step() -> None:
     before = stamp_of(decoder, model)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.mul_(2)
+    assert before.is_of(model)
     assert stamp_of(decoder, model) == before
 
 
@@ -113,6 +132,15 @@ def test_forwards_of_ours_may_be_stood_in_for_and_others_not() -> None:
     handle = model.register_forward_pre_hook(lambda *given: None)
     assert "LlamaForCausalLM carries hooks" in str(why_not_replaced(model, decoder))
     handle.remove()
+    handle = model.model.register_forward_hook(lambda *given: None)
+    assert "LlamaModel carries hooks" in str(why_not_replaced(model, decoder))
+    handle.remove()
+    handle = model.model.rotary_emb.register_forward_hook(lambda *given: None)
+    assert "LlamaRotaryEmbedding carries hooks" in str(why_not_replaced(model, decoder))
+    handle.remove()
+    model.model.forward = forward
+    assert why_not_replaced(model, decoder) == "the forward of LlamaModel is overridden"
+    del model.model.forward
     handle = model.model.layers[0].self_attn.register_forward_pre_hook(_of_a_pattern)
     assert "LlamaAttention carries hooks" in str(why_not_replaced(model, decoder))
     assert why_not_replaced(model, decoder, asks_patterns=False) is None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import inspect
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +20,7 @@ from transformers import (
     TextStreamer,
 )
 
+from inference_pio import get_optimization_manager
 from inference_pio.decoding.engine import Engine
 from inference_pio.decoding.operations import PlainOperations
 from inference_pio.decoding.takeover import ENGINE, engine_of, take_over
@@ -172,3 +176,40 @@ def test_inference_mode_and_what_comes_after_it(take: Take) -> None:
     with torch.inference_mode():
         assert torch.equal(*one.both(**prompt(padded=1), max_new_tokens=5, do_sample=True, repetition_penalty=1.2))
     assert torch.equal(*one.both(**prompt(), max_new_tokens=5, do_sample=True, repetition_penalty=1.2))
+
+
+def _wrapped(inner: Any) -> Any:
+    return lambda *given, **named: inner(*given, **named)
+
+
+def test_a_model_whose_generate_was_wrapped_is_free_when_it_goes() -> None:
+    one: Any = tiny.build("llama")
+    one.generate = _wrapped(one.generate)
+    journal = Journal(one)
+    with journal.step("take over"):
+        take_over(journal, one, Engine(PlainOperations()))
+    one.generate(**prompt(1), max_new_tokens=2, do_sample=False, pad_token_id=0)
+    take_back(journal)
+    gone = weakref.ref(one)
+    del one, journal
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_forward_of_the_users_that_guards_stand_around_sees_every_call() -> None:
+    model: Any = tiny.build("llama")
+    plain, seen = model.forward, list[int]()
+
+    def mine(*given: Any, **named: Any) -> Any:
+        seen.append(named["input_ids"].shape[1])
+        return plain(*given, **named)
+
+    model.forward = functools.wraps(plain)(mine)
+    get_optimization_manager().apply_optimizations(
+        model, ["kernel_fusion"], parameters={"kernel_fusion": {"level": "graph"}}
+    )
+    model.generate(**prompt(1), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    engine = engine_of(model)
+    assert engine is not None
+    assert engine.counts.to_json()["left_to_the_library"] == {"the forward of LlamaForCausalLM is overridden": 1}
+    assert seen == [9, 1, 1]

@@ -13,6 +13,8 @@ from torch import nn
 from inference_pio.compat import has_global_hooks
 from inference_pio.undo.journal import Journal
 
+INSIDE = "_inference_pio_inside"
+"""The attribute by which a wrapper of ours tells what stood on the instance before."""
 WHY_CALLED = "_inference_pio_why_called"
 """The attribute in which a hook of ours tells why a module must be called, and not stood in for."""
 
@@ -71,12 +73,24 @@ def put_around(journal: Journal, module: nn.Module, around: Around) -> None:
     def forward(self: nn.Module, *given: Any, **named: Any) -> Any:
         return around(self, inner, given, named)
 
+    tell_what_is_inside(forward, own)
     put_forward(journal, module, forward)
 
 
+def tell_what_is_inside(wrapper: Callable[..., Any], own: Any) -> None:
+    """Let a method that is put around another of an instance's own tell of it."""
+    vars(wrapper).pop(INSIDE, None)  # which it was given by what it was made to look like
+    if own is not None:
+        vars(wrapper)[INSIDE] = own
+
+
 def is_foreign(forward: Any) -> bool:
-    """Whether a forward, or another method, that stands on an instance is not one of this package's own."""
+    """Whether a forward, or another method, that stands on an instance is not one of this package's own, or is one that
+    stands around such a one."""
     function = getattr(forward, "__func__", forward)
+    inside = getattr(function, "__dict__", {}).get(INSIDE)
+    if inside is not None and is_foreign(inside):
+        return True
     written_in = getattr(function, "__globals__", {}).get("__name__", "")  # a wrapper's own, not that of the wrapped
     return function is not None and not written_in.startswith("inference_pio.")
 

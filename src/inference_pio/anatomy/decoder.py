@@ -13,7 +13,7 @@ from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHead
 from inference_pio.anatomy.decoder_mlp import GatedMlp, Mixture, mlp_parts
 from inference_pio.anatomy.decoder_norm import Norm, norm_of
 from inference_pio.anatomy.parts import is_adapted
-from inference_pio.anatomy.walk import attention_modules, parent_of, path_of
+from inference_pio.anatomy.walk import attention_modules, every_module, parent_of, path_of
 
 Attention: TypeAlias = GroupedAttention | LatentHeads
 Mlp: TypeAlias = GatedMlp | Mixture
@@ -38,7 +38,8 @@ class DecoderLayer:
 class Decoder:
     """From tokens to logits: embedding, layers, norm, head; `rotary` makes the angles of positions.
 
-    `position_rows` is 3 where positions of time, height and width are told apart, else 1.
+    `position_rows` is 3 where positions of time, height and width are told apart, else 1. `around` are the modules
+    between the model and its layers, through which these are called.
     """
 
     embedding: nn.Module
@@ -47,6 +48,7 @@ class Decoder:
     head: nn.Module
     rotary: nn.Module
     position_rows: int
+    around: tuple[nn.Module, ...]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,7 +68,7 @@ class Decoder:
     def modules(self) -> Iterator[nn.Module]:
         """Every module whose work a step does in its place."""
         for whole in (self.embedding, self.norm.module, self.head, *(layer.module for layer in self.layers)):
-            yield from whole.modules()
+            yield from every_module(whole)
 
 
 class NotComposed(Exception):
@@ -96,6 +98,7 @@ def _decoder(model: nn.Module) -> Decoder:
     if head is None:
         raise NotComposed("it has no head that leads to its vocabulary")
     stack, layers = _stack(model, [path for path, _ in attentions])
+    around = tuple(_down_to(model, path_of(model, stack)))
     norm, rotary = stack._modules.get(LAST_NORM), stack._modules.get(ROTARY)
     if norm is None or rotary is None:
         raise NotComposed(f"its decoder lacks a last norm ({LAST_NORM}) or a module of angles ({ROTARY})")
@@ -104,7 +107,7 @@ def _decoder(model: nn.Module) -> Decoder:
         raise NotComposed(f"its angles (rope_type={kind!r}) change with the length of the text")
     rows = 3 if hasattr(rotary, "mrope_section") else 1
     parts = tuple(_layer(layer) for layer in layers)
-    return Decoder(embedding, parts, _needed(norm_of(norm)), head, rotary, rows)
+    return Decoder(embedding, parts, _needed(norm_of(norm)), head, rotary, rows, around)
 
 
 def _end(model: nn.Module, call: str) -> nn.Module | None:
@@ -121,6 +124,13 @@ def _stack(model: nn.Module, attentions: list[str]) -> tuple[nn.Module, list[nn.
     if [id(layer) for layer in whole] != [id(layer) for layer in layers]:
         raise NotComposed("not every layer holds one attention")
     return parent_of(model, path_of(model, whole))[0], layers
+
+
+def _down_to(model: nn.Module, path: str) -> Iterator[nn.Module]:
+    """The modules below a model, down to the one at a path."""
+    for name in path.split(".") if path else ():
+        model = model.get_submodule(name)
+        yield model
 
 
 def _layer(layer: nn.Module) -> DecoderLayer:

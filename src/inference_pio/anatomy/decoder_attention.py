@@ -25,6 +25,8 @@ QUERY_NORM, KEY_NORM = "q_norm", "k_norm"
 QUERY_INTO, QUERY_INTO_NORM, QUERY_OUT_OF = "q_a_proj", "q_a_layernorm", "q_b_proj"
 ROTATION, INTERLEAVED = "apply_rotary_pos_emb", "apply_rotary_pos_emb_interleave"
 """The library's functions by which an attention turns its queries and keys."""
+SCALED = "get_llama_4_attn_scale"
+"""The one by which some make queries larger the further back they may look (Ministral 3)."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def attention_parts(module: nn.Module) -> GroupedAttention | LatentHeads | str:
         return f"{type(module).__name__} sees a sliding window alone"
     if not isinstance(getattr(module, "scaling", None), float):
         return f"{type(module).__name__} does not tell how it scales its scores"
+    if knows_names(type(module), SCALED):
+        return f"{type(module).__name__} scales its queries by their position"
     if any(is_adapted(child) for child in module.children()):
         return f"an adapter is wrapped around a layer of {type(module).__name__}"
     return _latent(module) if is_latent_attention(module) else _grouped(module)

@@ -25,12 +25,14 @@ def take_over(journal: Journal, model: nn.Module, engine: Engine) -> None:
     kind: Any = type(model)
     inner = own.__func__ if isinstance(own, types.MethodType) and own.__self__ is model else kind.generate
 
+    signature = inspect.signature(inner)
+
     @functools.wraps(inner)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _generate(self, inner, args, kwargs)
+        return _generate(self, inner, dict(signature.bind(self, *args, **kwargs).arguments), args, kwargs)
 
     del generate.__wrapped__  # type: ignore[attr-defined]
-    generate.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]
+    generate.__signature__ = signature  # type: ignore[attr-defined]
     journal.set(model, ENGINE, engine)
     journal.defer(engine.close)
     journal.set(model, "generate", types.MethodType(generate, model))
@@ -42,12 +44,13 @@ def engine_of(model: nn.Module) -> Engine | None:
     return found if isinstance(found, Engine) else None
 
 
-def _generate(model: Any, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _generate(
+    model: Any, inner: Any, given: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:  # fmt: skip
     """One call of `generate`; the library decodes it where the engine cannot, as if nothing stood between."""
     engine = engine_of(model)
     if engine is None:
         return inner(model, *args, **kwargs)
-    given = dict(inspect.signature(inner).bind(model, *args, **kwargs).arguments)
     given.pop(next(iter(given)))  # the model itself
     given |= given.pop("kwargs", {})
     asked = Asked(given, given.get("generation_config"), getattr(model, "generation_config", None))

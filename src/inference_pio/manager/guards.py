@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference_pio.anatomy.call_guards import tell_what_is_inside
 from inference_pio.errors import RefusedOnOptimized
 from inference_pio.manager.session import session_of
 from inference_pio.undo.configs import put_back_at_the_end
@@ -45,6 +46,7 @@ def _guarded(model: nn.Module, name: str, around: Around) -> types.MethodType:
         return around(self, inner, args, kwargs)
 
     del call.__wrapped__  # type: ignore[attr-defined]
+    tell_what_is_inside(call, own)
     signature = inspect.signature(getattr(model, name))
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [p.replace(kind=p.kind) for p in signature.parameters.values()]
