@@ -33,6 +33,16 @@ def test_a_mask_of_left_padding_hides_it_and_tells_what_is_seen() -> None:
     assert (seen.starts.tolist(), seen.length, seen.ends) == ([2, 0], 4, None)
 
 
+def test_padding_is_hidden_from_all_queries_but_itself() -> None:
+    mask = compat.left_padding_mask(torch.tensor([2, 0], dtype=torch.int32), 4, queries=3)
+    assert mask.shape == (2, 1, 3, 4)
+    assert mask[0, 0].tolist() == [[False, True, False, False], [False, False, True, False], [False, False, True, True]]
+    assert mask[1, 0].tolist() == [[True, True, False, False], [True, True, True, False], [True, True, True, True]]
+    seen = compat.seen_keys(mask)
+    assert seen is not None
+    assert (seen.starts.tolist(), seen.length) == ([2, 0], 4)
+
+
 def test_what_compiling_raises_is_known_and_is_no_error_of_the_model() -> None:
     kinds = compat.compile_errors()
     assert torch._dynamo.exc.Unsupported in [sub for kind in kinds for sub in kind.__subclasses__()]

@@ -5,6 +5,7 @@ The only file of the package that knows library versions or private names of the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -103,13 +104,17 @@ def telling_mask(
     return made
 
 
-def left_padding_mask(starts: Any, length: int) -> Any:
-    """The mask [B, 1, 1, length] of one query a row behind `length` tokens, of which those before `starts` are padding;
-    it tells its `SeenKeys`.
+def left_padding_mask(starts: Any, length: int, queries: int = 1) -> Any:
+    """The mask [B, 1, queries, length] of a row's last queries of `length` tokens, of which those before `starts` are
+    padding, which sees itself; it tells its `SeenKeys`.
     """
     import torch
 
-    mask = (torch.arange(length, device=starts.device) >= starts[:, None])[:, None, None]
+    keys = torch.arange(length, device=starts.device)
+    mask = (keys >= starts[:, None])[:, None, None]
+    if queries > 1:
+        places = keys[length - queries :, None]
+        mask = (mask & (keys <= places)) | (keys == places)
     setattr(mask, _TOLD, SeenKeys(starts, length=length))
     return mask
 
@@ -669,7 +674,36 @@ def library_decoding(model: Any, settled: Any) -> Any:
 def library_prefill(model: Any, tokens: Any, settled: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The library's forward over a prompt, and what it hands to the step after it."""
     outputs = model._prefill(tokens, settled, given)
-    return outputs, model._update_model_kwargs_for_generation(outputs, dict(given))
+    return outputs, after_forward(model, outputs, given)
+
+
+def after_forward(model: Any, outputs: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What the library hands to the step after a forward that was given this."""
+    found: dict[str, Any] = model._update_model_kwargs_for_generation(outputs, dict(given))
+    return found
+
+
+def why_inputs_are_its_own(model: Any) -> str | None:
+    """Why what the library prepares for a prompt's forward is not known beforehand, or None: a model, or its class, may
+    prepare it in a way of its own.
+    """
+    from transformers import GenerationMixin
+
+    for name in ("prepare_inputs_for_generation", "_prefill"):
+        if name in vars(model) or getattr(type(model), name) is not getattr(GenerationMixin, name):
+            return f"{name} is the model's own"
+    return None
+
+
+def let_go_of_pool(device: Any, pool: Any) -> None:
+    """Give a graph's memory pool back that a failed recording still holds: torch ends its use in a recording that ends
+    well alone (seen with torch 2.11: a forward that asks the host keeps what it had allocated for ever).
+    """
+    import torch
+
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        with contextlib.suppress(RuntimeError, AttributeError):
+            getattr(torch._C, name)(device.index if device.index is not None else torch.cuda.current_device(), pool)
 
 
 def pad_token(settled: Any) -> int | None:

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from inference_pio.anatomy.attention_function import add_pattern, attend_as_configured, run_dense, run_pattern
+from inference_pio.anatomy.attention_function import (
+    add_pattern,
+    attend_as_configured,
+    attend_densely,
+    run_dense,
+    run_pattern,
+)
 from inference_pio.anatomy.attention_name import OVER
 from inference_pio.anatomy.walk import attention_modules
 from inference_pio.compat import add_attention_function, library_attention
@@ -104,6 +110,19 @@ def test_a_module_attends_from_outside_as_its_forward_would() -> None:
         run_pattern(journal, model, paths, PATTERN)
     assert torch.equal(attend_as_configured(module, query, key, key, None, scaling=0.2), expected)
     assert CALLS == [("pattern", "1"), ("dense", "1")]
+
+
+def test_a_module_attends_densely_whatever_pattern_stands_over_it() -> None:
+    model: Any = tiny.build("llama")
+    journal, module = Journal(model), model.model.layers[1].self_attn
+    query, key = torch.randn(2, 4, 6, 16), torch.randn(2, 2, 6, 16)
+    expected, _ = library_attention()(module, query, key, key, None, scaling=0.2)
+    assert torch.equal(attend_densely(module, query, key, key, None, scaling=0.2), expected)
+    with journal.step("switch"):
+        run_dense(journal, model, _paths(model), DENSE)
+        run_pattern(journal, model, _paths(model), PATTERN)
+    assert torch.equal(attend_densely(module, query, key, key, None, scaling=0.2), expected)
+    assert CALLS == [("dense", "1")]
 
 
 def test_latents_decoded_as_they_are_cached_are_told_to_the_pattern() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inference_pio.decoding.engine import Engine
 from inference_pio.decoding.host import HostOperations
+from inference_pio.decoding.recordable import RecordableOperations
 from inference_pio.decoding.takeover import take_over
 from inference_pio.kernels.int4 import words_of
 from inference_pio.undo.journal import Journal
@@ -20,6 +21,21 @@ from tests.kernels.triton.conftest import interpreted
 
 __all__ = ["interpreted"]
 COMPOSED = [name for name in tiny.HF_NAMES if name != "gpt2"]
+
+
+class Reading(HostOperations):
+    """What a GPU's operations do with prompts, by torch on a CPU."""
+
+    reads_prompts = True
+
+    def of_a_copy(self) -> HostOperations:
+        return Reading()
+
+
+class Recorded(RecordableOperations):
+    """The same where steps ask no pattern, as those on a GPU."""
+
+    reads_prompts = True
 
 
 def in_words(module: Any) -> Any:

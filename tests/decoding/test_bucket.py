@@ -109,3 +109,17 @@ def test_its_memory_is_free_as_soon_as_it_is_closed() -> None:
         assert tokens() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_cache_is_handed_out_as_the_library_lays_it(rows: int) -> None:
+    model: Any = tiny.build("qwen3")
+    decoder = decoder_of(model)
+    assert isinstance(decoder, Decoder)
+    bucket = Bucket(model, decoder, rows, 40, ahead=1)
+    with torch.no_grad():
+        model(input_ids=torch.ones(rows, 9, dtype=torch.int64), past_key_values=bucket.cache, use_cache=True)
+    for number, layer in enumerate(bucket.handed_out(model, 7).layers):
+        for handed, held in zip((layer.keys, layer.values), bucket.store(number).views(7), strict=True):
+            assert handed.is_contiguous()
+            assert torch.equal(handed, held)

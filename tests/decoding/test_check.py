@@ -101,3 +101,17 @@ def test_a_model_that_amplifies_rounding_is_held_to_what_it_does_to_its_own_logi
     assert "other logits" in (why(steady, off) or "")
     assert why(nervous, off) is None
     assert "other logits" in (why(nervous, OffBy(1.0)) or "")
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.2])
+def test_logits_of_another_size_are_told(factor: float) -> None:
+    model: Any = tiny.build("llama")
+    kind = type(model)
+
+    def forward(self: Any, *given: Any, **how: Any) -> Any:
+        out = kind.forward(self, *given, **how)
+        out.logits = out.logits * factor
+        return out
+
+    model.__class__ = type("Scaled", (kind,), {"forward": forward})
+    assert "gives other logits than the library" in str(why(model))

@@ -56,6 +56,14 @@ def attend_as_configured(
     return attend(module, query, key, value, mask, **rest)[0]
 
 
+def attend_densely(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
+) -> Tensor:
+    """The same by the dense function alone, whatever pattern stands over it."""
+    attend: Attend = attention_function(dense_part(attention_name(module.config) or "eager"))
+    return attend(module, query, key, value, mask, **rest)[0]
+
+
 def _named(pattern: str | None, dense: str) -> str:
     """The name under which the library finds a pattern over a dense function; made and added at first use."""
     if pattern is None:

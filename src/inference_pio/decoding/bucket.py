@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
+from inference_pio.anatomy.choosing_heads import choosing_heads_of
 from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHeads
+from inference_pio.anatomy.first_tokens import kept
 from inference_pio.cache import PagedCache
 from inference_pio.cache.store import Store, bucket
 from inference_pio.decoding.page_choices import PageChoices, page_choices
 from inference_pio.decoding.page_lists import PageLists, fixed_heads_of
+from inference_pio.decoding.prompt_runners import PromptRunners
 from inference_pio.decoding.runner import Runner
 from inference_pio.decoding.slots import Slots
 from inference_pio.errors import InvalidSetting
@@ -32,9 +35,13 @@ class Bucket:
         self.cache = PagedCache.of(model, capacity=self.capacity)
         self.slots = Slots(batch, ahead, self.device)
         self.runners: dict[Any, Runner] = {}
+        self.prompts = PromptRunners()
         self.padded, self.prepared = False, False
         self.pages: PageLists | None = None
         self.choices: PageChoices | None = None
+        self._follows: tuple[bool, bool] | None = None
+        """Whether heads follow a fixed pattern, and whether some choose: an engine that sees that change makes another
+        bucket."""
         self.step, self.steps = 0, 1
         """Which step of a run is being composed, and how many it has."""
         self._logits: Tensor | None = None
@@ -43,7 +50,7 @@ class Bucket:
     @property
     def nbytes(self) -> int:
         chosen = 0 if self.choices is None else self.choices.nbytes
-        return self.cache.nbytes + self.cos.nbytes + self.sin.nbytes + chosen
+        return self.cache.nbytes + self.cos.nbytes + self.sin.nbytes + chosen + self.prompts.nbytes
 
     @property
     def starts(self) -> Tensor | None:
@@ -67,6 +74,7 @@ class Bucket:
     def close(self) -> None:
         """Let go of recorded steps, which hold this room as it holds them: its memory is free at once, not some day."""
         self.runners.clear()
+        self.prompts = PromptRunners()
 
     def store(self, layer: int) -> Store:
         """Where a layer's keys and values lie; there from the first prompt on, or from `furnish`."""
@@ -104,11 +112,14 @@ class Bucket:
         choose. Raises InvalidSetting for padded rows under a fixed pattern, whose pages are not those of the cache.
         """
         attentions = [layer.attention for layer in self.decoder.layers]
-        if self.choices is None:
+        modules = [attention.module for attention in attentions]
+        if self._follows is None:
+            self._follows = (any(map(fixed_heads_of, modules)), any(map(choosing_heads_of, modules)))
+        fixed, choosing = self._follows
+        if choosing and self.choices is None:
             stores = [self.store(layer) for layer in range(len(attentions))]
             self.choices = page_choices(attentions, stores, self.capacity, self.device)
-        modules = [attention.module for attention in attentions]
-        if not any(fixed_heads_of(module) for module in modules):
+        if not fixed:
             return
         if self.padded:
             raise InvalidSetting("rows are padded and heads follow a fixed pattern, which counts from a row's begin")
@@ -160,12 +171,13 @@ class Bucket:
         cache = DynamicCache(config=model.config)
         for number in range(len(self.decoder.layers)):
             keys, values = self.store(number).views(held)
-            cache.update(keys.clone(), values.clone(), number)
+            keys, values = (each.clone(memory_format=torch.contiguous_format) for each in (keys, values))
+            kept(cache, keys, values, number)
         return cache
 
     def grow(self, capacity: int, held: int) -> None:
         """Room for more tokens, of which `held` are there already."""
-        self.runners.clear()
+        self.close()
         self.capacity = bucket(capacity)
         self.pages = None
         for layer in self.cache.paged_layers:

@@ -1,4 +1,4 @@
-"""One call of `generate`: the library reads the prompt into our cache, then runs of steps bring token after token."""
+"""One call of `generate`: the prompt is read into our cache, then runs of steps bring token after token."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from inference_pio.decoding.flights import IN_FLIGHT, Flights
 from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.prepare import first_positions, most_tokens
 from inference_pio.decoding.progress import Progress
+from inference_pio.decoding.prompt_rules import PromptRules, in_a_line, why_not_this
+from inference_pio.decoding.prompts import read_prompt, record_prompt
 from inference_pio.decoding.runner import WARM_UPS, Runner, record
 from inference_pio.decoding.sampling import Recipe, draw, recipe_of
 from inference_pio.decoding.step import logits_of_step
@@ -42,6 +44,8 @@ class Call:
         found = recipe_of(processors, sampled=settled.do_sample, prompt=tokens.shape[1], device=model.device)
         watched = self.scores is not None or self.raw is not None
         self.recipe: Recipe | None = None if watched or isinstance(found, str) else found
+        self.rules: PromptRules | None = None
+        self.prompt_left: str | None = None
 
     def prepare(self, bucket: Bucket, operations: Operations, counts: Counts) -> None:
         """Take the bucket: rows told, stores made, steps recorded."""
@@ -64,6 +68,20 @@ class Call:
                 self.runner()
                 bucket.choices.sparse = False
         self.runner()
+
+    def prepare_prompt(self, rules: PromptRules) -> None:
+        """Record what reads the prompt, or note why the library does."""
+        self.rules = rules
+        try:
+            self.prompt_left = why_not_this(rules, self.bucket, self.model, self.prompt, self.given, self.settled)
+            start = time.perf_counter()
+            if self.prompt_left is None and record_prompt(self.bucket, self.operations, self.prompt.shape[1]):
+                self.counts.recorded += 1
+                self.counts.recording_s += time.perf_counter() - start
+        except torch.OutOfMemoryError:
+            self.prompt_left = "there was not enough memory to record it"
+        except Exception as error:  # what a layer does may be nothing that can be recorded: it is not tried again
+            self.prompt_left = rules.every = f"it could not be recorded ({in_a_line(error)})"
 
     def let_go(self) -> None:
         """Hold no bucket any more, so that its memory is free."""
@@ -98,9 +116,7 @@ class Call:
     def run(self) -> Any:
         """The rest of the call."""
         cache = self.given["past_key_values"] = self.bucket.prompt_cache(self.given)
-        outputs, self.given = library_prefill(self.model, self.prompt, self.settled, self.given)
-        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=self.prompt.device)
-        del outputs
+        logits = self._logits_of_prompt()
         held = cache.get_seq_length()
         ended = self._choose_here(logits)
         if not ended:
@@ -113,6 +129,16 @@ class Call:
         self.counts.new_tokens += self.progress.new * len(self.prompt)
         self._tell_patterns(self.progress.new - 1)
         return self._result(held + self.progress.new - 1, cache if ended else None)
+
+    def _logits_of_prompt(self) -> Tensor:
+        if self.rules is not None and self.prompt_left is None:
+            self.counts.prompts += 1
+            logits, self.given = read_prompt(self.rules, self.bucket, self.model, self.prompt, self.given)
+            return logits
+        if self.prompt_left is not None:
+            self.counts.prompts_left[self.prompt_left] += 1
+        outputs, self.given = library_prefill(self.model, self.prompt, self.settled, self.given)
+        return outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=self.prompt.device)  # type: ignore[no-any-return]
 
     def _tell_patterns(self, steps: int) -> None:
         """Patterns hear of recorded steps; those that these do not ask, that they attend to every token."""

@@ -9,12 +9,13 @@ from typing import Any
 
 @dataclass
 class Counts:
-    """`left` counts the calls that the library's own loop decoded, by reason.
+    """`left` counts the calls that the library's own loop decoded, by reason; `prompts` the prompts of the others that
+    recorded forwards read, `prompts_left` those that the library's forward read, by reason.
 
     >>> counts = Counts()
     >>> counts.left["beam search"] += 1
-    >>> counts.to_json()
-    {'calls': 0, 'new_tokens': 0, 'recorded': 0, 'recording_s': 0.0, 'left_to_the_library': {'beam search': 1}}
+    >>> counts.to_json()["left_to_the_library"]
+    {'beam search': 1}
     """
 
     calls: int = 0
@@ -22,6 +23,8 @@ class Counts:
     recorded: int = 0
     recording_s: float = 0.0
     left: Counter[str] = field(default_factory=Counter)
+    prompts: int = 0
+    prompts_left: Counter[str] = field(default_factory=Counter)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -30,4 +33,6 @@ class Counts:
             "recorded": self.recorded,
             "recording_s": round(self.recording_s, 3),
             "left_to_the_library": dict(self.left),
+            "prompts": self.prompts,
+            "prompts_left_to_the_library": dict(self.prompts_left),
         }

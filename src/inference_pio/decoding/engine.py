@@ -1,4 +1,4 @@
-"""The engine: the library prepares a call and reads its prompt, then whole steps run at addresses that stay."""
+"""The engine: the library prepares a call, its prompt is read, then whole steps run at addresses that stay."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from inference_pio.decoding.coded_bucket import CodedBucket, why_not_coded_steps
 from inference_pio.decoding.counts import Counts
 from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.prepare import most_tokens
-from inference_pio.decoding.stamp import stamp_of, why_not_replaced
+from inference_pio.decoding.prompt_rules import PromptRules, in_a_line, rules_of
+from inference_pio.decoding.stamp import Stamp, stamp_of, why_not_replaced
 from inference_pio.errors import InvalidSetting
 from inference_pio.kernels.triton.launch import on_device
 
@@ -37,8 +38,9 @@ class Built:
     """The parts of a model that steps are composed of, if they are known, and what they were found on."""
 
     decoder: Decoder | None
-    stamp: tuple[Any, ...]
+    stamp: Stamp
     broken: str | None
+    prompts: PromptRules | None = None
 
 
 class Engine:
@@ -82,19 +84,25 @@ class Engine:
 
     def why_not(self, model: nn.Module) -> str | None:
         """Why this model, as it is now, is left to the library, or None."""
-        asks = self.operations.attends_as_configured
-        built = self._built
-        if built is None or built.stamp != stamp_of(built.decoder, model):
+        built, asks = self._built, self.operations.attends_as_configured
+        if built is None or not built.stamp.is_of(model):
             self.close()
             decoder = decoder_of(model)
             if not isinstance(decoder, str) and (reason := why_not_replaced(model, decoder, asks_patterns=asks)):
                 return reason
-            broken = decoder if isinstance(decoder, str) else why_step_differs(model, decoder, self.operations)
-            parts = None if isinstance(decoder, str) else decoder
-            self._built = built = Built(parts, stamp_of(parts, model), broken)
+            self._built = built = self._build(model, decoder)
         if built.broken or built.decoder is None:
             return built.broken
-        return why_not_replaced(model, built.decoder, asks_patterns=asks)
+        return why_not_replaced(model, built.decoder, asks_patterns=asks, parts=built.stamp.parts)
+
+    def _build(self, model: nn.Module, decoder: Decoder | str) -> Built:
+        """What is found out about a model as it is, on a few tokens: whether steps and prompts may be composed."""
+        if isinstance(decoder, str):
+            return Built(None, stamp_of(None, model), decoder)
+        broken = why_step_differs(model, decoder, self.operations)
+        reads = broken is None and self.operations.reads_prompts
+        rules = rules_of(model, decoder, self.operations) if reads else None
+        return Built(decoder, stamp_of(decoder, model), broken, rules)
 
     def decode(
         self, model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
@@ -150,8 +158,10 @@ class Engine:
             except Exception as error:  # a compiler or a driver may raise anything; the call can still be decoded
                 call.let_go()
                 self._empty()
-                return f"steps could not be recorded ({type(error).__name__}: {_first_line(error)})"
+                return f"steps could not be recorded ({in_a_line(error)})"
             else:
+                if self._built.prompts is not None:
+                    call.prepare_prompt(self._built.prompts)
                 return None
             self._empty()  # here, where no traceback holds what was tried
         return "there was not enough memory for a cache and recorded steps of its own"
@@ -192,10 +202,6 @@ def _format_of(given: Mapping[str, Any]) -> str | None:
     """How a call's keys and values are kept as codes, if they are."""
     cache = given.get("past_key_values")
     return cache.kv_format if isinstance(cache, CodedCache) else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or repr(error)).splitlines()[0]
 
 
 def _why_not_these(tokens: Tensor) -> str | None:

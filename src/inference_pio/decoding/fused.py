@@ -72,6 +72,7 @@ class FusedOperations(RecordableOperations):
     """
 
     name = "triton"
+    reads_prompts = True
 
     def __init__(
         self, launches: Launches | None = None, *, dependent: bool = False, overlapping: bool = False,

@@ -31,6 +31,8 @@ class Operations(Protocol):
     name: str
     attends_as_configured: bool
     """Whether attention is computed by the function that a module is configured to run."""
+    reads_prompts: bool
+    """Whether prompts may be computed from a decoder's parts too, where rounding may differ from the library's."""
 
     @property
     def notes(self) -> list[str]:
@@ -76,6 +78,7 @@ class PlainOperations:
 
     name = "torch"
     attends_as_configured = True
+    reads_prompts = False
 
     @property
     def notes(self) -> list[str]:
@@ -100,11 +103,7 @@ class PlainOperations:
     ) -> Tensor:  # fmt: skip
         if norm is not None:
             x = rms_norm(x, norm.weight, norm.eps)
-        whole = merged_linear(linears, x) if len(linears) > 1 else None
-        parts: list[Tensor] = [linear(x) for linear in linears] if whole is None else [whole]
-        if gated:
-            parts = [silu_mul(*parts)]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        out = products(x, linears, gated=gated)
         return out if residual is None else residual + out
 
     def attend(self, attention: GroupedAttention, qkv: Tensor, bucket: Bucket, layer: int) -> Tensor:
@@ -161,6 +160,16 @@ class PlainOperations:
         mask = left_padding_mask(bucket.slots.starts, int(bucket.slots.lengths)) if bucket.padded else None
         out = attend_as_configured(attention.module, query[:, :, None], keys, values, mask, scaling=attention.scale)
         return out[:, 0]
+
+
+def products(x: Tensor, linears: Sequence[nn.Module], *, gated: bool = False) -> Tensor:
+    """What linear layers side by side make of `x` [..., K], in one product if they lie so; `gated`: the first through
+    SiLU times the second."""
+    whole = merged_linear(linears, x) if len(linears) > 1 else None
+    parts: list[Tensor] = [linear(x) for linear in linears] if whole is None else [whole]
+    if gated:
+        parts = [silu_mul(*parts)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def norms_of(attention: GroupedAttention) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,10 +34,14 @@ class EagerRunner:
 class GraphRunner:
     """Steps recorded once and replayed: every tensor they read or write must stay where it is.
 
-    Recording runs them a few times first; what `kept` holds, and the random state, is put back afterwards.
+    Recording runs them a few times first; what `kept` holds, and the random state, is put back afterwards. Graphs of
+    one `pool` use the same memory: what one leaves there is gone when the next one runs.
     """
 
-    def __init__(self, steps: Callable[[], None], kept: Sequence[Tensor], device: torch.device) -> None:
+    def __init__(
+        self, steps: Callable[[], None], kept: Sequence[Tensor], device: torch.device, *, warm_ups: int = WARM_UPS,
+        pool: Any = None,
+    ) -> None:  # fmt: skip
         self._steps = steps  # the graph knows the tensors that they hold by address alone
         with torch.cuda.device(device):
             before = [tensor.clone() for tensor in kept]
@@ -45,11 +49,11 @@ class GraphRunner:
             side, here = recording_stream(device), torch.cuda.current_stream(device)
             side.wait_stream(here)
             with torch.cuda.stream(side):
-                for _ in range(WARM_UPS):
+                for _ in range(warm_ups):
                     steps()
             here.wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with recording(self._graph, device):
+            with recording(self._graph, device, pool):
                 steps()
             for tensor, was in zip(kept, before, strict=True):
                 tensor.copy_(was)
@@ -64,6 +68,11 @@ def choose_runner(device: torch.device) -> str:
     return "graph" if device.type == "cuda" else "eager"
 
 
-def record(steps: Callable[[], None], kept: Sequence[Tensor], device: torch.device) -> Runner:
+def record(
+    steps: Callable[[], None], kept: Sequence[Tensor], device: torch.device, *, warm_ups: int = WARM_UPS,
+    pool: Any = None,
+) -> Runner:  # fmt: skip
     """A runner of the kind that serves the device."""
-    return GraphRunner(steps, kept, device) if choose_runner(device) == "graph" else EagerRunner(steps)
+    if choose_runner(device) == "eager":
+        return EagerRunner(steps)
+    return GraphRunner(steps, kept, device, warm_ups=warm_ups, pool=pool)
