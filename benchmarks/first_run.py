@@ -181,14 +181,15 @@ class Checks:
         return f"{ours:.2f} ms/token, {self.plain_ms / ours:.1f}x of the library, beside other processes"
 
     def undo(self) -> str:
-        left = dict(self._engine.counts.left)
+        counts = self._engine.counts
+        left, told = dict(counts.left), f"{counts.prompts} prompts recorded, others {dict(counts.prompts_left)}"
         inference_pio.get_optimization_manager().remove_optimizations(self.model)
         if not torch.equal(self._forward(), self.logits):
             raise RuntimeError("the logits are not the library's any more")
         more = self._held() - self.held
         if left:
             raise RuntimeError(f"calls were left to the library: {left}")
-        return f"same logits, {more / 1e6:.1f} MB more held" + (": TOO MUCH" if more > LEFT_BYTES else "")
+        return f"same logits, {told}, {more / 1e6:.1f} MB more held" + (": TOO MUCH" if more > LEFT_BYTES else "")
 
     @property
     def _engine(self) -> Any:

@@ -50,7 +50,13 @@ class Suite:
         """The same walk in seconds on a CPU."""
         lengths = self.smoke_lengths[: len(self.lengths)]
         return replace(
-            self, prompt_tokens=24, new_tokens=6, check_tokens=4, lengths=lengths, rounds=2, heads=(4, 2, 64)
+            self,
+            prompt_tokens=24,
+            new_tokens=6,
+            check_tokens=min(self.check_tokens, 4),
+            lengths=lengths,
+            rounds=2,
+            heads=(4, 2, 64),
         )
 
     def settings(self) -> dict[str, Any]:
@@ -224,6 +230,16 @@ SUITES = {
             "prefill-qwen3-4b-short", "prefill", "Qwen3-4B, forward of a short prompt",
             arms={"plain": 25, "pio-flash": 28, "pio-lossless": 28}, model="qwen3-4b", gigabytes=26,
             lengths=(512, 1024, 2048, 4096), rounds=61,
+        ),
+        Suite(
+            "prompts-qwen3-4b", "prefill",
+            "Qwen3-4B, the first token of `generate`: tokens of the prompt over the time that it takes",
+            arms={
+                "generate": 35, "pio-generate-lossless": 75, "pio-generate-balanced": 110,
+                "pio-generate-performance": 120,
+            },
+            optional={"pio-generate-unrecorded": 45, "compile": 90}, baseline="generate",
+            model="qwen3-4b", gigabytes=26, lengths=(32, 128, 512, 1024, 2048), check_tokens=1, rounds=31,
         ),
         Suite(
             "prefill-qwen3-4b-128k", "prefill", "Qwen3-4B, forward of a prompt of 128K tokens",

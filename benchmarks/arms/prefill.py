@@ -14,6 +14,7 @@ from benchmarks import weights
 from benchmarks.arms import narrow
 from benchmarks.arms.ours import sdpa_backends
 from benchmarks.arms.room import Room
+from inference_pio.decoding.takeover import engine_of
 from inference_pio.measure import weight_bytes
 
 Forward = Callable[[Tensor, int], Tensor]
@@ -91,6 +92,30 @@ def _profile(name: str) -> Callable[[nn.Module, Room], Forward]:
     def make(model: nn.Module, room: Room) -> Forward:
         inference_pio.optimize(model, name)
         return forward(model)
+
+    return make
+
+
+def generate(model: Any) -> Forward:
+    """Through the user's own call: one new token, with the logits that it was chosen by."""
+
+    def run(tokens: Tensor, keep: int) -> Tensor:
+        asked: dict[str, Any] = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+        out = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), do_sample=False, **asked)
+        return out.logits[0]  # type: ignore[no-any-return]
+
+    return run
+
+
+def _generating(name: str, *, recorded: bool = True) -> Callable[[nn.Module, Room], Forward]:
+    """A profile's `generate`; without what records prompts, if so."""
+
+    def make(model: nn.Module, room: Room) -> Forward:
+        inference_pio.optimize(model, name)
+        engine = engine_of(model)
+        if engine is not None and not recorded:
+            vars(engine.operations)["reads_prompts"] = False
+        return generate(model)
 
     return make
 
@@ -227,4 +252,11 @@ ARMS: dict[str, PrefillArm] = {
     ),
     "pio-lossless": PrefillArm("inference-pio lossless", _profile("lossless")),
     "pio-balanced": PrefillArm("inference-pio balanced", _profile("balanced"), "int8"),
+    "generate": PrefillArm("generate", lambda model, room: generate(model)),
+    "pio-generate-lossless": PrefillArm("inference-pio lossless, generate", _generating("lossless")),
+    "pio-generate-unrecorded": PrefillArm(
+        "the same, prompts by the library's forward", _generating("lossless", recorded=False)
+    ),
+    "pio-generate-balanced": PrefillArm("inference-pio balanced, generate", _generating("balanced"), "int8"),
+    "pio-generate-performance": PrefillArm("inference-pio performance, generate", _generating("performance"), "int4"),
 }
