@@ -5,7 +5,6 @@ The only file of the package that knows library versions or private names of the
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -693,17 +692,6 @@ def why_inputs_are_its_own(model: Any) -> str | None:
         if name in vars(model) or getattr(type(model), name) is not getattr(GenerationMixin, name):
             return f"{name} is the model's own"
     return None
-
-
-def let_go_of_pool(device: Any, pool: Any) -> None:
-    """Give a graph's memory pool back that a failed recording still holds: torch ends its use in a recording that ends
-    well alone (seen with torch 2.11: a forward that asks the host keeps what it had allocated for ever).
-    """
-    import torch
-
-    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-        with contextlib.suppress(RuntimeError, AttributeError):
-            getattr(torch._C, name)(device.index if device.index is not None else torch.cuda.current_device(), pool)
 
 
 def pad_token(settled: Any) -> int | None:

@@ -55,7 +55,7 @@ def test_what_cannot_be_recorded_is_the_librarys_and_not_tried_again(
 ) -> None:
     one, tried = take("qwen3", operations=Reading()), list[int]()
 
-    def record(bucket: Any, operations: Any, tokens: int) -> None:
+    def record(rules: Any, bucket: Any, operations: Any, tokens: int) -> int:
         tried.append(tokens)
         raise RuntimeError("a layer asks the host\nfor a number")
 
@@ -100,9 +100,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_prompts_are_recorded_once_for_each_length(take: Take, recorded: list[int]) -> None:
     one = take("qwen3", operations=Reading())
-    for rows, tokens, padded in ((1, 9, 0), (1, 40, 0), (1, 65, 0), (2, 9, 0), (2, 9, 3), (2, 12, 4), (1, 64, 0)):
+    for rows, tokens, padded in ((1, 70, 0), (1, 40, 0), (1, 200, 0), (2, 90, 0), (2, 9, 3), (2, 12, 4), (1, 64, 0)):
         one.both(**prompt(rows, tokens, padded), max_new_tokens=2, do_sample=False)
-    assert recorded == [64, 128, 64, 64]
+    assert recorded == [64, 128, 256, 128, 64], "the shortest first, once for a model"
 
 
 def test_room_that_grows_is_recorded_in_anew(take: Take, recorded: list[int]) -> None:

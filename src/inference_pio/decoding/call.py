@@ -74,9 +74,9 @@ class Call:
         self.rules = rules
         try:
             self.prompt_left = why_not_this(rules, self.bucket, self.model, self.prompt, self.given, self.settled)
-            start = time.perf_counter()
-            if self.prompt_left is None and record_prompt(self.bucket, self.operations, self.prompt.shape[1]):
-                self.counts.recorded += 1
+            if self.prompt_left is None:
+                start = time.perf_counter()
+                self.counts.recorded += record_prompt(rules, self.bucket, self.operations, self.prompt.shape[1])
                 self.counts.recording_s += time.perf_counter() - start
         except torch.OutOfMemoryError:
             self.prompt_left = "there was not enough memory to record it"

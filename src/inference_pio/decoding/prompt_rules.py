@@ -49,6 +49,8 @@ class PromptRules:
     every: str | None
     patterned: tuple[Patterned, ...] = ()
     in_pieces: tuple[nn.Module, ...] = ()
+    recordable: bool = False
+    """Whether one has been recorded."""
 
     @property
     def dense_below(self) -> int:

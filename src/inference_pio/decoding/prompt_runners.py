@@ -16,6 +16,7 @@ MOST_TOKENS = 2048
 ms, and the GPU 4.3 ms for 32 tokens, 7.4 for 512, 13.6 for 1024, 26.4 for 2048."""
 STEPS = ((512, 64), (1024, 128), (MOST_TOKENS, 256))
 """Up to which length prompts are filled up to a multiple of what: above 512 tokens, an eighth more at most."""
+SHORTEST = STEPS[0][1]
 WARM_UPS = 1
 """Forwards before recording, in which kernels are compiled and libraries set up."""
 
@@ -52,7 +53,9 @@ class PromptRunners:
         on_gpu = choose_runner(device) == "graph"
         if on_gpu and self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-        runner = record(lambda: forward(tokens, last), [], device, warm_ups=WARM_UPS, pool=self._pool)
+        pool, self._pool = self._pool, None  # which a recording that fails may leave unfit for others
+        runner = record(lambda: forward(tokens, last), [], device, warm_ups=WARM_UPS, pool=pool)
+        self._pool = pool
         self.nbytes = pool_bytes(self._pool) if on_gpu else 0
         self._runners[length, padded] = runner, tokens, last
 

@@ -13,21 +13,30 @@ from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.prompt import logits_of_prompt
 from inference_pio.decoding.prompt_rules import PromptRules
-from inference_pio.decoding.prompt_runners import filled_up
+from inference_pio.decoding.prompt_runners import SHORTEST, filled_up
 
 
-def record_prompt(bucket: Bucket, operations: Operations, tokens: int) -> bool:
-    """Record what reads prompts of so many tokens; False if it is there."""
+def record_prompt(rules: PromptRules, bucket: Bucket, operations: Operations, tokens: int) -> int:
+    """Record what reads prompts of so many tokens; how many recordings that took: none if it is there.
+
+    The first of a model is made for the shortest prompts: where a layer asks the host for a number the driver ends it,
+    and torch keeps what had been allocated by then.
+    """
     length = filled_up(tokens)
     assert length is not None
-    if bucket.prompts.has(length, padded=bucket.padded):
-        return False
+    missing = [
+        each
+        for each in ([length] if rules.recordable else sorted({SHORTEST, length}))
+        if not bucket.prompts.has(each, padded=bucket.padded)
+    ]
 
     def forward(prompt: Tensor, last: Tensor) -> None:
         bucket.logits.copy_(logits_of_prompt(bucket.decoder, operations, bucket, prompt, last))
 
-    bucket.prompts.record(bucket.batch, length, bucket.device, forward, padded=bucket.padded)
-    return True
+    for each in missing:
+        bucket.prompts.record(bucket.batch, each, bucket.device, forward, padded=bucket.padded)
+        rules.recordable = True
+    return len(missing)
 
 
 def read_prompt(

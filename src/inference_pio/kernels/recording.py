@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from inference_pio.compat import let_go_of_pool
-
 _ONE_AT_A_TIME = threading.Lock()
 """Recording begins by waiting for the whole device, which must not be recording then."""
 
@@ -27,16 +25,11 @@ def recording_stream(device: torch.device) -> torch.cuda.Stream:
 @contextlib.contextmanager
 def recording(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any = None) -> Iterator[None]:
     """Record what is launched in this block. Other threads may go on: their streams are not recorded. Without a `pool`
-    (`torch.cuda.graph_pool_handle()`) the graph has memory of its own."""
+    (`torch.cuda.graph_pool_handle()`) the graph has memory of its own. A recording that the driver ends, as where the
+    host is asked for a number, leaves its pool unfit for others (seen with torch 2.11)."""
     how: dict[str, Any] = {"stream": recording_stream(device), "pool": pool, "capture_error_mode": "thread_local"}
-    with _ONE_AT_A_TIME, torch.cuda.device(device):
-        try:
-            with torch.cuda.graph(graph, **how):
-                yield
-        except torch.AcceleratorError:  # the driver ended it: by a call that asks the host, for one
-            if pool is not None:
-                let_go_of_pool(device, pool)
-            raise
+    with _ONE_AT_A_TIME, torch.cuda.device(device), torch.cuda.graph(graph, **how):
+        yield
 
 
 def pool_bytes(pool: Any) -> int:
