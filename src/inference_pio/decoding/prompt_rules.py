@@ -18,10 +18,10 @@ from inference_pio.anatomy.decoder_mlp import Mixture
 from inference_pio.anatomy.pieces import PIECES, pieces_of
 from inference_pio.compat import CACHE_ARGUMENT, attention_name, why_inputs_are_its_own
 from inference_pio.decoding.bucket import Bucket
-from inference_pio.decoding.check import why_prompt_differs
 from inference_pio.decoding.coded_bucket import CodedBucket
 from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.page_lists import fixed_heads_of
+from inference_pio.decoding.prompt_check import why_prompt_differs
 from inference_pio.decoding.prompt_runners import MOST_TOKENS, filled_up
 
 READ_HERE = frozenset(
