@@ -47,8 +47,8 @@ def stamp_of(decoder: Decoder | None, model: nn.Module) -> Stamp:
 def why_not_replaced(
     model: nn.Module, decoder: Decoder, *, asks_patterns: bool = True, parts: Sequence[nn.Module] | None = None
 ) -> str | None:  # fmt: skip
-    """Why the modules of a decoder and those around it, which are `parts` if these are at hand, must be called
-    themselves, or None. Hooks that serve a pattern of attention alone count where steps ask it.
+    """Why the modules of a decoder and those around it must be called themselves, or None. Hooks that serve a pattern
+    of attention alone count where steps ask it. `parts` are those modules, if a stamp knows their forwards already.
     """
     if model.training:
         return "the model is in training mode"
@@ -61,7 +61,7 @@ def why_not_replaced(
                 if asks_patterns or not hasattr(hook, OF_PATTERN):
                     why = f"{type(module).__name__} carries hooks, which a step of our own would not call"
                     return str(getattr(hook, WHY_CALLED, why))
-        if "forward" in own and is_foreign(own["forward"]):
+        if (parts is None or module is model) and is_foreign(own.get("forward")):
             return f"the forward of {type(module).__name__} is overridden"
     return None
 
