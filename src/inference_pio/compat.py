@@ -682,13 +682,18 @@ def after_forward(model: Any, outputs: Any, given: dict[str, Any]) -> dict[str, 
     return found
 
 
+def compiled_from(function: Any) -> Any:
+    """What a function was that `torch.compile(function)` has made, or None."""
+    return getattr(function, "_torchdynamo_orig_callable", None)
+
+
 def why_inputs_are_its_own(model: Any) -> str | None:
-    """Why what the library prepares for a prompt's forward is not known beforehand, or None: a model, or its class, may
-    prepare it in a way of its own.
+    """Why what the library does around a prompt's forward is not known beforehand, or None: a model, or its class, may
+    do it in a way of its own.
     """
     from transformers import GenerationMixin
 
-    for name in ("prepare_inputs_for_generation", "_prefill"):
+    for name in ("prepare_inputs_for_generation", "_prefill", "_update_model_kwargs_for_generation"):
         if name in vars(model) or getattr(type(model), name) is not getattr(GenerationMixin, name):
             return f"{name} is the model's own"
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -116,3 +118,24 @@ def test_a_forward_of_the_users_is_seen_inside_one_of_ours() -> None:
     assert is_foreign(copy.deepcopy(model).forward)
     x = torch.ones(1, 2)
     assert model(x) is x
+
+
+def test_a_copy_holds_nothing_of_the_model_that_it_was_made_of() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    journal = Journal(model)
+    with journal.step("twice"):
+        for _ in range(2):
+            put_around(journal, model, lambda module, inner, given, named: inner(module, *given, **named))
+    twin, gone = copy.deepcopy(model), weakref.ref(model)
+    del model, journal
+    gc.collect()
+    assert gone() is None
+    assert twin(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_a_compiled_forward_of_the_class_is_nobody_elses() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.forward = torch.compile(model.forward, backend="eager")  # type: ignore[method-assign]
+    assert not is_foreign(model.forward)
+    model.forward = torch.compile(lambda x: x, backend="eager")  # type: ignore[method-assign]
+    assert is_foreign(model.forward)

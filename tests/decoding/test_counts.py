@@ -10,7 +10,7 @@ from inference_pio.decoding.counts import Counts
 def test_counts_are_plain_json() -> None:
     counts = Counts(calls=2, new_tokens=9, recorded=1, recording_s=0.12345)
     counts.left["beam search"] += 2
-    counts.prompts_left["its rows are padded"] += 1
+    counts.prompts_left["a row is padding alone"] += 1
     assert json.loads(json.dumps(counts.to_json())) == {
         "calls": 2,
         "new_tokens": 9,
@@ -18,5 +18,5 @@ def test_counts_are_plain_json() -> None:
         "recording_s": 0.123,
         "left_to_the_library": {"beam search": 2},
         "prompts": 0,
-        "prompts_left_to_the_library": {"its rows are padded": 1},
+        "prompts_left_to_the_library": {"a row is padding alone": 1},
     }

@@ -13,6 +13,7 @@ from inference_pio.anatomy.decoder import Decoder, decoder_of
 from inference_pio.decoding.bucket import Bucket
 from inference_pio.decoding.operations import PlainOperations
 from inference_pio.decoding.prompt import logits_of_prompt
+from inference_pio.sparsity.adaptive_heads import AdaptiveHeads
 from tests import tiny
 from tests.decoding.conftest import prompt
 
@@ -101,11 +102,16 @@ def test_layers_in_codes_are_called(name: str) -> None:
     assert torch.cosine_similarity(found, expected).min() > 0.9999  # one row of codes is multiplied otherwise than many
 
 
-def test_a_pattern_over_attention_is_left_out() -> None:
+def test_a_pattern_over_attention_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.build("qwen3")
     get_optimization_manager().apply_optimizations(
         model, ["adaptive_sparse_attention"], parameters={"adaptive_sparse_attention": {"dense_below": 0}}
     )
+    asked = list[Any]()
+    monkeypatch.setattr(AdaptiveHeads, "why_dense", lambda *given: asked.append(given) or "asked")
     ids = prompt(1, 20)["input_ids"]
     expected = theirs(tiny.build("qwen3"), ids).logits[:, -1]
     assert near(composed(model, ids, 19)[0], expected, torch.float32)
+    assert asked == []
+    theirs(model, ids)
+    assert asked

@@ -46,6 +46,18 @@ def test_so_it_does_over_codes(name: str, format: str) -> None:
     assert why(model) is None
 
 
+def test_what_is_kept_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = prompt_check.logits_of_prompt
+
+    def spoils(decoder: Any, operations: Any, bucket: Any, *given: Any) -> Tensor:
+        found = inner(decoder, operations, bucket, *given)
+        bucket.store(1).values.neg_()
+        return found
+
+    monkeypatch.setattr(prompt_check, "logits_of_prompt", spoils)
+    assert "differs from the library's (cosine -1.0" in str(why(tiny.build("llama")))
+
+
 FAULTS: dict[str, Any] = {
     "no rotation": lambda monkeypatch: monkeypatch.setattr(
         prompt_module, "norm_rotate", lambda query, key, *given, **how: (query.transpose(1, 2), key.transpose(1, 2))
@@ -64,13 +76,19 @@ FAULTS: dict[str, Any] = {
 def test_a_wrong_prompt_is_told(fault: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.build("llama", dtype=dtype)
     FAULTS[fault](monkeypatch)
-    assert "differs from the library's (cosine" in str(why(model))
+    assert "differs from the library's" in str(why(model))
+
+
+def test_a_layer_of_noughts_is_its_own_like() -> None:
+    model: Any = tiny.build("qwen3")
+    model.model.layers[1].self_attn.v_proj.weight.data.zero_()
+    assert why(model) is None
 
 
 def test_padding_that_is_not_hidden_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.build("llama")
     monkeypatch.setattr(prompt_module, "left_padding_mask", lambda starts, length, queries: None)
-    assert "differs from the library's (cosine" in str(why(model))
+    assert "differs from the library's" in str(why(model))
 
 
 def test_a_model_that_amplifies_rounding_is_held_to_what_it_does_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,9 @@ def left(one: Taken) -> dict[str, int]:
     [
         (prompt(2, 9) | {"prefill_chunk_size": 4}, "prefill_chunk_size was given"),
         (prompt(2, 9) | {"position_ids": torch.arange(5, 14).expand(2, 9)}, "position_ids were given"),
-        (prompt(1, 300) | {"max_new_tokens": 2}, "more than"),
+        (prompt(2, 9, padded=3) | {"position_ids": torch.arange(9).expand(2, 9)}, "position_ids were given"),
+        (prompt(1, 300) | {"max_new_tokens": 2}, "more than 256 tokens, filled up and of all rows"),
+        (prompt(3, 70) | {"max_new_tokens": 2}, "more than 256 tokens, filled up and of all rows"),
     ],
 )
 def test_other_prompts_are_the_librarys_and_counted(
@@ -123,14 +125,23 @@ def test_a_pattern_is_asked_for_the_prompts_that_it_does_not_leave_dense(
     engine.operations = Recorded()
     engine.close()
     asked = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    counts = "adaptive_sparse_attention", "counted", "dense_calls"
+    before = _told(manager.get_optimization_status(model)["optimizations"], counts)
     said, plain = (each.generate(**prompt(), **asked) for each in (model, tiny.build(name)))
     assert reason == "a pattern of attention is asked" or torch.equal(said, plain)
     assert engine.counts.prompts_left == ({} if reason is None else {reason: 1})
     assert engine.counts.prompts == int(reason is None)
-    counted = manager.get_optimization_status(model)["optimizations"]["adaptive_sparse_attention"]["counted"]
-    if dense_under > 9:  # what a prompt left dense is counted in the same words, whoever reads it
-        assert counted["dense_calls"][f"fewer than {dense_under} tokens"]
-        assert "short rows" not in counted["dense_calls"]
+    if reason is None:  # what a prompt left dense is counted in the same words, whoever reads it: layers, and a step
+        told = _told(manager.get_optimization_status(model)["optimizations"], counts)
+        layers, short = len(model.model.layers), f"fewer than {dense_under} tokens"  # type: ignore[union-attr, arg-type]
+        assert told[short] - before.get(short, 0) >= 2 * layers
+        assert "short rows" not in told
+
+
+def _told(found: Any, path: tuple[str, ...]) -> dict[str, int]:
+    for name in path:
+        found = found[name]
+    return dict(found)
 
 
 def test_prompts_longer_than_a_piece_are_the_librarys() -> None:
@@ -191,6 +202,35 @@ def test_inputs_that_a_model_prepares_in_its_own_way_are_the_librarys(take: Take
     ours, theirs = one.both(**prompt(), max_new_tokens=4, do_sample=False)
     assert torch.equal(ours, theirs)
     assert left(one) == {"prepare_inputs_for_generation is the model's own": 1}
+
+
+def test_what_a_model_hands_on_in_its_own_way_is_the_librarys(take: Take) -> None:
+    one = take("qwen3", operations=Reading())
+    for model in (one.model, one.plain):
+        inner = model._update_model_kwargs_for_generation
+
+        def reads(outputs: Any, *given: Any, inner: Any = inner, **how: Any) -> Any:
+            assert outputs.logits.dim() == 3
+            return inner(outputs, *given, **how)
+
+        model._update_model_kwargs_for_generation = reads
+    ours, theirs = one.both(**prompt(), max_new_tokens=4, do_sample=False)
+    assert torch.equal(ours, theirs)
+    assert left(one)["_update_model_kwargs_for_generation is the model's own"] == 1
+
+
+def test_prompts_over_a_cache_in_codes_are_the_librarys() -> None:
+    model = tiny.build("qwen3")
+    get_optimization_manager().apply_optimizations(
+        model, ["kernel_fusion", "tensor_compression"],
+        parameters={"tensor_compression": {"kv_cache": "int8", "targets": []}},
+    )  # fmt: skip
+    engine = engine_of(model)
+    assert engine is not None
+    engine.operations = Recorded()
+    engine.close()
+    model.generate(**prompt(), max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert engine.counts.prompts_left == {"its keys and values are kept as codes": 1}
 
 
 def test_an_attention_function_that_needs_a_mask_reads_its_own_prompts(take: Take) -> None:

@@ -74,6 +74,10 @@ def _scale(model: Any) -> None:
     model.model.layers[1].self_attn.scaling = 0.5
 
 
+def _epsilon(model: Any) -> None:
+    model.model.layers[1].input_layernorm.variance_epsilon = 0.5
+
+
 def _class(model: Any) -> None:
     class Doubled(nn.Linear):
         """Another class of layer."""
@@ -87,7 +91,7 @@ def _vocabulary(model: Any) -> None:
 
 EDITS: list[Callable[[Any], None]] = [
     _replace, _rebind, _rehouse, _slice, _transpose, _cast, _forward, _forward_of_the_stack,
-    _attention, _fewer, _angles, _other_angles, _scale, _class, _vocabulary,
+    _attention, _fewer, _angles, _other_angles, _scale, _epsilon, _class, _vocabulary,
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference_pio.compat import has_global_hooks
+from inference_pio.compat import compiled_from, has_global_hooks
 from inference_pio.undo.journal import Journal
 
 INSIDE = "_inference_pio_inside"
@@ -81,7 +81,9 @@ def tell_what_is_inside(wrapper: Callable[..., Any], own: Any) -> None:
     """Let a method that is put around another of an instance's own tell of it."""
     vars(wrapper).pop(INSIDE, None)  # which it was given by what it was made to look like
     if own is not None:
-        vars(wrapper)[INSIDE] = own
+        vars(wrapper)[INSIDE] = getattr(
+            own, "__func__", own
+        )  # a copy of the model shares it, and must not hold this one
 
 
 def is_foreign(forward: Any) -> bool:
@@ -91,6 +93,9 @@ def is_foreign(forward: Any) -> bool:
     inside = getattr(function, "__dict__", {}).get(INSIDE)
     if inside is not None and is_foreign(inside):
         return True
+    compiled = compiled_from(function)
+    if isinstance(compiled, types.MethodType):  # of a method of the class itself: it computes what that does
+        return compiled.__func__ is not getattr(type(compiled.__self__), compiled.__name__, None)
     written_in = getattr(function, "__globals__", {}).get("__name__", "")  # a wrapper's own, not that of the wrapped
     return function is not None and not written_in.startswith("inference_pio.")
 

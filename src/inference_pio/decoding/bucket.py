@@ -180,8 +180,7 @@ class Bucket:
         self.close()
         self.capacity = bucket(capacity)
         self.pages = None
-        for layer in self.cache.paged_layers:
-            layer.length = held
+        self.cache.hold(held)
         self.cache.reserve(self.capacity)
         if self.choices is not None:
             self.choices.grow(self.capacity)

@@ -81,7 +81,8 @@ class Call:
         except torch.OutOfMemoryError:
             self.prompt_left = "there was not enough memory to record it"
         except Exception as error:  # what a layer does may be nothing that can be recorded: it is not tried again
-            self.prompt_left = rules.every = f"it could not be recorded ({in_a_line(error)})"
+            self.prompt_left = f"it could not be recorded ({in_a_line(error)})"
+            rules.fail(self.prompt.shape[1], self.bucket.padded, self.prompt_left)
 
     def let_go(self) -> None:
         """Hold no bucket any more, so that its memory is free."""

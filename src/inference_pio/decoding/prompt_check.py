@@ -20,6 +20,7 @@ from inference_pio.decoding.check import (
     cosine_of,
     nudge,
     some_tokens,
+    told,
 )
 from inference_pio.decoding.operations import Operations
 from inference_pio.decoding.prompt import logits_of_prompt
@@ -36,7 +37,7 @@ def why_prompt_differs(model: nn.Module, decoder: Decoder, operations: Operation
         for padded in (0, PADDED):
             if (cosine := _prompt_off_by(model, decoder, operations, padded)) is not None:
                 name = attention_name(getattr(model, "config", None)) or "its attention"
-                return f"a prompt composed of its parts differs from the library's (cosine {cosine:.5f}, with {name})"
+                return f"a prompt composed of its parts differs from the library's ({told(cosine)}, with {name})"
     return None
 
 

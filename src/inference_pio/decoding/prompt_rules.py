@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -51,11 +51,20 @@ class PromptRules:
     in_pieces: tuple[nn.Module, ...] = ()
     recordable: bool = False
     """Whether one has been recorded."""
+    failed: dict[tuple[int, bool], str] = field(default_factory=dict)
+    """Why the prompts of a length, of padded rows or of others, could not be, though others were."""
 
     @property
     def dense_below(self) -> int:
         """Tokens below which every layer attends to all."""
         return min((one.dense_below for one in self.patterned), default=MOST_TOKENS + 1)
+
+    def fail(self, tokens: int, padded: bool, why: str) -> None:
+        """A recording for so many tokens failed: all do where none has succeeded."""
+        if self.recordable:
+            self.failed[filled_up(tokens) or 0, padded] = why
+        else:
+            self.every = why
 
 
 def rules_of(model: nn.Module, decoder: Decoder, operations: Operations) -> PromptRules:
@@ -92,7 +101,9 @@ def why_not_this(
     rows, tokens = prompt.shape
     length = filled_up(tokens)
     if length is None or rows * length > MOST_TOKENS:
-        return f"more than {MOST_TOKENS} tokens, of which a GPU takes longer than the host"
+        return f"more than {MOST_TOKENS} tokens, filled up and of all rows"
+    if reason := rules.failed.get((length, bucket.padded)):
+        return reason
     if isinstance(bucket, CodedBucket):
         return "its keys and values are kept as codes"
     if others := [name for name, value in given.items() if value is not None and name not in READ_HERE]:

@@ -39,7 +39,9 @@ class PromptRunners:
     def __init__(self) -> None:
         self.nbytes = 0
         self._runners: dict[tuple[int, bool], tuple[Runner, Tensor, Tensor]] = {}
-        self._pool: Any = None
+        self._pools: list[Any] = []
+        self._whole = False
+        """Whether the last of the pools serves what is recorded next."""
 
     def has(self, length: int, *, padded: bool) -> bool:
         return (length, padded) in self._runners
@@ -50,14 +52,20 @@ class PromptRunners:
     ) -> None:  # fmt: skip
         """Record `forward(tokens, last)` for prompts that are filled up to a length."""
         tokens, last = _nought(rows, length, device=device), _nought(1, device=device)
-        on_gpu = choose_runner(device) == "graph"
-        if on_gpu and self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-        pool, self._pool = self._pool, None  # which a recording that fails may leave unfit for others
-        runner = record(lambda: forward(tokens, last), [], device, warm_ups=WARM_UPS, pool=pool)
-        self._pool = pool
-        self.nbytes = pool_bytes(self._pool) if on_gpu else 0
+        if choose_runner(device) != "graph":
+            runner = record(lambda: forward(tokens, last), [], device)
+        else:
+            runner = self._record_in_a_pool(lambda: forward(tokens, last), device)
         self._runners[length, padded] = runner, tokens, last
+
+    def _record_in_a_pool(self, forward: Callable[[], None], device: torch.device) -> Runner:
+        if not self._whole:
+            self._pools.append(torch.cuda.graph_pool_handle())  # type: ignore[no-untyped-call]
+        self._whole = False  # a recording that the driver ends leaves its pool unfit for others
+        runner = record(forward, [], device, warm_ups=WARM_UPS, pool=self._pools[-1])
+        self._whole = True
+        self.nbytes = sum(map(pool_bytes, self._pools))
+        return runner
 
     def run(self, length: int, prompt: Tensor, *, padded: bool = False) -> None:
         """The forward of a `prompt` [B, S], filled up with its last token, which asks for few experts of its own."""

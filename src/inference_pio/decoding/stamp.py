@@ -20,7 +20,8 @@ from inference_pio.compat import attention_name, has_global_hooks
 @dataclass(frozen=True)
 class Stamp:
     """All modules of a model and, where its parts are known, their classes, addresses, sizes and kinds of tensors,
-    overridden forwards, names of attention functions and what scales them; angles also by how often they were written.
+    overridden forwards, epsilons, names of attention functions and what scales them; angles also by how often they were
+    written.
 
     Every edit of a model moves one of these: a module replaced, a weight rebound or moved, an adapter put around.
     """
@@ -71,7 +72,8 @@ def _marks(parts: tuple[nn.Module, ...], rotary: nn.Module | None) -> list[Any]:
     marks: list[Any] = []
     for module in parts:
         own = module.__dict__
-        marks += (id(module), id(own.get("forward")), own.get("scaling"), module.__class__)
+        marks += (id(module), id(own.get("forward")), module.__class__)
+        marks += (own.get("scaling"), own.get("variance_epsilon"), own.get("eps"))
         for tensors in (own["_parameters"], own["_buffers"]):
             for tensor in tensors.values():
                 if tensor is not None:

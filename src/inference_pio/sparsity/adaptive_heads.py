@@ -88,6 +88,12 @@ class AdaptiveHeads:
         self._given.layer = layer if layer is None else weakref.ref(layer)
         self._given.was_last = isinstance(keys, Tensor) and self._memory.is_last(layer, keys)
 
+    def many_tokens(self) -> None:
+        """This call brings more than one."""
+        layer = self._given.layer() if getattr(self._given, "layer", None) is not None else None
+        if layer is not None:
+            self._memory.forget(layer)
+
     def why_dense(self, query: Tensor, key: Tensor) -> str | None:
         """Why a call must be dense whatever its mask says."""
         if torch.compiler.is_compiling():

@@ -35,6 +35,10 @@ class PageMemory:
         held = self._followed.get(layer)
         return held is not None and keys is not None and held.keys() is keys and held.written == _writes(keys)
 
+    def forget(self, layer: Any) -> None:
+        """Many tokens come to a layer at once, of another text perhaps: what it holds is read anew at the next one."""
+        self._followed.pop(layer, None)
+
     def follow(self, layer: Any, was_last: bool, key: Tensor, extent: Extent, new: int) -> PageSummary:
         """The summary of the keys `[B, key heads, L, D]` of a cache's layer up to the extent's end, after `new` tokens
         were written behind others, of which `is_last` told whether they were summarized last. If not, all is read anew.

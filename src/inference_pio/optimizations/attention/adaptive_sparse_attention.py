@@ -128,6 +128,8 @@ def attend_adaptively(
 ) -> tuple[Tensor, Tensor | None]:
     """The pattern: serve what can be served over chosen blocks, and leave the rest to the dense function, counted."""
     heads: AdaptiveHeads = vars(module)[ADAPTIVE]
+    if query.shape[2] > 1:
+        heads.many_tokens()
     reason = why_dense(module, rest) or heads.why_dense(query, key)
     if reason is None:
         extent = heads.reader.read(mask, query, key)
