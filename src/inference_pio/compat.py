@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import os
 import shutil
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -683,8 +684,10 @@ def after_forward(model: Any, outputs: Any, given: dict[str, Any]) -> dict[str, 
 
 
 def compiled_from(function: Any) -> Any:
-    """What a function was that `torch.compile(function)` has made, or None."""
-    return getattr(function, "_torchdynamo_orig_callable", None)
+    """The method that a function was before `torch.compile(function)`; the function it was; None for any other."""
+    if not hasattr(function, "_torchdynamo_orig_callable"):
+        return None
+    return inspect.unwrap(function, stop=lambda one: isinstance(one, types.MethodType))
 
 
 def why_inputs_are_its_own(model: Any) -> str | None:
