@@ -82,6 +82,12 @@ class Engine:
         self.why_not(model)
         return None if self._built is None else self._built.broken
 
+    @property
+    def why_no_prompts(self) -> str | None:
+        """Why the library reads all prompts of the model that was last asked about, where operations could."""
+        rules = None if self._built is None else self._built.prompts
+        return None if rules is None else rules.every
+
     def why_not(self, model: nn.Module) -> str | None:
         """Why this model, as it is now, is left to the library, or None."""
         built, asks = self._built, self.operations.attends_as_configured

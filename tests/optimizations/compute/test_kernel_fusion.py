@@ -25,6 +25,7 @@ from inference_pio.optimizations.compute import kernel_fusion as room
 from inference_pio.optimizations.compute.kernel_fusion import LEVELS, KernelFusion
 from inference_pio.undo.slots import storage_key
 from tests import tiny
+from tests.decoding.conftest import Reading
 from tests.quality import reference_models
 from tests.sweep import Case
 
@@ -351,3 +352,17 @@ def test_what_is_fused_is_what_the_library_computes() -> None:
             x = torch.randn(3, tiny.HIDDEN).bfloat16()
             with torch.no_grad():
                 assert torch.equal(part.module(x), rms_norm(x, part.module.weight, 1e-6))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("qwen3", "prompts of up to 2048 tokens are read by recorded forwards, others by the library's"),
+        ("qwen3_vl", "prompts are read by the library's forward: its positions hang on pictures"),
+    ],
+)
+def test_the_receipt_tells_who_reads_prompts(name: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "choose_operations", lambda *given, **how: Reading())
+    case = Case(name)
+    case.apply("kernel_fusion")
+    assert told in case.manager.get_receipts(case.model)[0].notes

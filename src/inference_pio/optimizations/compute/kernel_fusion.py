@@ -30,6 +30,7 @@ from inference_pio.contract.site import Site
 from inference_pio.decoding.choice import choose_operations
 from inference_pio.decoding.engine import Engine
 from inference_pio.decoding.operations import Operations
+from inference_pio.decoding.prompt_runners import MOST_TOKENS
 from inference_pio.decoding.runner import choose_runner
 from inference_pio.decoding.takeover import engine_of, take_over
 from inference_pio.errors import InvalidSetting
@@ -114,12 +115,17 @@ class KernelFusion(OptimizationInterface):
         return False
 
     def decide_from_data(self, model: nn.Module, sites: Sequence[Site], decision: dict[str, Any]) -> dict[str, Any]:
-        if "operations" in decision and (reason := Engine(self._operations(model)).why_never(model)):
+        if "operations" not in decision:
+            return decision
+        engine = Engine(self._operations(model))
+        if reason := engine.why_never(model):
             if self.parameters.level == "graph":
                 raise InvalidSetting(
                     f"level='graph' cannot serve this model: {reason}. Use level='merged'; nothing was touched."
                 )
             decision["left_to_the_library"] = reason
+        elif reason := engine.why_no_prompts:
+            decision["prompts_left_to_the_library"] = reason
         return decision
 
     def preflight(self, model: nn.Module, sites: Sequence[Site]) -> None:
@@ -249,6 +255,10 @@ def _decode_in_steps(fusion: KernelFusion, model: nn.Module) -> None:
     take_over(fusion.journal, model, Engine(operations))
     how = "recorded as CUDA graphs" if choose_runner(fusion.device) == "graph" else "called one by one"
     fusion.say(note=f"generate decodes in whole steps, {how}, computed by {operations.name}")
+    if reason := fusion.step.decision.get("prompts_left_to_the_library"):
+        fusion.say(note=f"prompts are read by the library's forward: {reason}")
+    elif operations.reads_prompts:
+        fusion.say(note=f"prompts of up to {MOST_TOKENS} tokens are read by recorded forwards, others by the library's")
 
 
 BUILT: dict[str, Callable[[KernelFusion, nn.Module], None]] = {
