@@ -15,7 +15,7 @@ MOST_TOKENS = 2048
 """Tokens of all rows up to which prompts are recorded. Qwen3-4B on an H100, by hand: a forward takes the host 27 to 34
 ms, and the GPU 4.3 ms for 32 tokens, 7.4 for 512, 13.6 for 1024, 26.4 for 2048."""
 STEPS = ((512, 64), (1024, 128), (MOST_TOKENS, 256))
-"""Up to which length prompts are filled up to a multiple of what: above 512 tokens, an eighth more at most."""
+"""Up to which length prompts are filled up to a multiple of what: above 512 tokens, a quarter more at most."""
 SHORTEST = STEPS[0][1]
 WARM_UPS = 1
 """Forwards before recording, in which kernels are compiled and libraries set up."""
