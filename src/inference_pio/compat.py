@@ -683,6 +683,11 @@ def after_forward(model: Any, outputs: Any, given: dict[str, Any]) -> dict[str, 
     return found
 
 
+def times_written(tensor: Any) -> int:
+    """How often a tensor was written to, as far as torch counts it: not in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def compiled_from(function: Any) -> Any:
     """The method that a function was before `torch.compile(function)`; the function it was; None for any other."""
     if not hasattr(function, "_torchdynamo_orig_callable"):

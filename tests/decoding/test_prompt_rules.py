@@ -156,7 +156,7 @@ def test_prompts_longer_than_a_piece_are_the_librarys() -> None:
     engine.close()
     for tokens in (8, 9, 17):
         model.generate(**prompt(1, tokens), max_new_tokens=2, do_sample=False, pad_token_id=0)
-    assert engine.counts.prompts_left == {"it is longer than a piece of activation_offloading": 2}
+    assert engine.counts.prompts_left == {"it is longer than the pieces that prompts are led through in": 2}
     assert engine.counts.prompts == 1
     get_optimization_manager().remove_optimizations(model, ["activation_offloading"])
     model.generate(**prompt(1, 17), max_new_tokens=2, do_sample=False, pad_token_id=0)

@@ -80,10 +80,8 @@ def put_around(journal: Journal, module: nn.Module, around: Around) -> None:
 def tell_what_is_inside(wrapper: Callable[..., Any], own: Any) -> None:
     """Let a method that is put around another of an instance's own tell of it."""
     vars(wrapper).pop(INSIDE, None)  # which it was given by what it was made to look like
-    if own is not None:
-        vars(wrapper)[INSIDE] = getattr(
-            own, "__func__", own
-        )  # a copy of the model shares it, and must not hold this one
+    if own is not None:  # not bound: a copy of the model shares the wrapper, and must not hold this one
+        vars(wrapper)[INSIDE] = getattr(own, "__func__", own)
 
 
 def is_foreign(forward: Any) -> bool:

@@ -13,7 +13,7 @@ from inference_pio.anatomy.decoder_attention import GroupedAttention, LatentHead
 from inference_pio.anatomy.decoder_mlp import GatedMlp, Mixture, mlp_parts
 from inference_pio.anatomy.decoder_norm import Norm, norm_of
 from inference_pio.anatomy.parts import is_adapted
-from inference_pio.anatomy.walk import attention_modules, every_module, parent_of, path_of
+from inference_pio.anatomy.walk import attention_modules, down_to, every_module, parent_of, path_of
 
 Attention: TypeAlias = GroupedAttention | LatentHeads
 Mlp: TypeAlias = GatedMlp | Mixture
@@ -98,7 +98,7 @@ def _decoder(model: nn.Module) -> Decoder:
     if head is None:
         raise NotComposed("it has no head that leads to its vocabulary")
     stack, layers = _stack(model, [path for path, _ in attentions])
-    around = tuple(_down_to(model, path_of(model, stack)))
+    around = tuple(down_to(model, path_of(model, stack)))
     norm, rotary = stack._modules.get(LAST_NORM), stack._modules.get(ROTARY)
     if norm is None or rotary is None:
         raise NotComposed(f"its decoder lacks a last norm ({LAST_NORM}) or a module of angles ({ROTARY})")
@@ -124,13 +124,6 @@ def _stack(model: nn.Module, attentions: list[str]) -> tuple[nn.Module, list[nn.
     if [id(layer) for layer in whole] != [id(layer) for layer in layers]:
         raise NotComposed("not every layer holds one attention")
     return parent_of(model, path_of(model, whole))[0], layers
-
-
-def _down_to(model: nn.Module, path: str) -> Iterator[nn.Module]:
-    """The modules below a model, down to the one at a path."""
-    for name in path.split(".") if path else ():
-        model = model.get_submodule(name)
-        yield model
 
 
 def _layer(layer: nn.Module) -> DecoderLayer:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
 
 from inference_pio.anatomy.call_guards import is_foreign, is_watched, put_around
+from inference_pio.anatomy.walk import down_to
 from inference_pio.compat import knows_names
 from inference_pio.undo.journal import Journal
 
@@ -35,14 +36,7 @@ def last_states(stack: nn.Module) -> int | None:
     path = next((path for path, module in model.named_modules() if module is stack), None)
     if path is None:  # another model's, called on the way
         return None
-    return None if any(_is_seen(module) for module in _down_to(model, path)) else kept
-
-
-def _down_to(model: nn.Module, path: str) -> Iterator[nn.Module]:
-    """The modules below a model, down to the one at a path."""
-    for name in path.split("."):
-        model = model.get_submodule(name)
-        yield model
+    return None if any(_is_seen(module) for module in down_to(model, path)) else kept
 
 
 def _is_seen(module: nn.Module) -> bool:

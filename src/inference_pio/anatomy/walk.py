@@ -19,7 +19,7 @@ READ_WEIGHTS_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 def every_module(module: nn.Module) -> list[nn.Module]:
     """A module and all below it, each once, as `module.modules()` has them but in another order; sooner, as engines ask
-    it for each call: 0.2 ms where that takes 0.7, for a model of 550.
+    it for each call (by hand: 0.2 ms where that takes 0.7, for a model of 550).
 
     >>> len(every_module(nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU()))))
     4
@@ -44,6 +44,17 @@ def path_of(model: nn.Module, module: nn.Module) -> str:
         if candidate is module:
             return path
     raise InvalidModel(f"this {type(module).__name__} is not a part of this {type(model).__name__}.")
+
+
+def down_to(model: nn.Module, path: str) -> Iterator[nn.Module]:
+    """The modules below a model, down to the one at a path.
+
+    >>> [type(one).__name__ for one in down_to(nn.Sequential(nn.Sequential(nn.ReLU())), "0.0")]
+    ['Sequential', 'ReLU']
+    """
+    for name in path.split(".") if path else ():
+        model = model.get_submodule(name)
+        yield model
 
 
 def parent_of(model: nn.Module, path: str) -> tuple[nn.Module, str]:

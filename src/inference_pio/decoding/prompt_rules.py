@@ -115,7 +115,7 @@ def why_not_this(
     if bucket.starts is not None and int(bucket.starts.max()) >= tokens:
         return "a row is padding alone"
     if any(rows * tokens > each.tokens for each in filter(None, map(pieces_of, rules.in_pieces))):
-        return "it is longer than a piece of activation_offloading"
+        return "it is longer than the pieces that prompts are led through in"
     return "a pattern of attention is asked" if tokens >= rules.dense_below else None
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from inference_pio.anatomy.attention_function import OF_PATTERN
 from inference_pio.anatomy.attention_name import pattern_part
 from inference_pio.anatomy.call_guards import WHY_CALLED, is_foreign
 from inference_pio.anatomy.decoder import Decoder
 from inference_pio.anatomy.walk import every_module
-from inference_pio.compat import attention_name, has_global_hooks
+from inference_pio.compat import attention_name, has_global_hooks, times_written
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,4 @@ def _marks(parts: tuple[nn.Module, ...], rotary: nn.Module | None) -> list[Any]:
         if "config" in own:
             name = attention_name(own["config"])
             marks += (name, id(own.get(pattern_part(name or "") or "")))  # heads of a pattern stand under its name
-    return marks if rotary is None else [*marks, *map(_written, rotary.buffers())]
-
-
-def _written(tensor: Tensor) -> int:
-    """How often a tensor was written to, as far as torch counts it."""
-    return 0 if tensor.is_inference() else tensor._version
+    return marks if rotary is None else [*marks, *map(times_written, rotary.buffers())]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference_pio.compat import times_written
 from inference_pio.kernels.page_summary import PageSummary, update_page_summary
 from inference_pio.kernels.plain_mask import Extent
 from inference_pio.kernels.triton.launch import PAGE
@@ -33,7 +34,7 @@ class PageMemory:
         """Whether these keys of a cache's layer are those that were summarized last, and nobody has written them since.
         Asked before others are written: a tensor that is gone is told from no other."""
         held = self._followed.get(layer)
-        return held is not None and keys is not None and held.keys() is keys and held.written == _writes(keys)
+        return held is not None and keys is not None and held.keys() is keys and held.written == times_written(keys)
 
     def forget(self, layer: Any) -> None:
         """Many tokens come to a layer at once, of another text perhaps: what it holds is read anew at the next one."""
@@ -51,13 +52,8 @@ class PageMemory:
             held = self._followed[layer] = _Followed(weakref.ref(key), 0, 0, extent.starts, PageSummary.zeros(tokens))
         held.summary = _room_for(held.summary, tokens)
         update_page_summary(held.summary, tokens, held.length, extent.end, starts)
-        held.keys, held.written, held.length = weakref.ref(key), _writes(key), extent.end
+        held.keys, held.written, held.length = weakref.ref(key), times_written(key), extent.end
         return held.summary
-
-
-def _writes(tensor: Tensor) -> int:
-    """How often a tensor was written to, as far as torch counts it."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _room_for(summary: PageSummary, tokens: Tensor) -> PageSummary:
